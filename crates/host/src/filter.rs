@@ -1,0 +1,49 @@
+//! Filters: what may leave a NIC, what may reach the host, what is masqueraded.
+//!
+//! The whole rule set is one value, [`FilterSet`]. [`Filters::apply`] makes the kernel's set equal to it; an
+//! implementation works out the difference itself, so that one NIC more is one set element more and not a reload.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use model::id::{InstanceId, MacAddr};
+
+use crate::error::Result;
+
+/// All filtering on a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterSet {
+    /// One entry per NIC, by its Ethernet address.
+    pub nics: BTreeMap<MacAddr, NicFilter>,
+    /// One entry per bridge, by its name.
+    pub bridges: BTreeMap<String, BridgeFilter>,
+}
+
+/// Anti-spoofing of one NIC: frames that do not carry exactly these addresses are dropped at the host's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicFilter {
+    /// Whose.
+    pub instance: InstanceId,
+    /// Source addresses it may use, also in ARP.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// How a segment relates to the machine and the outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeFilter {
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// The host's address there: instances may ping it, and reach nothing else of the host through any address.
+    pub host_address: Option<Ipv4Addr>,
+    /// Masquerade and forward what leaves the subnet; otherwise nothing is forwarded out of it.
+    pub nat: bool,
+}
+
+/// Anti-spoofing, NAT and protection of the host.
+pub trait Filters: Send + Sync {
+    /// Makes the kernel's rules equal to `wanted`.
+    fn apply(&self, wanted: &FilterSet) -> Result<()>;
+
+    /// Removes every rule of ours.
+    fn clear(&self) -> Result<()>;
+}

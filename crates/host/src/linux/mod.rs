@@ -1,0 +1,1 @@
+//! The doors as the Linux kernel opens them.

@@ -1,0 +1,20 @@
+//! The machine itself: what it is made of, which boot this is.
+
+use model::{server::Hardware, time::Timestamp};
+
+use crate::error::Result;
+
+/// What the machine is.
+pub trait Machine: Send + Sync {
+    /// CPU, memory, pool, kernel.
+    fn hardware(&self) -> Result<Hardware>;
+
+    /// Host name.
+    fn hostname(&self) -> Result<String>;
+
+    /// The kernel's id of this boot: changes with every start of the machine.
+    fn boot_id(&self) -> Result<String>;
+
+    /// Wall-clock time.
+    fn now(&self) -> Timestamp;
+}

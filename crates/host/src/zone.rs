@@ -1,0 +1,128 @@
+//! Zones: OS containers, each with a small supervisor process that outlives the agent.
+//!
+//! ```text
+//! prepare ─► (links attach NICs) ─► start ─► running ─► stop ─► start …
+//!    └─────────────────────────────────── destroy ◄──────┘
+//! ```
+//! `prepare` makes the namespaces that exist before any process does (user and network), `start` boots, `stop` asks
+//! init to halt and kills it after the grace time, `destroy` removes every trace but the dataset.
+
+use std::{path::PathBuf, time::Duration};
+
+use model::{
+    id::InstanceId,
+    target::{Exit, Limits},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::error::Result;
+
+/// Everything `start` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneSpec {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Host name inside.
+    pub hostname: String,
+    /// The private range of user and group ids. Chosen and remembered by the agent.
+    pub ids: IdRange,
+    /// The root file system's directory, owned by ids 0… as in the image; it is id-mapped, never chowned.
+    pub root: PathBuf,
+    /// Program and arguments of init.
+    pub init: Vec<String>,
+    /// What the kernel enforces.
+    pub limits: Limits,
+    /// Host directory that appears as `/.zonecontrol` inside, read-only; the agent keeps `metadata.sock` in it.
+    pub control_dir: PathBuf,
+    /// Content of `/etc/resolv.conf`; `None` leaves the image's.
+    pub resolv_conf: Option<String>,
+    /// Content of `/etc/hosts`; `None` leaves the image's.
+    pub hosts: Option<String>,
+}
+
+/// A run of user and group ids on the host that belongs to one zone alone: inside id `n` is host id `first + n`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First host id.
+    pub first: u32,
+    /// How many; 65,536.
+    pub count: u32,
+}
+
+impl IdRange {
+    /// Ids per zone: what a Linux userland expects.
+    pub const COUNT: u32 = 65_536;
+    /// Lowest first id ever given out; below lie the host's own users and those of other container tools.
+    pub const BASE: u32 = 0x1000_0000;
+}
+
+/// A zone as it is on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneStatus {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Whether init runs.
+    pub running: bool,
+    /// When init was started, if it runs.
+    pub started_at: Option<Timestamp>,
+    /// Host pid of init, if it runs.
+    pub pid: Option<u32>,
+    /// How the last boot ended, if one did and nothing runs.
+    pub exit: Option<Exit>,
+    /// Limits in force.
+    pub limits: Option<Limits>,
+}
+
+/// What a zone uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ZoneUsage {
+    /// Bytes of memory charged.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub processes: u64,
+    /// CPU time used since boot, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+/// Something happened to a zone without the agent asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZoneEvent {
+    /// Look at this one's [`Zones::status`].
+    pub instance: InstanceId,
+}
+
+/// Containers.
+pub trait Zones: Send + Sync {
+    /// Makes user and network namespace of a zone and pins them, so that NICs can be attached before it starts.
+    /// Returns the path of the network namespace.
+    fn prepare(&self, instance: InstanceId, ids: IdRange) -> Result<PathBuf>;
+
+    /// Starts a prepared zone. Returns once its init executes; a running one is left alone.
+    fn start(&self, spec: &ZoneSpec) -> Result<ZoneStatus>;
+
+    /// Asks init to halt, waits `grace`, kills what is left, waits until nothing runs. Keeps the namespaces.
+    fn stop(&self, instance: InstanceId, grace: Duration) -> Result<ZoneStatus>;
+
+    /// Changes limits of a running zone at once; remembered for nothing else.
+    fn set_limits(&self, instance: InstanceId, limits: &Limits) -> Result<()>;
+
+    /// Condition of one zone; [`crate::Error::Missing`] when there is no trace of it.
+    fn status(&self, instance: InstanceId) -> Result<ZoneStatus>;
+
+    /// Every zone with any trace on this machine (namespaces, cgroup, runtime directory, processes).
+    fn list(&self) -> Result<Vec<ZoneStatus>>;
+
+    /// What a running zone uses.
+    fn usage(&self, instance: InstanceId) -> Result<ZoneUsage>;
+
+    /// The last `max_bytes` of the console log.
+    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>>;
+
+    /// Stops without grace and removes every trace: processes, namespaces, cgroups, mounts, runtime files.
+    fn destroy(&self, instance: InstanceId) -> Result<()>;
+
+    /// Events from now on. One subscriber; events that find the channel full are dropped, since they only say "look".
+    fn events(&self) -> mpsc::Receiver<ZoneEvent>;
+}

@@ -1,0 +1,178 @@
+//! Instances: what a tenant asked for, what its machine says of it, and the history of both.
+//!
+//! The record has two halves that never overwrite each other: the control plane writes [`Instance::intent`], the node's
+//! reports write [`Instance::fact`]. What the public sees is [`crate::state::public`] of the two.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{AccountId, FlowId, ImageId, InstanceId, PackageId, ServerId},
+    network::Nic,
+    target::{Limits, Phase, ZoneFact},
+    time::Timestamp,
+};
+
+/// An instance. Record of table `instances`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Never changes.
+    pub id: InstanceId,
+    /// Whose it is.
+    pub owner: AccountId,
+    /// Its name; unique among the owner's instances that are not deleted.
+    pub alias: String,
+    /// How it runs.
+    pub brand: Brand,
+    /// What its root started from.
+    pub image: ImageId,
+    /// Its size, and the name the size had when it was given.
+    pub package: PackageId,
+    /// See [`Instance::package`]; CloudAPI shows the name.
+    pub package_name: String,
+    /// What the kernel enforces, copied from the package.
+    pub limits: Limits,
+    /// The machine it lives on.
+    pub server: ServerId,
+    /// In order of their interface number.
+    pub nics: Vec<Nic>,
+    /// Tenant's metadata, `root_authorized_keys` and `user-script` among it.
+    pub metadata: BTreeMap<String, String>,
+    /// Metadata only operators and the guest see (generated passwords).
+    pub internal_metadata: BTreeMap<String, String>,
+    /// Tenant's tags.
+    pub tags: BTreeMap<String, TagValue>,
+    /// Whether the distributed firewall applies.
+    pub firewall_enabled: bool,
+    /// Refuses deletion while set.
+    pub deletion_protection: bool,
+    /// What should be.
+    pub intent: Intent,
+    /// What its machine last said; `None` before the first report.
+    pub fact: Option<ZoneFact>,
+    /// Why it is in state `failed`, in words for the tenant.
+    pub failure: Option<String>,
+    /// The flow that works on it, if one does.
+    pub flow: Option<FlowId>,
+    /// How long each phase of its provisioning took.
+    pub timeline: Vec<Phase>,
+    /// Highest sequence number of guest metadata changes that is contained in `metadata`.
+    pub guest_metadata_seen: u64,
+    /// Newest last; at most [`Instance::HISTORY_MAX`].
+    pub history: Vec<AuditEntry>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When intent, name, metadata, tags or state last changed.
+    pub updated_at: Timestamp,
+    /// When its last trace left its machine; the record stays as a tombstone.
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl Instance {
+    /// Audit entries kept per instance; the oldest go first.
+    pub const HISTORY_MAX: usize = 100;
+
+    /// Adds to the history, forgetting the oldest entry beyond [`Instance::HISTORY_MAX`].
+    pub fn record(&mut self, entry: AuditEntry) {
+        self.history.push(entry);
+        if self.history.len() > Self::HISTORY_MAX {
+            let excess = self.history.len() - Self::HISTORY_MAX;
+            self.history.drain(..excess);
+        }
+    }
+}
+
+/// What should be. Verbs that happen once are counters: the node compares them with what it has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// On, off or gone.
+    pub wanted: Wanted,
+    /// Grows by one with every request to start it.
+    pub starts: u64,
+    /// Grows by one with every request to reboot it.
+    pub reboots: u64,
+}
+
+/// The condition an instance should be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// Running; started again when its machine boots.
+    Running,
+    /// There, but not running.
+    Stopped,
+    /// No trace of it on any machine.
+    Absent,
+}
+
+/// How an instance runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Brand {
+    /// A Linux OS container. Triton's name for containers with a Linux userland.
+    Lx,
+    /// A virtual machine.
+    Kvm,
+}
+
+impl Brand {
+    /// CloudAPI's spelling.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lx => "lx",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// The value of a tag: CloudAPI lets tenants use these three JSON types.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TagValue {
+    /// `true` or `false`.
+    Bool(bool),
+    /// Any JSON number.
+    Number(serde_json::Number),
+    /// Text.
+    Text(String),
+}
+
+/// One line of an instance's history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// CloudAPI's action word: `provision`, `start`, `stop`, `reboot`, `resize`, `rename`, `destroy` …
+    pub action: String,
+    /// Whether it succeeded.
+    pub success: bool,
+    /// When it ended.
+    pub time: Timestamp,
+    /// Who asked.
+    pub caller: Caller,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Phases with their durations, for actions that have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Phase>,
+}
+
+/// Who asked for something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Caller {
+    /// A signed CloudAPI request.
+    Signature {
+        /// Remote address.
+        ip: Option<String>,
+        /// `/login/keys/fingerprint`.
+        #[serde(rename = "keyId")]
+        key_id: String,
+    },
+    /// An operator over the ops API.
+    Operator {
+        /// Name in the operator's certificate.
+        user: String,
+    },
+    /// The guest itself or the control plane.
+    System,
+}

@@ -1,0 +1,22 @@
+//! The nouns of a datacenter and the rules between them.
+//!
+//! Everything here is a value or a function from values to values: no IO, no async, no clock and no randomness that is
+//! not an argument. The rest of the workspace reads records out of the store, asks this crate what they mean, and acts.
+//!
+//! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
+//! [`instance`] and [`server`] are the records; [`target`] is the document a node receives and the facts it returns;
+//! [`state`] says what the public sees of both.
+
+pub mod id;
+pub mod time;
+pub mod unit;
+
+pub mod account;
+pub mod image;
+pub mod instance;
+pub mod network;
+pub mod package;
+pub mod server;
+
+pub mod state;
+pub mod target;

@@ -1,0 +1,251 @@
+//! The document a node receives, and the facts it returns.
+//!
+//! A node is never told "do this". It holds one [`Target`], the whole of what it should be, with a generation that only
+//! grows; it writes the target to its disk before it acts, and converges. A zone that is missing from the target is
+//! left alone and reported: only an explicit [`Wanted::Absent`] destroys, so that a control plane that lost its memory
+//! cannot destroy a fleet.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    image::Compression,
+    instance::{Brand, TagValue, Wanted},
+    server::Hardware,
+    time::Timestamp,
+    unit::{CpuCap, CpuShares, Mib},
+};
+
+/// All a node should be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// The machine it is for; a node refuses another's.
+    pub server: ServerId,
+    /// Store revision it was computed at. A node refuses a smaller one than it holds.
+    pub generation: u64,
+    /// Name of the datacenter, for the guests' metadata.
+    pub datacenter: String,
+    /// Segments this machine needs, because an instance below has a NIC there.
+    pub networks: BTreeMap<NetworkId, NetworkTarget>,
+    /// Images its instances start from. Others may be dropped when space is needed.
+    pub images: BTreeMap<ImageId, ImageTarget>,
+    /// Instances that should be here, or be gone from here.
+    pub zones: BTreeMap<InstanceId, ZoneTarget>,
+}
+
+/// A segment as a node needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkTarget {
+    /// See [`crate::network::Network::nic_tag`].
+    pub nic_tag: String,
+    /// See [`crate::network::Network::vlan`].
+    pub vlan: u16,
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// Address the node itself holds on the bridge, if any.
+    pub host_address: Option<Ipv4Addr>,
+    /// Masquerade what leaves the subnet.
+    pub nat: bool,
+    /// Bytes.
+    pub mtu: u16,
+}
+
+/// An image as a node needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageTarget {
+    /// SHA-256 of the file, lower-case hex.
+    pub sha256: String,
+    /// Bytes of the file.
+    pub size: u64,
+    /// How the file is packed.
+    pub compression: Compression,
+}
+
+/// One instance as a node needs it: enough to make, boot, serve metadata and destroy it with no control plane there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ZoneTarget {
+    /// On, off or gone.
+    pub wanted: Wanted,
+    /// See [`crate::instance::Intent::starts`].
+    pub starts: u64,
+    /// See [`crate::instance::Intent::reboots`].
+    pub reboots: u64,
+    /// Whose it is.
+    pub owner: AccountId,
+    /// Name.
+    pub alias: String,
+    /// Host name inside; the alias when that is a valid one.
+    pub hostname: String,
+    /// How it runs.
+    pub brand: Brand,
+    /// What its root starts from.
+    pub image: ImageId,
+    /// Name of its package, for the guest's metadata.
+    pub package_name: String,
+    /// What the kernel enforces.
+    pub limits: Limits,
+    /// In order of their interface number.
+    pub nics: Vec<NicTarget>,
+    /// Name servers, at most 4.
+    pub resolvers: Vec<IpAddr>,
+    /// Search domain.
+    pub dns_domain: Option<String>,
+    /// Static routes besides the default one.
+    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Tenant's metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Metadata the guest may read but tenants do not see.
+    pub internal_metadata: BTreeMap<String, String>,
+    /// Tenant's tags.
+    pub tags: BTreeMap<String, TagValue>,
+    /// Highest guest metadata change the control plane has taken over; the node forgets those up to it.
+    pub guest_metadata_seen: u64,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+}
+
+/// What the kernel enforces for an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory.
+    pub memory: Mib,
+    /// Memory plus swap; at least `memory`.
+    pub swap: Mib,
+    /// Disk quota.
+    pub disk: Mib,
+    /// Processes and threads.
+    pub max_processes: u32,
+    /// Ceiling on CPU time; `None` is no ceiling.
+    pub cpu_cap: Option<CpuCap>,
+    /// Weight under contention.
+    pub cpu_shares: CpuShares,
+}
+
+/// A NIC as a node needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicTarget {
+    /// Its Ethernet address; nothing else may leave through it.
+    pub mac: MacAddr,
+    /// Name inside the instance.
+    pub interface: String,
+    /// The segment; a key of [`Target::networks`].
+    pub network: NetworkId,
+    /// Its address with the subnet's prefix length.
+    pub address: Ipv4Net,
+    /// Next hop of the default route, when this NIC is the primary one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Whether the default route goes here.
+    pub primary: bool,
+    /// Bytes.
+    pub mtu: u16,
+}
+
+/// What a node says of itself. Sent whole, on every change and as a heartbeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who reports.
+    pub server: ServerId,
+    /// Grows by one with every report of one run of the agent.
+    pub sequence: u64,
+    /// Host name.
+    pub hostname: String,
+    /// The kernel's id of the running boot.
+    pub boot_id: String,
+    /// Generation of the target it has written down.
+    pub target_seen: u64,
+    /// What the machine is made of.
+    pub hardware: Hardware,
+    /// Every instance it knows of, whether in the target or not.
+    pub zones: BTreeMap<InstanceId, ZoneFact>,
+    /// Images present as datasets.
+    pub images: Vec<ImageId>,
+}
+
+/// What a node says of one instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ZoneFact {
+    /// Condition now.
+    pub state: ZoneState,
+    /// Value of [`ZoneTarget::starts`] that was carried out.
+    pub starts_done: u64,
+    /// Value of [`ZoneTarget::reboots`] that was carried out.
+    pub reboots_done: u64,
+    /// When the running boot began.
+    pub started_at: Option<Timestamp>,
+    /// How the last boot ended.
+    pub exit: Option<Exit>,
+    /// What stands in the way, in words: the last error, cleared by the next success.
+    pub error: Option<String>,
+    /// Phases of making and booting it for the first time.
+    pub timeline: Vec<Phase>,
+    /// Limits in force; differs from the target until a resize was applied.
+    pub limits: Option<Limits>,
+    /// MACs of the NICs in force.
+    pub nics: Vec<MacAddr>,
+    /// Metadata changed from inside and not yet taken over by the control plane, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest_metadata: Vec<GuestMetadata>,
+}
+
+/// A change of metadata from inside an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMetadata {
+    /// Grows by one with each change of the instance.
+    pub sequence: u64,
+    /// The key.
+    pub key: String,
+    /// New value; `None` deletes.
+    pub value: Option<String>,
+}
+
+/// Condition of an instance on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZoneState {
+    /// In the target, nothing made yet; or everything removed.
+    Absent,
+    /// Image, dataset or network being made.
+    Preparing,
+    /// There, not running.
+    Stopped,
+    /// Being started.
+    Starting,
+    /// Its init runs.
+    Running,
+    /// Told to stop.
+    Stopping,
+    /// Traces being removed.
+    Removing,
+    /// The node gave up until the target changes or the agent restarts; see the fact's `error`.
+    Failed,
+}
+
+/// How a boot of an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// When.
+    pub at: Timestamp,
+    /// Exit code of init, when it exited.
+    pub code: Option<i32>,
+    /// Signal that ended init, when one did.
+    pub signal: Option<i32>,
+    /// In words: `halted`, `exited with code 1`, `killed: out of memory` …
+    pub reason: String,
+}
+
+/// One phase of making an instance, with how long it took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `queued`, `placed`, `image`, `dataset`, `network`, `zone start`, `ready`.
+    pub name: String,
+    /// When it began.
+    pub at: Timestamp,
+    /// Milliseconds it took.
+    pub ms: u64,
+}

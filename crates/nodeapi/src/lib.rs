@@ -1,0 +1,35 @@
+//! The private contract between headnode and node.
+//!
+//! Nodes dial in over one mutually authenticated TLS connection (HTTP/2); the server's id is the common name of the
+//! client certificate. The documents themselves are plain data in [`model::target`]; this crate says how they travel.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/target?have=<generation>` | | 200 [`model::target::Target`] as soon as one is newer than `have`, 204 after [`LONG_POLL_SECONDS`] |
+//! | `POST /v1/report` | [`model::target::Report`] | 200 [`ReportAnswer`] |
+//! | `GET /v1/images/<sha256>` | | 200 the file |
+
+use serde::{Deserialize, Serialize};
+
+/// How long the headnode holds a request for a target that has not changed.
+pub const LONG_POLL_SECONDS: u64 = 30;
+
+/// How often a node reports when nothing changes.
+pub const HEARTBEAT_SECONDS: u64 = 5;
+
+/// Largest report or target, bytes: 2,000 instances with 8 KiB each.
+pub const DOCUMENT_MAX_BYTES: usize = 16 << 20;
+
+/// What the headnode says to a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAnswer {
+    /// Generation of the newest target for this node.
+    pub generation: u64,
+}
+
+/// An error in words; body of every answer that is not 2xx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong and what would be right.
+    pub message: String,
+}
