@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The headnode: every control-plane part of one machine in one process.
+//!
+//! [`settings`] says where everything lies, [`pki`] makes who is who, [`run`] opens the store and puts three listeners in
+//! front of `control`: CloudAPI for tenants ([`cloudapi`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
+//! process holds no state of its own: kill it at any moment and start it again.
+
+pub mod manual;
+pub mod pki;
+pub mod settings;
+
+pub use settings::Settings;

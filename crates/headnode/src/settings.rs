@@ -1,0 +1,562 @@
+//! Settings: one TOML file that says everything a datacenter on one machine needs to know.
+//!
+//! Every path and every name we give to something in the kernel (bridges, nftables table, cgroup, id ranges) comes from
+//! here and from nowhere else, so that several datacenters can live side by side on one machine: tests start theirs
+//! under a directory of their own with [`Settings::generate`] and a root. Generated text carries its own explanation;
+//! ports, subnets and names are chosen once, when the file is written, and stay.
+
+use std::{
+    fmt::Write as _,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Where the settings file lies unless told otherwise, below the root.
+pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
+
+/// Everything the file says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What this datacenter is called.
+    pub datacenter: Datacenter,
+    /// Directories.
+    pub paths: Paths,
+    /// Addresses we listen on.
+    pub listen: Listen,
+    /// Names and ranges we use in the kernel.
+    pub kernel: Kernel,
+    /// Where instances' disks live.
+    pub pool: Pool,
+    /// The network that reaches outside.
+    pub external: NetworkSettings,
+    /// The network between instances.
+    pub private: NetworkSettings,
+    /// Rules of placement.
+    pub placement: Placement,
+    /// What the first `neso up` makes.
+    pub first_run: FirstRun,
+}
+
+/// What this datacenter is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Datacenter {
+    /// Name; clients see it.
+    pub name: String,
+    /// Region; informative.
+    pub region: String,
+    /// Suffix of instances' DNS names.
+    pub dns_suffix: String,
+}
+
+/// Directories, all absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paths {
+    /// What must survive: store, images, certificates, pool.
+    pub data: PathBuf,
+    /// What a reboot may lose: process ids, namespaces, sockets.
+    pub run: PathBuf,
+    /// Log files of the two processes.
+    pub log: PathBuf,
+    /// The operator's certificate and key.
+    pub operator: PathBuf,
+}
+
+/// Addresses we listen on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// CloudAPI, TLS: what tenants talk to.
+    pub cloudapi: SocketAddr,
+    /// Node link, mutual TLS: what nodes talk to.
+    pub node_link: SocketAddr,
+    /// Ops API, mutual TLS: what `neso adm` talks to.
+    pub ops: SocketAddr,
+    /// Further host names and addresses the CloudAPI certificate is valid for.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// Names and ranges we use in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// Start of bridge names, at most 6 characters.
+    pub bridge_prefix: String,
+    /// Start of names of NICs' host ends, at most 3 characters.
+    pub nic_prefix: String,
+    /// nftables tables.
+    pub nft_table: String,
+    /// Parent cgroup of zones.
+    pub cgroup: String,
+    /// First host user id given to zones; 65,536 per zone.
+    pub id_base: u32,
+}
+
+/// Where instances' disks live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Size of the loop file in GiB when the pool is one. The file is sparse.
+    pub size_gib: u64,
+    /// A directory on btrfs to use instead of a loop file.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+}
+
+/// A network made by the first `neso up`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSettings {
+    /// The subnet; the first address is the gateway, if there is one.
+    pub subnet: Ipv4Net,
+    /// Masquerade towards the outside.
+    #[serde(default)]
+    pub nat: bool,
+    /// Name servers for instances; empty takes the machine's own when they can be reached from an instance.
+    #[serde(default)]
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// Rules of placement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placement {
+    /// Whether the machine that runs the headnode takes instances.
+    pub headnode_takes_instances: bool,
+    /// Memory promised per memory there is.
+    pub memory_ratio: f64,
+    /// Disk promised per disk there is.
+    pub disk_ratio: f64,
+    /// CPU promised per CPU there is.
+    pub cpu_ratio: f64,
+}
+
+/// What the first `neso up` makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirstRun {
+    /// Login of the operator's account.
+    pub operator: String,
+    /// Login of the tenant's account.
+    pub tenant: String,
+    /// Images to build and import, by name.
+    pub images: Vec<String>,
+    /// Image of the first instance; empty makes none.
+    pub instance_image: String,
+    /// Package of the first instance.
+    pub instance_package: String,
+    /// Where the tenant's SSH key is made; empty is `.ssh` in the invoking user's home.
+    #[serde(default)]
+    pub key_directory: Option<PathBuf>,
+}
+
+/// Why settings could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file could not be read or written.
+    #[error("failed to {doing} settings `{path}`")]
+    Io {
+        /// `read` or `write`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The text is not what it should be.
+    #[error("settings `{path}` are wrong: {why}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line and reason.
+        why: String,
+    },
+    /// No port or subnet could be found for a new file.
+    #[error("failed to choose {what} for new settings: {why}")]
+    Choose {
+        /// What was looked for.
+        what: &'static str,
+        /// Why there is none.
+        why: String,
+    },
+}
+
+impl Settings {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Io {
+            doing: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|why| SettingsError::Invalid {
+            path: path.to_owned(),
+            why,
+        })
+    }
+
+    /// Reads and checks a text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let settings: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Paths {
+            data,
+            run,
+            log,
+            operator,
+        } = &self.paths;
+        for (name, path) in [
+            ("data", data),
+            ("run", run),
+            ("log", log),
+            ("operator", operator),
+        ] {
+            if !path.is_absolute() {
+                return Err(format!(
+                    "paths.{name} must be an absolute path, not `{}`",
+                    path.display()
+                ));
+            }
+        }
+        let kernel = &self.kernel;
+        name_is_plain(
+            "kernel.bridge_prefix",
+            &kernel.bridge_prefix,
+            BRIDGE_PREFIX_MAX,
+        )?;
+        name_is_plain("kernel.nic_prefix", &kernel.nic_prefix, NIC_PREFIX_MAX)?;
+        name_is_plain("kernel.nft_table", &kernel.nft_table, 32)?;
+        name_is_plain("kernel.cgroup", &kernel.cgroup, 64)?;
+        if !kernel.id_base.is_multiple_of(ID_RANGE) || kernel.id_base == 0 {
+            return Err(format!(
+                "kernel.id_base must be a multiple of {ID_RANGE} above 0, not {}",
+                kernel.id_base
+            ));
+        }
+        for (name, network) in [("external", &self.external), ("private", &self.private)] {
+            if !(8..=29).contains(&network.subnet.prefix_len()) {
+                return Err(format!(
+                    "{name}.subnet must be between /8 and /29, not {}",
+                    network.subnet
+                ));
+            }
+            if network.resolvers.len() > 4 {
+                return Err(format!(
+                    "{name}.resolvers may be 4 at most, not {}",
+                    network.resolvers.len()
+                ));
+            }
+        }
+        if self.external.subnet.contains(&self.private.subnet)
+            || self.private.subnet.contains(&self.external.subnet)
+        {
+            return Err(
+                "external.subnet and private.subnet overlap; give each a range of its own".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Text of a new settings file. Without a root it is for the whole machine; with one, every path lies below the
+    /// root, ports are free ones of the loopback address, and names in the kernel are the root's own.
+    pub fn generate(root: Option<&Path>) -> Result<String, SettingsError> {
+        let choice = match root {
+            None => Choice::machine(),
+            Some(root) => Choice::rooted(root)?,
+        };
+        let taken = subnets_in_use();
+        let external = choose_subnet(&choice.external, &taken)?;
+        let private = choose_subnet(&choice.private, &taken)?;
+        let mut text = String::new();
+        choice.write(&mut text, external, private);
+        Ok(text)
+    }
+
+    /// Files of the headnode: store and images.
+    pub fn headnode_dir(&self) -> PathBuf {
+        self.paths.data.join("headnode")
+    }
+
+    /// Files of the node: target, zone ledgers.
+    pub fn node_dir(&self) -> PathBuf {
+        self.paths.data.join("node")
+    }
+
+    /// Certificates and keys.
+    pub fn pki_dir(&self) -> PathBuf {
+        self.paths.data.join("pki")
+    }
+
+    /// Where the pool is mounted, or the directory it is.
+    pub fn pool_dir(&self) -> PathBuf {
+        self.pool
+            .directory
+            .clone()
+            .unwrap_or_else(|| self.paths.data.join("pool"))
+    }
+
+    /// The pool's loop file; `None` when the pool is a directory.
+    pub fn pool_file(&self) -> Option<PathBuf> {
+        self.pool
+            .directory
+            .is_none()
+            .then(|| self.paths.data.join("pool.img"))
+    }
+
+    /// URL tenants on this machine use.
+    pub fn cloudapi_url(&self) -> String {
+        let address = self.listen.cloudapi;
+        match address.ip().is_unspecified() {
+            true => format!("https://127.0.0.1:{}", address.port()),
+            false => format!("https://{address}"),
+        }
+    }
+}
+
+/// Longest bridge prefix: an interface name has 15 characters, a tag 7, a VLAN the rest.
+const BRIDGE_PREFIX_MAX: usize = 6;
+/// Longest NIC prefix: 15 characters less 12 of the Ethernet address.
+const NIC_PREFIX_MAX: usize = 3;
+/// User ids of one zone.
+const ID_RANGE: u32 = 65_536;
+/// First of the user ids we hand out; above the host's own and those of other container tools.
+const ID_BASE: u32 = 0x1000_0000;
+/// Id ranges set aside for each rooted datacenter; 240 such datacenters fit.
+const ZONES_PER_ROOT: u32 = 256;
+
+fn name_is_plain(field: &str, name: &str, max: usize) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.is_empty() || name.len() > max || !name.bytes().all(plain) {
+        return Err(format!(
+            "{field} must be 1 to {max} letters, digits, `-` or `_`, not `{name}`"
+        ));
+    }
+    Ok(())
+}
+
+/// What differs between a datacenter on the whole machine and one below a root.
+struct Choice {
+    data: PathBuf,
+    run: PathBuf,
+    log: PathBuf,
+    operator: PathBuf,
+    key_directory: Option<PathBuf>,
+    cloudapi: SocketAddr,
+    node_link: SocketAddr,
+    ops: SocketAddr,
+    bridge_prefix: String,
+    nic_prefix: String,
+    nft_table: String,
+    cgroup: String,
+    id_base: u32,
+    pool_gib: u64,
+    external: Vec<Ipv4Net>,
+    private: Vec<Ipv4Net>,
+}
+
+impl Choice {
+    fn machine() -> Self {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let sixteen = |second: u8| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16);
+        Self {
+            data: "/var/lib/neso".into(),
+            run: "/run/neso".into(),
+            log: "/var/log/neso".into(),
+            operator: "/etc/neso/operator".into(),
+            key_directory: None,
+            cloudapi: any(8443),
+            node_link: local(8444),
+            ops: local(8445),
+            bridge_prefix: "nb-".into(),
+            nic_prefix: "v".into(),
+            nft_table: "neso".into(),
+            cgroup: "neso".into(),
+            id_base: ID_BASE,
+            pool_gib: 64,
+            external: (80..128).map(sixteen).collect(),
+            private: (192..224).map(sixteen).collect(),
+        }
+    }
+
+    fn rooted(root: &Path) -> Result<Self, SettingsError> {
+        let mut hasher = DefaultHasher::new();
+        root.hash(&mut hasher);
+        let hash = hasher.finish();
+        let tag = format!("{:04x}", hash & 0xffff);
+        let [cloudapi, node_link, ops] = free_ports()?;
+        let slot = |second: u8| {
+            move |third: u64| {
+                let third = u8::try_from((hash / 7 + third * 16) % 256 & 0xf0).unwrap_or(0);
+                Ipv4Net::new_assert(Ipv4Addr::new(10, second, third, 0), 20)
+            }
+        };
+        let seconds = |base: u64| {
+            (0..16).flat_map(move |step| {
+                let second = u8::try_from(base + (hash + step) % 16).unwrap_or(128);
+                (0..16).map(slot(second))
+            })
+        };
+        Ok(Self {
+            data: root.join("var/lib/neso"),
+            run: root.join("run/neso"),
+            log: root.join("var/log/neso"),
+            operator: root.join("etc/neso/operator"),
+            key_directory: Some(root.join("home/.ssh")),
+            cloudapi,
+            node_link,
+            ops,
+            bridge_prefix: format!("n{tag}-"),
+            nic_prefix: "v".into(),
+            nft_table: format!("neso-{tag}"),
+            cgroup: format!("neso-{tag}"),
+            id_base: ID_BASE + u32::try_from(hash % 240).unwrap_or(0) * ZONES_PER_ROOT * ID_RANGE,
+            pool_gib: 4,
+            external: seconds(144).collect(),
+            private: seconds(160).collect(),
+        })
+    }
+
+    fn write(&self, text: &mut String, external: Ipv4Net, private: Ipv4Net) {
+        let key_directory = match &self.key_directory {
+            Some(path) => format!("key_directory = {}", quoted(path)),
+            None => "# key_directory = \"/home/me/.ssh\"".to_owned(),
+        };
+        let written = write!(
+            text,
+            include_str!("settings.template.toml"),
+            data = quoted(&self.data),
+            run = quoted(&self.run),
+            log = quoted(&self.log),
+            operator = quoted(&self.operator),
+            cloudapi = self.cloudapi,
+            node_link = self.node_link,
+            ops = self.ops,
+            bridge_prefix = self.bridge_prefix,
+            nic_prefix = self.nic_prefix,
+            nft_table = self.nft_table,
+            cgroup = self.cgroup,
+            id_base = self.id_base,
+            pool_gib = self.pool_gib,
+            external = external,
+            private = private,
+            key_directory = key_directory,
+        );
+        debug_assert!(written.is_ok(), "writing to a string cannot fail");
+    }
+}
+
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    toml::Value::String(path.to_string_lossy().into_owned()).to_string()
+}
+
+/// Three different ports nobody listens on now. Held until all are known, so that they differ.
+fn free_ports() -> Result<[SocketAddr; 3], SettingsError> {
+    let choose = |error: io::Error| SettingsError::Choose {
+        what: "a free port",
+        why: error.to_string(),
+    };
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let held = [
+        bind().map_err(choose)?,
+        bind().map_err(choose)?,
+        bind().map_err(choose)?,
+    ];
+    let [a, b, c] = &held;
+    Ok([
+        a.local_addr().map_err(choose)?,
+        b.local_addr().map_err(choose)?,
+        c.local_addr().map_err(choose)?,
+    ])
+}
+
+fn choose_subnet(candidates: &[Ipv4Net], taken: &[Ipv4Net]) -> Result<Ipv4Net, SettingsError> {
+    let clashes = |net: &Ipv4Net, other: &Ipv4Net| net.contains(other) || other.contains(net);
+    candidates
+        .iter()
+        .find(|net| !taken.iter().any(|other| clashes(net, other)))
+        .copied()
+        .ok_or_else(|| SettingsError::Choose {
+            what: "a private subnet",
+            why: "the machine has routes to every candidate; write the file by hand".into(),
+        })
+}
+
+/// Subnets the machine has routes to now, the default route aside. Unreadable means none.
+fn subnets_in_use() -> Vec<Ipv4Net> {
+    parse_routes(&std::fs::read_to_string("/proc/net/route").unwrap_or_default())
+}
+
+/// The kernel prints addresses as the machine's own integers in hex.
+fn parse_routes(text: &str) -> Vec<Ipv4Net> {
+    let address = |hex: &str| {
+        u32::from_str_radix(hex, 16)
+            .ok()
+            .map(|raw| Ipv4Addr::from(raw.to_ne_bytes()))
+    };
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let net =
+                Ipv4Net::with_netmask(address(fields.get(1)?)?, address(fields.get(7)?)?).ok()?;
+            (net.prefix_len() > 0).then_some(net)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_text_parses_to_what_it_says() {
+        let machine = Settings::parse(&Settings::generate(None).unwrap()).unwrap();
+        assert_eq!(machine.paths.data, Path::new("/var/lib/neso"));
+        assert_eq!(machine.kernel.nic_prefix, "v");
+
+        let one =
+            Settings::parse(&Settings::generate(Some(Path::new("/tmp/one"))).unwrap()).unwrap();
+        let two =
+            Settings::parse(&Settings::generate(Some(Path::new("/tmp/two"))).unwrap()).unwrap();
+        assert!(one.paths.run.starts_with("/tmp/one"));
+        assert_ne!(one.kernel.bridge_prefix, two.kernel.bridge_prefix);
+        assert_ne!(one.kernel.nft_table, two.kernel.nft_table);
+        assert_ne!(one.listen.cloudapi, one.listen.ops);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let text = Settings::generate(None).unwrap();
+        let wrong = |from: &str, to: &str| Settings::parse(&text.replace(from, to)).unwrap_err();
+        assert!(wrong("\"nb-\"", "\"a-very-long-prefix\"").contains("kernel.bridge_prefix"));
+        assert!(wrong("[pool]", "[pool]\nsise = 1").contains("sise"));
+        assert!(wrong("\"/run/neso\"", "\"run\"").contains("paths.run"));
+    }
+
+    #[test]
+    fn routes_are_read_in_the_kernels_order() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
+                     eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\n\
+                     eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
+        let expected: Vec<Ipv4Net> = match cfg!(target_endian = "little") {
+            true => vec!["192.168.1.0/24".parse().unwrap()],
+            false => return,
+        };
+        assert_eq!(parse_routes(table), expected);
+    }
+}
