@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
 //! [`instance`] and [`server`] are the records; [`target`] is the document a node receives and the facts it returns;
-//! [`state`] says what the public sees of both.
+//! [`state`] says what the public sees of both, [`diff`] what a node does next.
 
 pub mod id;
 pub mod time;
@@ -18,5 +18,6 @@ pub mod network;
 pub mod package;
 pub mod server;
 
+pub mod diff;
 pub mod state;
 pub mod target;

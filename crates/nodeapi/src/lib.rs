@@ -9,6 +9,9 @@
 //! | `POST /v1/report` | [`model::target::Report`] | 200 [`ReportAnswer`] |
 //! | `GET /v1/images/<sha256>` | | 200 the file |
 
+pub mod client;
+pub mod link;
+
 use serde::{Deserialize, Serialize};
 
 /// How long the headnode holds a request for a target that has not changed.

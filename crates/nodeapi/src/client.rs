@@ -1,0 +1,265 @@
+//! The link over the network: HTTP/2 in mutually authenticated TLS, to whichever headnode answers.
+//!
+//! One connection carries everything; HTTP/2 pings notice a peer that vanished without a word. When a request fails to
+//! reach the headnode in use, the next address is tried once each; the one that answered is kept. Deadlines are here,
+//! retries are not: the agent's loops own those.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use model::target::{Report, Target};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use crate::{
+    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, ReportAnswer,
+    link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
+};
+
+/// For an answer that needs no waiting, seconds. A headnode writes to its disk before it answers, so some patience.
+const ANSWER_SECONDS: u64 = 15;
+
+/// Beyond [`LONG_POLL_SECONDS`] before a long poll counts as lost, seconds.
+const LONG_POLL_MARGIN_SECONDS: u64 = 10;
+
+/// Between two pieces of a file, seconds.
+const CHUNK_SECONDS: u64 = 30;
+
+/// To open a TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between HTTP/2 pings, and for the answer to one.
+const PING: Duration = Duration::from_secs(10);
+
+/// HTTP/2 window of one stream, bytes: an image should fill a fast link, an idle agent should hold little.
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// Most headnode addresses.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Who to call and how to prove who we are; all certificates as PEM text.
+#[derive(Clone)]
+pub struct Settings {
+    /// `host:port` of every headnode.
+    pub headnodes: Vec<String>,
+    /// The datacenter's certificate authority.
+    pub authority_pem: String,
+    /// The node's certificate chain; its common name is the server's id.
+    pub certificate_pem: String,
+    /// The key that goes with it.
+    pub key_pem: String,
+}
+
+/// A [`HeadnodeLink`] over TLS.
+pub struct Client {
+    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    headnodes: Vec<String>,
+    /// Index of the address that answered last; a hint, so relaxed ordering is enough.
+    preferred: AtomicUsize,
+}
+
+impl Client {
+    /// Prepares a link; nothing is connected before the first request. Must be called within a tokio runtime.
+    pub fn new(settings: &Settings) -> Result<Self, LinkError> {
+        if settings.headnodes.is_empty() || settings.headnodes.len() > ADDRESSES_MAX {
+            let why = format!("there are {}, allowed are 1 to {ADDRESSES_MAX}", settings.headnodes.len());
+            return Err(LinkError::Setup { what: "list of headnode addresses", why });
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls(settings)?).https_only().enable_http2().wrap_connector(tcp);
+        let http = HttpClient::builder(TokioExecutor::new())
+            .http2_only(true)
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PING)
+            .http2_keep_alive_while_idle(true)
+            .http2_initial_stream_window_size(WINDOW_BYTES)
+            .http2_initial_connection_window_size(WINDOW_BYTES)
+            .build(connector);
+        Ok(Self { http, headnodes: settings.headnodes.clone(), preferred: AtomicUsize::new(0) })
+    }
+
+    /// Sends a request to the preferred headnode, or to the first other one that can be reached.
+    async fn send(
+        &self,
+        doing: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        seconds: u64,
+    ) -> Result<Response<Incoming>, LinkError> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut last = None;
+        for offset in 0..self.headnodes.len() {
+            let index = (preferred + offset) % self.headnodes.len();
+            let request = Request::builder()
+                .method(method.clone())
+                .uri(format!("https://{}{path}", self.headnodes[index]))
+                .header(CONTENT_TYPE, "application/json")
+                .body(Full::new(body.clone()))
+                .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
+            match tokio::time::timeout(Duration::from_secs(seconds), self.http.request(request)).await {
+                Ok(Ok(response)) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(response);
+                }
+                Ok(Err(error)) => {
+                    last = Some(LinkError::Unreachable { doing: doing.to_owned(), source: Box::new(error) });
+                }
+                Err(_) => last = Some(LinkError::Slow { doing: doing.to_owned(), seconds }),
+            }
+        }
+        Err(last.expect("a link has at least one headnode"))
+    }
+}
+
+fn tls(settings: &Settings) -> Result<ClientConfig, LinkError> {
+    let setup = |what: &'static str, why: String| LinkError::Setup { what, why };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("authority", &settings.authority_pem)? {
+        roots.add(certificate).map_err(|error| setup("authority", error.to_string()))?;
+    }
+    let chain = certificates("certificate", &settings.certificate_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(settings.key_pem.as_bytes()).map_err(|error| setup("key", error.to_string()))?;
+    ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| setup("TLS version", error.to_string()))?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| setup("certificate", error.to_string()))
+}
+
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, LinkError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(LinkError::Setup { what, why: "it holds no certificate".to_owned() }),
+        Ok(found) => Ok(found),
+        Err(error) => Err(LinkError::Setup { what, why: error.to_string() }),
+    }
+}
+
+/// Reads a whole answer within its limits.
+async fn whole(doing: &str, response: Response<Incoming>, max: usize) -> Result<Bytes, LinkError> {
+    let mut body = response.into_body();
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = next_chunk(doing, &mut body).await? {
+        if bytes.len() + chunk.len() > max {
+            return Err(LinkError::Nonsense { doing: doing.to_owned(), why: format!("it is longer than {max} bytes") });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+async fn next_chunk(doing: &str, body: &mut Incoming) -> Result<Option<Bytes>, LinkError> {
+    loop {
+        let frame = tokio::time::timeout(Duration::from_secs(CHUNK_SECONDS), body.frame())
+            .await
+            .map_err(|_| LinkError::Slow { doing: doing.to_owned(), seconds: CHUNK_SECONDS })?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => {
+                return Err(LinkError::Unreachable { doing: doing.to_owned(), source: Box::new(error) });
+            }
+            // Trailers carry nothing for us.
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// The error in an answer that is not 2xx.
+async fn refusal(doing: &str, response: Response<Incoming>) -> LinkError {
+    /// Longest error text kept, bytes.
+    const MESSAGE_MAX_BYTES: usize = 64 << 10;
+    let status = response.status().as_u16();
+    match whole(doing, response, MESSAGE_MAX_BYTES).await {
+        Ok(bytes) => {
+            let message = serde_json::from_slice::<ErrorBody>(&bytes).map_or_else(
+                |_| String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).into_owned(),
+                |body| body.message,
+            );
+            LinkError::Refused { doing: doing.to_owned(), status, message }
+        }
+        Err(error) => error,
+    }
+}
+
+fn nonsense(doing: &str, error: &serde_json::Error) -> LinkError {
+    LinkError::Nonsense { doing: doing.to_owned(), why: error.to_string() }
+}
+
+impl HeadnodeLink for Client {
+    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>> {
+        Box::pin(async move {
+            let doing = "fetch the target";
+            let path = format!("/v1/target?have={have}");
+            let seconds = LONG_POLL_SECONDS + LONG_POLL_MARGIN_SECONDS;
+            let response = self.send(doing, Method::GET, &path, Bytes::new(), seconds).await?;
+            match response.status() {
+                StatusCode::OK => {
+                    let bytes = whole(doing, response, DOCUMENT_MAX_BYTES).await?;
+                    serde_json::from_slice(&bytes).map(Some).map_err(|error| nonsense(doing, &error))
+                }
+                StatusCode::NO_CONTENT => Ok(None),
+                _ => Err(refusal(doing, response).await),
+            }
+        })
+    }
+
+    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
+        Box::pin(async move {
+            let doing = "report";
+            let body = serde_json::to_vec(report).map_err(|error| nonsense(doing, &error))?;
+            let response = self.send(doing, Method::POST, "/v1/report", body.into(), ANSWER_SECONDS).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(doing, response).await);
+            }
+            let bytes = whole(doing, response, DOCUMENT_MAX_BYTES).await?;
+            serde_json::from_slice(&bytes).map_err(|error| nonsense(doing, &error))
+        })
+    }
+
+    fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>> {
+        Box::pin(async move {
+            let doing = format!("fetch image file {sha256}");
+            let path = format!("/v1/images/{sha256}");
+            let response = self.send(&doing, Method::GET, &path, Bytes::new(), ANSWER_SECONDS).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(&doing, response).await);
+            }
+            let chunks: Box<dyn Chunks> = Box::new(ImageChunks { doing, body: response.into_body() });
+            Ok(chunks)
+        })
+    }
+}
+
+struct ImageChunks {
+    doing: String,
+    body: Incoming,
+}
+
+impl Chunks for ImageChunks {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>> {
+        Box::pin(async { next_chunk(&self.doing, &mut self.body).await })
+    }
+}
