@@ -1,1 +1,333 @@
-//! Placeholder.
+//! The operators' contract: what `neso adm` and the headnode's ops API say to each other.
+//!
+//! Mutual TLS; the client certificate's organizational unit must be `operator`. Bodies are JSON. Records of the store
+//! travel as they are ([`model`]); what is worked out from them travels as a view of this crate. Every answer that is
+//! not 2xx carries an [`ErrorBody`].
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/datacenter` | | [`Datacenter`] |
+//! | `GET /v1/accounts`, `POST`, `GET /:account` | [`NewAccount`] | [`model::account::Account`] |
+//! | `POST /v1/accounts/:account/disable`, `…/enable` | | [`model::account::Account`] |
+//! | `GET /v1/accounts/:account/keys`, `POST`, `DELETE …/:key` | [`NewKey`] | [`model::account::AccountKey`] |
+//! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
+//! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`] |
+//! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file`, `POST …/activate` | manifest, file | [`model::image::Image`] |
+//! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
+//! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
+//! | `GET /v1/flows?unfinished=`, `GET /:flow` | | [`FlowView`] |
+//! | `GET /v1/loops` | | [`LoopView`] |
+
+pub mod client;
+
+use model::{
+    id::{AccountId, FlowId, NetworkId, PackageId},
+    instance::Instance,
+    server::Server,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+pub use client::Client;
+
+/// Largest JSON body of a request, bytes: a manifest with generous texts.
+pub const BODY_MAX_BYTES: usize = 256 << 10;
+
+/// Largest image file, bytes.
+pub const IMAGE_FILE_MAX_BYTES: u64 = 64 << 30;
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// Short word for programs: `NotFound`, `Invalid`, `Conflict` …
+    pub code: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+    /// The fields at fault.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldBody>,
+}
+
+/// A field at fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldBody {
+    /// Its name.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// The datacenter at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Datacenter {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// Version of the headnode.
+    pub version: String,
+    /// When the headnode process began.
+    pub started_at: Timestamp,
+    /// The headnode's clock.
+    pub now: Timestamp,
+    /// Revision of the store.
+    pub store_revision: u64,
+    /// Bytes free where the store lies.
+    pub store_free_bytes: u64,
+    /// Resident memory of the headnode, bytes.
+    pub resident_bytes: u64,
+    /// How many there are.
+    pub counts: Counts,
+    /// Certificates and when they end.
+    pub certificates: Vec<CertificateView>,
+    /// What deserves a look; empty when all is well.
+    pub findings: Vec<String>,
+}
+
+/// How many there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Accounts.
+    pub accounts: usize,
+    /// Packages, inactive ones included.
+    pub packages: usize,
+    /// Networks.
+    pub networks: usize,
+    /// Images.
+    pub images: usize,
+    /// Servers.
+    pub servers: usize,
+    /// Instances that are not deleted.
+    pub instances: usize,
+    /// Of these, running ones.
+    pub instances_running: usize,
+    /// Of these, failed ones.
+    pub instances_failed: usize,
+    /// Flows under way.
+    pub flows_running: usize,
+    /// Flows that gave up and need a person.
+    pub flows_parked: usize,
+}
+
+/// A certificate and its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Whose.
+    pub name: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// Asks for an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewAccount {
+    /// See [`model::account::Account::login`].
+    pub login: String,
+    /// Contact.
+    pub email: String,
+    /// May act on every account.
+    #[serde(default)]
+    pub operator: bool,
+}
+
+/// Asks for a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// What to call it; the fingerprint when absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// One line of OpenSSH public key text.
+    pub key: String,
+}
+
+/// Asks for a package. Sizes in MiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPackage {
+    /// Chosen at random when absent.
+    #[serde(default)]
+    pub id: Option<PackageId>,
+    /// See [`model::package::Package::name`].
+    pub name: String,
+    /// See [`model::package::Package::version`]; `1.0.0` when absent.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// See [`model::package::Package::group`].
+    #[serde(default)]
+    pub group: Option<String>,
+    /// See [`model::package::Package::description`].
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Memory.
+    pub memory: u64,
+    /// Memory plus swap; twice the memory when absent.
+    #[serde(default)]
+    pub swap: Option<u64>,
+    /// Disk quota.
+    pub disk: u64,
+    /// Most processes; 2,000 when absent.
+    #[serde(default)]
+    pub max_processes: Option<u32>,
+    /// Virtual CPUs shown.
+    #[serde(default)]
+    pub vcpus: u32,
+    /// Percent of one core.
+    #[serde(default)]
+    pub cpu_cap: Option<u32>,
+    /// Weight; 100 when absent.
+    #[serde(default)]
+    pub cpu_shares: Option<u32>,
+}
+
+/// Asks for a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNetwork {
+    /// Chosen at random when absent.
+    #[serde(default)]
+    pub id: Option<NetworkId>,
+    /// See [`model::network::Network::name`].
+    pub name: String,
+    /// See [`model::network::Network::description`].
+    #[serde(default)]
+    pub description: Option<String>,
+    /// See [`model::network::Network::owners`].
+    #[serde(default)]
+    pub owners: Vec<AccountId>,
+    /// See [`model::network::Network::public`].
+    #[serde(default)]
+    pub public: bool,
+    /// See [`model::network::Network::nic_tag`].
+    pub nic_tag: String,
+    /// See [`model::network::Network::vlan`].
+    #[serde(default)]
+    pub vlan: u16,
+    /// The subnet.
+    pub subnet: ipnet::Ipv4Net,
+    /// First address given out; the second of the subnet when absent.
+    #[serde(default)]
+    pub range_start: Option<std::net::Ipv4Addr>,
+    /// Last address given out; the last but one of the subnet when absent.
+    #[serde(default)]
+    pub range_end: Option<std::net::Ipv4Addr>,
+    /// See [`model::network::Network::gateway`].
+    #[serde(default)]
+    pub gateway: Option<std::net::Ipv4Addr>,
+    /// See [`model::network::Network::resolvers`].
+    #[serde(default)]
+    pub resolvers: Vec<std::net::IpAddr>,
+    /// See [`model::network::Network::mtu`]; 1500 when absent.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// See [`model::network::Network::host_gateway`].
+    #[serde(default)]
+    pub host_gateway: bool,
+    /// See [`model::network::Network::nat`].
+    #[serde(default)]
+    pub nat: bool,
+}
+
+/// A server, and whether it is being heard of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// The record.
+    #[serde(flatten)]
+    pub server: Server,
+    /// Its reports arrive.
+    pub reachable: bool,
+    /// Milliseconds since its last report; `None` when it was not heard of since the headnode began.
+    pub last_heard_ms: Option<u64>,
+}
+
+/// An instance as operators see it: the whole record, and what follows from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// The record: intent, fact, failure, timeline, history.
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// CloudAPI's state word.
+    pub state: String,
+    /// Address of the primary NIC.
+    pub primary_ip: Option<std::net::Ipv4Addr>,
+    /// Login of its owner.
+    pub owner_login: Option<String>,
+}
+
+/// A flow: a journaled job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// Its id.
+    pub id: FlowId,
+    /// What it does, e.g. `provision`.
+    pub kind: String,
+    /// What it works on.
+    pub subject: String,
+    /// `running`, `undoing`, `succeeded`, `failed`, `parked`.
+    pub state: String,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// In order.
+    pub steps: Vec<StepView>,
+}
+
+/// One step of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepView {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub state: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was first tried.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// What went wrong last.
+    pub error: Option<String>,
+}
+
+/// A loop of the headnode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopView {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds between passes.
+    pub period_ms: u64,
+    /// Milliseconds since the last pass ended; `None` before the first.
+    pub age_ms: Option<u64>,
+    /// How often it ran.
+    pub passes: u64,
+    /// What the last pass did, in words.
+    pub summary: Option<String>,
+    /// What went wrong in the last pass.
+    pub error: Option<String>,
+}
+
+/// Address of a network that is in use; see [`model::network::Address`].
+pub type Address = model::network::Address;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        let error =
+            serde_json::from_str::<NewKey>(r#"{"key":"ssh-ed25519 AAAA","nmae":"x"}"#).unwrap_err();
+        assert!(error.to_string().contains("nmae"), "{error}");
+    }
+
+    #[test]
+    fn absent_fields_take_their_defaults() {
+        let package: NewPackage =
+            serde_json::from_str(r#"{"name":"small","memory":256,"disk":1024}"#).unwrap();
+        assert_eq!((package.swap, package.vcpus), (None, 0));
+    }
+}
