@@ -1,0 +1,18 @@
+//! Bodies of requests and answers, one module per noun.
+//!
+//! One type serves both sides: servers fill the `Cow`s with borrows and serialise straight from their records, clients get
+//! owned values. Field names and order are the contract's; shapes only grow, and reading tolerates unknown fields.
+
+pub mod account;
+pub mod image;
+pub mod machine;
+pub mod network;
+pub mod package;
+pub mod service;
+
+pub use account::{Account, AccountUpdate, CreateKey, Key};
+pub use image::{Image, ImageUpdate};
+pub use machine::{Audit, CreateMachine, Machine, NetworkChoice, Nic};
+pub use network::{Network, NetworkIp};
+pub use package::Package;
+pub use service::{Config, Ping};

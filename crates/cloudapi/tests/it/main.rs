@@ -1,0 +1,3 @@
+//! Tests of the public contract, in one binary.
+
+mod error_table;
