@@ -1,5 +1,7 @@
 //! Images: manifests of version 2 as Triton's IMGAPI writes them, and their files.
 
+pub mod manifest;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

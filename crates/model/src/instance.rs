@@ -51,6 +51,9 @@ pub struct Instance {
     pub intent: Intent,
     /// What its machine last said; `None` before the first report.
     pub fact: Option<ZoneFact>,
+    /// Its addresses, MACs and share of the machine have been given back; the machine is not told of it any more.
+    #[serde(default)]
+    pub released: bool,
     /// Why it is in state `failed`, in words for the tenant.
     pub failure: Option<String>,
     /// The flow that works on it, if one does.
@@ -65,6 +68,9 @@ pub struct Instance {
     pub created_at: Timestamp,
     /// When intent, name, metadata, tags or state last changed.
     pub updated_at: Timestamp,
+    /// When its deletion was asked for; it takes effect as soon as its machine can say that nothing is left.
+    #[serde(default)]
+    pub delete_asked_at: Option<Timestamp>,
     /// When its last trace left its machine; the record stays as a tombstone.
     pub deleted_at: Option<Timestamp>,
 }

@@ -5,7 +5,8 @@
 //!
 //! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
 //! [`instance`] and [`server`] are the records; [`target`] is the document a node receives and the facts it returns;
-//! [`state`] says what the public sees of both, [`diff`] what a node does next.
+//! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
+//! [`placement`], [`address`] and [`compile`] (records to target); [`rules`] says what names, tags and metadata may be.
 
 pub mod id;
 pub mod time;
@@ -18,6 +19,10 @@ pub mod network;
 pub mod package;
 pub mod server;
 
+pub mod address;
+pub mod compile;
 pub mod diff;
+pub mod placement;
+pub mod rules;
 pub mod state;
 pub mod target;

@@ -1,0 +1,105 @@
+//! From records to the document a node receives.
+//!
+//! One function per part of [`crate::target::Target`], each from records to a value, so that a control plane can keep the
+//! parts of a thousand instances and make only the changed one anew.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    image::Image,
+    instance::Instance,
+    network::Network,
+    rules,
+    target::{ImageTarget, NetworkTarget, NicTarget, ZoneTarget},
+};
+
+/// Name servers a guest gets at most: resolv.conf takes no more that matter.
+pub const RESOLVERS_MAX: usize = 4;
+
+/// Key of the metadata from which sshd inside an instance takes root's authorized keys.
+pub const ROOT_AUTHORIZED_KEYS: &str = "root_authorized_keys";
+
+/// The part of the target for `instance`.
+///
+/// `network_of` looks up the networks of its NICs; a NIC whose network is unknown is left out, since nobody could wire
+/// it. `account_keys` are the owner's public keys, one a line: they stand in for [`ROOT_AUTHORIZED_KEYS`] when the tenant set none.
+pub fn zone<'a>(
+    instance: &Instance,
+    network_of: impl Fn(crate::id::NetworkId) -> Option<&'a Network>,
+    account_keys: &str,
+    dns_domain: Option<&str>,
+) -> ZoneTarget {
+    let mut nics = Vec::with_capacity(instance.nics.len());
+    let mut resolvers: Vec<IpAddr> = Vec::new();
+    let mut routes = BTreeMap::new();
+    // The primary network's name servers come first.
+    let by_importance = instance.nics.iter().filter(|nic| nic.primary).chain(instance.nics.iter().filter(|nic| !nic.primary));
+    for network in by_importance.filter_map(|nic| network_of(nic.network)) {
+        for resolver in &network.resolvers {
+            if resolvers.len() < RESOLVERS_MAX && !resolvers.contains(resolver) {
+                resolvers.push(*resolver);
+            }
+        }
+        for (destination, next_hop) in &network.routes {
+            routes.entry(*destination).or_insert(*next_hop);
+        }
+    }
+    for nic in &instance.nics {
+        let Some(network) = network_of(nic.network) else { continue };
+        let Ok(address) = Ipv4Net::new(nic.ip, network.subnet.prefix_len()) else { continue };
+        nics.push(NicTarget {
+            mac: nic.mac,
+            interface: nic.interface.clone(),
+            network: nic.network,
+            address,
+            gateway: if nic.primary { network.gateway } else { None },
+            primary: nic.primary,
+            mtu: network.mtu,
+        });
+    }
+    let mut metadata = instance.metadata.clone();
+    if !account_keys.is_empty() {
+        metadata.entry(ROOT_AUTHORIZED_KEYS.to_owned()).or_insert_with(|| account_keys.to_owned());
+    }
+    ZoneTarget {
+        wanted: instance.intent.wanted,
+        starts: instance.intent.starts,
+        reboots: instance.intent.reboots,
+        owner: instance.owner,
+        alias: instance.alias.clone(),
+        hostname: if rules::is_hostname(&instance.alias) { instance.alias.clone() } else { instance.id.to_string() },
+        brand: instance.brand,
+        image: instance.image,
+        package_name: instance.package_name.clone(),
+        limits: instance.limits.clone(),
+        nics,
+        resolvers,
+        dns_domain: dns_domain.map(str::to_owned),
+        routes,
+        metadata,
+        internal_metadata: instance.internal_metadata.clone(),
+        tags: instance.tags.clone(),
+        guest_metadata_seen: instance.guest_metadata_seen,
+        created_at: instance.created_at,
+    }
+}
+
+/// The part of the target for a segment.
+pub fn network(network: &Network) -> NetworkTarget {
+    NetworkTarget {
+        nic_tag: network.nic_tag.clone(),
+        vlan: network.vlan,
+        subnet: network.subnet,
+        host_address: if network.host_gateway { network.gateway } else { None },
+        nat: network.nat,
+        mtu: network.mtu,
+    }
+}
+
+/// The part of the target for an image; `None` while its file is not here.
+pub fn image(image: &Image) -> Option<ImageTarget> {
+    let file = image.file.as_ref()?;
+    Some(ImageTarget { sha256: file.sha256.clone(), size: file.size, compression: file.compression })
+}
