@@ -1,1 +1,14 @@
-//! Placeholder.
+//! What every process of the workspace stands on: a clock that tests can own, tasks with names, queues with limits,
+//! shutdown, backoff, error chains, logging, and the one door (beside `host`) to other programs.
+//!
+//! Nothing here knows a noun of the datacenter.
+
+pub mod backoff;
+pub mod channel;
+pub mod clock;
+pub mod crash;
+pub mod errors;
+pub mod log;
+pub mod process;
+pub mod shutdown;
+pub mod task;
