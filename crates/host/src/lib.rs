@@ -8,6 +8,7 @@
 //! may be repeated: making what is there and removing what is gone succeed, so an agent that was killed half-way simply
 //! asks again.
 
+pub mod archive;
 pub mod error;
 
 pub mod dataset;

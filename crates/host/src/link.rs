@@ -1,10 +1,6 @@
 //! Links: one bridge per segment that has a local NIC, one veth pair per NIC.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    path::Path,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use ipnet::Ipv4Net;
 use model::{
@@ -12,7 +8,7 @@ use model::{
     target::{NetworkTarget, NicTarget},
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A NIC as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,16 +49,111 @@ pub trait Links: Send + Sync {
     fn nics(&self) -> Result<Vec<NicStatus>>;
 }
 
-/// Name of the host's end of a NIC: `v` and the bare MAC, 13 characters.
-pub fn host_name(mac: MacAddr) -> String {
-    format!("v{}", mac.bare())
+/// Names of our interfaces. The prefix tells datacenters on one machine apart, and ours from everybody else's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkNames {
+    prefix: String,
 }
 
-/// Name of a segment's bridge: `nb-<tag>` or `nb-<tag>.<vlan>`, at most 15 characters.
-pub fn bridge_name(network: &NetworkTarget) -> String {
-    let tag: String = network.nic_tag.chars().take(7).collect();
-    match network.vlan {
-        0 => format!("nb-{tag}"),
-        vlan => format!("nb-{tag}.{vlan:x}"),
+impl Default for LinkNames {
+    fn default() -> Self {
+        Self { prefix: "n".to_owned() }
+    }
+}
+
+impl LinkNames {
+    /// Most characters of a prefix: an interface name has 15, of which a MAC and its letter take 13.
+    pub const PREFIX_MAX: usize = 2;
+
+    /// Characters of a NIC tag that stand in a bridge's name as they are.
+    const TAG_MAX: usize = 7;
+
+    /// Names with `prefix`: one or two lower-case letters or digits, a letter first.
+    pub fn new(prefix: &str) -> Result<Self> {
+        let fits = (1..=Self::PREFIX_MAX).contains(&prefix.len())
+            && prefix.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            && prefix.as_bytes()[0].is_ascii_lowercase();
+        match fits {
+            true => Ok(Self { prefix: prefix.to_owned() }),
+            false => Err(Error::Refused {
+                what: format!("interface prefix `{prefix}`"),
+                why: "it is one or two lower-case letters or digits, a letter first".to_owned(),
+            }),
+        }
+    }
+
+    /// The host's end of a NIC: prefix, `v`, the bare MAC.
+    pub fn nic(&self, mac: MacAddr) -> String {
+        format!("{}v{}", self.prefix, mac.bare())
+    }
+
+    /// The MAC in a name made by [`LinkNames::nic`]; `None` for any other name.
+    pub fn mac_of(&self, name: &str) -> Option<MacAddr> {
+        let bare = name.strip_prefix(self.prefix.as_str())?.strip_prefix('v')?;
+        if bare.len() == 12 { bare.parse().ok() } else { None }
+    }
+
+    /// What every name of a NIC's host end starts with.
+    pub fn nic_prefix(&self) -> String {
+        format!("{}v", self.prefix)
+    }
+
+    /// What every name of a bridge starts with.
+    pub fn bridge_prefix(&self) -> String {
+        format!("{}b-", self.prefix)
+    }
+
+    /// The bridge of a segment: prefix, `b-`, the tag, and `.` with the VLAN in hex when there is one. A tag that is
+    /// too long, or has characters other than letters, digits and `_`, is cut and told apart by a checksum.
+    pub fn bridge(&self, network: &NetworkTarget) -> String {
+        let tag = network.nic_tag.as_str();
+        let plain = !tag.is_empty()
+            && tag.len() <= Self::TAG_MAX
+            && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let tag = if plain { tag.to_owned() } else { shortened(tag) };
+        let prefix = self.bridge_prefix();
+        match network.vlan {
+            0 => format!("{prefix}{tag}"),
+            vlan => format!("{prefix}{tag}.{vlan:x}"),
+        }
+    }
+}
+
+/// Two characters of `tag`, `-` and four hex digits of its FNV-1a checksum: seven characters. `-` keeps it apart from
+/// tags that are used as they are.
+fn shortened(tag: &str) -> String {
+    let head: String = tag.chars().filter(char::is_ascii_alphanumeric).take(2).collect();
+    let sum = tag.bytes().fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{head}-{:04x}", (sum >> 16) ^ (sum & 0xffff))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(tag: &str, vlan: u16) -> NetworkTarget {
+        NetworkTarget {
+            nic_tag: tag.to_owned(),
+            vlan,
+            subnet: "10.0.0.0/24".parse().expect("a subnet"),
+            host_address: None,
+            nat: false,
+            mtu: 1500,
+        }
+    }
+
+    #[test]
+    fn names_fit_the_kernel_and_differ() {
+        let names = LinkNames::new("zz").expect("a prefix");
+        let mac = MacAddr([0x90, 0xb8, 0xd0, 1, 2, 0xff]);
+        assert_eq!(names.nic(mac), "zzv90b8d00102ff");
+        assert_eq!(names.mac_of("zzv90b8d00102ff"), Some(mac));
+        assert_eq!(names.mac_of("zzv90b8d00102"), None);
+        assert_eq!(names.bridge(&network("ext", 0)), "zzb-ext");
+        assert_eq!(names.bridge(&network("ext", 4094)), "zzb-ext.ffe");
+        let long = [names.bridge(&network("external_one", 4094)), names.bridge(&network("external_two", 4094))];
+        assert_ne!(long[0], long[1]);
+        assert!(long.iter().all(|name| name.len() <= 15), "{long:?}");
+        assert!(LinkNames::new("abc").is_err() && LinkNames::new("").is_err() && LinkNames::new("1").is_err());
     }
 }

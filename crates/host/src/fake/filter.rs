@@ -1,0 +1,74 @@
+//! Filters in memory: the last set that was applied.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Faults;
+use crate::{
+    error::Result,
+    filter::{FilterSet, Filters},
+};
+
+/// The filters of one machine in memory. Clones share them.
+#[derive(Clone, Default)]
+pub struct FilterMachine {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    current: FilterSet,
+    applied: u64,
+}
+
+impl FilterMachine {
+    /// The set in force; empty when there is none.
+    pub fn current(&self) -> FilterSet {
+        self.lock().current.clone()
+    }
+
+    /// How many times a set was applied that differed from the one in force.
+    pub fn changes(&self) -> u64 {
+        self.lock().applied
+    }
+
+    /// The machine loses power: no rule is left.
+    pub fn lose_power(&self) {
+        self.lock().current = FilterSet::default();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The agent's handle on the filters of a [`FilterMachine`].
+#[derive(Clone)]
+pub struct FakeFilters {
+    machine: FilterMachine,
+    faults: Faults,
+}
+
+impl FakeFilters {
+    /// A handle. Verbs to arm: `filters.apply`, `filters.clear`.
+    pub fn new(machine: FilterMachine, faults: Faults) -> Self {
+        Self { machine, faults }
+    }
+}
+
+impl Filters for FakeFilters {
+    fn apply(&self, wanted: &FilterSet) -> Result<()> {
+        self.faults.pass("filters.apply", "")?;
+        let mut state = self.machine.lock();
+        if state.current != *wanted {
+            state.current = wanted.clone();
+            state.applied += 1;
+        }
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.faults.pass("filters.clear", "")?;
+        self.machine.lock().current = FilterSet::default();
+        Ok(())
+    }
+}

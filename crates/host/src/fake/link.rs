@@ -1,0 +1,111 @@
+//! Bridges and NICs in memory.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use model::{id::InstanceId, target::NetworkTarget};
+
+use super::Faults;
+use crate::{
+    error::{Error, Result},
+    link::{LinkNames, Links, NetworkSetup, NicStatus},
+};
+
+/// The links of one machine in memory. Clones share them.
+#[derive(Clone, Default)]
+pub struct LinkMachine {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    bridges: BTreeMap<String, NetworkTarget>,
+    attached: BTreeMap<InstanceId, NetworkSetup>,
+}
+
+impl LinkMachine {
+    /// Bridges by name.
+    pub fn bridges(&self) -> BTreeMap<String, NetworkTarget> {
+        self.lock().bridges.clone()
+    }
+
+    /// What is set inside a zone's network namespace.
+    pub fn attached(&self, instance: InstanceId) -> Option<NetworkSetup> {
+        self.lock().attached.get(&instance).cloned()
+    }
+
+    /// The machine loses power: no link is left.
+    pub fn lose_power(&self) {
+        *self.lock() = State::default();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The agent's handle on the links of a [`LinkMachine`].
+#[derive(Clone)]
+pub struct FakeLinks {
+    machine: LinkMachine,
+    faults: Faults,
+    names: LinkNames,
+}
+
+impl FakeLinks {
+    /// A handle. Verbs to arm: `links.ensure_bridge`, `.remove_bridges_except`, `.attach`, `.detach`, `.nics`.
+    pub fn new(machine: LinkMachine, faults: Faults) -> Self {
+        Self { machine, faults, names: LinkNames::default() }
+    }
+}
+
+impl Links for FakeLinks {
+    fn ensure_bridge(&self, network: &NetworkTarget) -> Result<String> {
+        let name = self.names.bridge(network);
+        self.faults.pass("links.ensure_bridge", &name)?;
+        self.machine.lock().bridges.insert(name.clone(), network.clone());
+        Ok(name)
+    }
+
+    fn remove_bridges_except(&self, needed: &[NetworkTarget]) -> Result<()> {
+        self.faults.pass("links.remove_bridges_except", "")?;
+        let needed: Vec<String> = needed.iter().map(|network| self.names.bridge(network)).collect();
+        self.machine.lock().bridges.retain(|name, _| needed.contains(name));
+        Ok(())
+    }
+
+    fn attach(&self, instance: InstanceId, _netns: &Path, setup: &NetworkSetup) -> Result<()> {
+        self.faults.pass("links.attach", &instance.to_string())?;
+        let mut state = self.machine.lock();
+        for (_, network) in &setup.nics {
+            let bridge = self.names.bridge(network);
+            if !state.bridges.contains_key(&bridge) {
+                return Err(Error::Missing(format!("bridge `{bridge}`")));
+            }
+        }
+        state.attached.insert(instance, setup.clone());
+        Ok(())
+    }
+
+    fn detach(&self, instance: InstanceId) -> Result<()> {
+        self.faults.pass("links.detach", &instance.to_string())?;
+        self.machine.lock().attached.remove(&instance);
+        Ok(())
+    }
+
+    fn nics(&self) -> Result<Vec<NicStatus>> {
+        self.faults.pass("links.nics", "")?;
+        let state = self.machine.lock();
+        let nics = state.attached.iter().flat_map(|(instance, setup)| {
+            setup.nics.iter().map(|(nic, _)| NicStatus {
+                instance: *instance,
+                mac: nic.mac,
+                host_name: self.names.nic(nic.mac),
+            })
+        });
+        Ok(nics.collect())
+    }
+}
