@@ -204,6 +204,12 @@ pub struct GuestMetadata {
     pub value: Option<String>,
 }
 
+/// Whether a metadata key belongs to the half that tenants do not see: generated passwords, and the Docker API's own keys. The
+/// guest reads and writes both halves under one roof.
+pub fn is_internal_key(key: &str) -> bool {
+    key.ends_with("_pw") || key.starts_with("docker:")
+}
+
 /// Condition of an instance on its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,0 +1,140 @@
+//! The agent's life: read what is written, look at what is there, adopt it, then run its tasks until told to end.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
+
+use base::{clock::Clock, shutdown::Shutdown};
+use host::Host;
+use model::{diff::Wiring, id::InstanceId};
+use nodeapi::link::HeadnodeLink;
+use tokio::sync::watch;
+
+use crate::{
+    board::Board,
+    config::AgentConfig,
+    dispatch::{self, Dispatcher, Survey},
+    error::AgentError,
+    ids::IdPool,
+    images::Images,
+    keeper,
+    ledger::{Ledger, Ledgers},
+    link::{self, Identity},
+    metadata::{self, Metadata},
+    network::{self, Network},
+    shared::{self, Shared},
+    verbs::Verbs,
+};
+
+/// The agent of one machine. See the crate's own words for what it does.
+pub struct Agent {
+    host: Host,
+    link: Arc<dyn HeadnodeLink>,
+    config: AgentConfig,
+    clock: Arc<dyn Clock>,
+}
+
+impl Agent {
+    /// An agent that will act through `host` and listen to `link`.
+    pub fn new(host: Host, link: Arc<dyn HeadnodeLink>, config: AgentConfig, clock: Arc<dyn Clock>) -> Self {
+        Self { host, link, config, clock }
+    }
+
+    /// Runs until shutdown. Ends early only when it cannot begin: its files or the machine cannot be read. Zones run on in any
+    /// case.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let server = self.config.server;
+        let ledgers = Ledgers::new(&self.config.data_dir);
+        let images = Images::new(&self.config.data_dir);
+        make_directory(&self.config.data_dir)?;
+        make_directory(&self.config.control_dir)?;
+        let incoming = self.config.data_dir.join("incoming");
+        images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })?;
+        let target = keeper::read(&keeper::path(&self.config.data_dir), server)?;
+        let remembered = ledgers.load()?;
+        let verbs = Verbs::new(self.host.clone(), self.config.execution);
+        let (boot_id, identity) = identify(&verbs, &self.config.version).await?;
+        let survey = verbs.run("survey", dispatch::survey).await;
+        let survey = survey.map_err(|source| AgentError::Host { doing: "list what is on this machine", source })?;
+        tracing::info!(
+            %server,
+            generation = target.as_ref().map_or(0, |target| target.generation),
+            ledgers = remembered.len(),
+            seen = survey.observed.len(),
+            "the agent starts"
+        );
+
+        let events = self.host.zones.events();
+        let metadata = Metadata::new(&self.config.control_dir, ledgers.directory());
+        let (network, changes) = Network::new();
+        let board = Arc::new(Board::default());
+        board.images(|images| images.extend(survey.images.iter().copied()));
+        let target = target.unwrap_or_else(|| Arc::new(shared::empty_target(server)));
+        let (target, targets) = watch::channel(target);
+        let shared = Arc::new(Shared {
+            ids: Mutex::new(IdPool::new(self.config.id_ranges, remembered.iter().filter_map(|(_, ledger)| ledger.ids))),
+            config: self.config,
+            boot_id,
+            verbs,
+            link: self.link,
+            clock: self.clock,
+            shutdown,
+            target,
+            confirmed: AtomicBool::new(false),
+            ledgers,
+            board,
+            images,
+            network,
+            metadata,
+            making: shared::making_permits(identity.hardware.cpus),
+            ending: shared::ending_permits(),
+        });
+
+        open_metadata(&shared, &remembered);
+        let connected = connected(&remembered, &survey);
+        let filters = base::task::spawn("filters", network::own_filters(shared.clone(), changes, connected.clone()));
+        let reports = base::task::spawn("reports", link::send_reports(shared.clone(), identity));
+        let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone()));
+        network::adopt(&shared, &connected).await;
+        Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
+        // Each ends at shutdown; a panic was told where it happened.
+        let _ = futures_util::join!(filters, reports, fetching);
+        tracing::info!("the agent ends; zones run on");
+        Ok(())
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), AgentError> {
+    fs::create_dir_all(path).map_err(|source| AgentError::File { doing: "create", path: path.to_owned(), source })
+}
+
+async fn identify(verbs: &Verbs, version: &str) -> Result<(String, Identity), AgentError> {
+    let machine = |doing| move |source| AgentError::Host { doing, source };
+    let (boot_id, hostname, hardware) = verbs
+        .run("identify", |host| (host.machine.boot_id(), host.machine.hostname(), host.machine.hardware()))
+        .await;
+    let mut hardware = hardware.map_err(machine("read the machine's hardware"))?;
+    hardware.agent_version = version.to_owned();
+    let hostname = hostname.map_err(machine("read the host name"))?;
+    Ok((boot_id.map_err(machine("read the boot id"))?, Identity { hostname, hardware }))
+}
+
+/// Serves every zone that may run; a zone that is being removed asks nothing any more.
+fn open_metadata(shared: &Arc<Shared>, remembered: &[(InstanceId, Ledger)]) {
+    for (id, ledger) in remembered {
+        let Some(ids) = ledger.ids.filter(|_| !ledger.remembered.removing) else { continue };
+        if let Err(error) = metadata::open(shared, *id, ids.first) {
+            // Starting the zone tries again and then says so in its fact.
+            tracing::error!(instance = %id, %error, "failed to open a zone's metadata service");
+        }
+    }
+}
+
+/// Zones that have NICs now, and how they are wired.
+fn connected(remembered: &[(InstanceId, Ledger)], survey: &Survey) -> Vec<(InstanceId, Wiring)> {
+    let has_nics = |id: &InstanceId| survey.observed.get(id).is_some_and(|observed| observed.connected);
+    let wired = remembered.iter().filter(|(id, _)| has_nics(id));
+    wired.filter_map(|(id, ledger)| Some((*id, ledger.remembered.wiring.clone()?))).collect()
+}

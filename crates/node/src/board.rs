@@ -1,0 +1,175 @@
+//! The board of facts: what this machine says of each instance, and when it is worth saying.
+//!
+//! Settled facts (running, stopped, gone, failed, an error) are reported at once. Facts of passage (preparing, starting …) are
+//! only worth a report when the passage takes long: a create that takes 50 ms must not cost the headnode three commits.
+//! So a fact of passage is held back for [`PASSAGE_MS`]; until then reports carry what was said before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use model::{
+    id::{ImageId, InstanceId},
+    target::{ZoneFact, ZoneState},
+    time::Timestamp,
+};
+use tokio::sync::Notify;
+
+/// How long a fact of passage is held back, milliseconds.
+pub(crate) const PASSAGE_MS: i64 = 1000;
+
+/// See the head of this file.
+#[derive(Default)]
+pub(crate) struct Board {
+    state: Mutex<State>,
+    /// Wakes the reporter when something is worth saying.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    facts: BTreeMap<InstanceId, Posted>,
+    images: BTreeSet<ImageId>,
+}
+
+struct Posted {
+    now: ZoneFact,
+    /// What reports say while `now` is a young fact of passage.
+    said: Option<ZoneFact>,
+    since_ms: i64,
+}
+
+impl Posted {
+    fn is_held_back(&self, at_ms: i64) -> bool {
+        is_passage(self.now.state) && self.now.error.is_none() && at_ms < self.since_ms.saturating_add(PASSAGE_MS)
+    }
+}
+
+const fn is_passage(state: ZoneState) -> bool {
+    match state {
+        ZoneState::Preparing | ZoneState::Starting | ZoneState::Stopping | ZoneState::Removing => true,
+        ZoneState::Absent | ZoneState::Stopped | ZoneState::Running | ZoneState::Failed => false,
+    }
+}
+
+impl Board {
+    /// Says something of an instance.
+    pub(crate) fn post(&self, id: InstanceId, fact: ZoneFact, at_ms: i64) {
+        let settled = !is_passage(fact.state) || fact.error.is_some();
+        {
+            let mut state = self.lock();
+            let previous = state.facts.remove(&id);
+            if let Some(previous) = &previous
+                && previous.now == fact
+            {
+                state.facts.insert(id, Posted { now: fact, said: previous.said.clone(), since_ms: previous.since_ms });
+                return;
+            }
+            let said = previous.and_then(|previous| if previous.is_held_back(at_ms) { previous.said } else { Some(previous.now) });
+            state.facts.insert(id, Posted { now: fact, said, since_ms: at_ms });
+        }
+        if settled {
+            self.news.notify_one();
+        }
+    }
+
+    /// Says nothing more of an instance.
+    pub(crate) fn forget(&self, id: InstanceId) {
+        if self.lock().facts.remove(&id).is_some() {
+            self.news.notify_one();
+        }
+    }
+
+    /// When the running boot of an instance began.
+    pub(crate) fn started_at(&self, id: InstanceId) -> Option<Timestamp> {
+        self.lock().facts.get(&id)?.now.started_at
+    }
+
+    /// Says which images are here.
+    pub(crate) fn images(&self, change: impl FnOnce(&mut BTreeSet<ImageId>)) {
+        change(&mut self.lock().images);
+    }
+
+    /// Whether an image is here.
+    pub(crate) fn has_image(&self, image: ImageId) -> bool {
+        self.lock().images.contains(&image)
+    }
+
+    /// Something else than a fact is worth saying.
+    pub(crate) fn nudge(&self) {
+        self.news.notify_one();
+    }
+
+    /// Waits until something is worth saying.
+    pub(crate) async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What a report says at `at_ms`, and when something that is held back now will be said.
+    pub(crate) fn read(&self, at_ms: i64) -> (BTreeMap<InstanceId, ZoneFact>, Vec<ImageId>, Option<i64>) {
+        let state = self.lock();
+        let mut facts = BTreeMap::new();
+        let mut later: Option<i64> = None;
+        for (id, posted) in &state.facts {
+            if posted.is_held_back(at_ms) {
+                let due = posted.since_ms.saturating_add(PASSAGE_MS);
+                later = Some(later.map_or(due, |later| later.min(due)));
+                if let Some(said) = &posted.said {
+                    facts.insert(*id, said.clone());
+                }
+            } else {
+                facts.insert(*id, posted.now.clone());
+            }
+        }
+        (facts, state.images.iter().copied().collect(), later)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is a single insertion or removal, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(state: ZoneState) -> ZoneFact {
+        ZoneFact {
+            state,
+            starts_done: 0,
+            reboots_done: 0,
+            started_at: None,
+            exit: None,
+            error: None,
+            timeline: Vec::new(),
+            limits: None,
+            nics: Vec::new(),
+            guest_metadata: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn passages_are_held_back_but_not_for_long() {
+        let board = Board::default();
+        let id = InstanceId::random();
+        let said = |at| {
+            let (facts, _, later) = board.read(at);
+            (facts.get(&id).map(|fact| fact.state), later)
+        };
+        board.post(id, fact(ZoneState::Preparing), 0);
+        assert_eq!(said(10), (None, Some(1000)));
+        board.post(id, fact(ZoneState::Starting), 20);
+        assert_eq!(said(30), (None, Some(1020)));
+        assert_eq!(said(1020), (Some(ZoneState::Starting), None));
+        board.post(id, fact(ZoneState::Running), 1100);
+        assert_eq!(said(1100), (Some(ZoneState::Running), None));
+        board.post(id, fact(ZoneState::Stopping), 1200);
+        assert_eq!(said(1300), (Some(ZoneState::Running), Some(2200)));
+        // A long passage that was said stays said when the next passage begins.
+        assert_eq!(said(2300), (Some(ZoneState::Stopping), None));
+        board.post(id, fact(ZoneState::Removing), 2400);
+        assert_eq!(said(2500), (Some(ZoneState::Stopping), Some(3400)));
+    }
+}

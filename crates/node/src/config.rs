@@ -1,0 +1,68 @@
+//! What an agent must be told. Plain data: reading settings files is the caller's job.
+
+use std::{path::PathBuf, time::Duration};
+
+use host::zone::IdRange;
+use model::id::ServerId;
+
+/// Everything an agent is told at its start.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Which machine this is; targets for another one are refused.
+    pub server: ServerId,
+    /// Where the target, the ledgers and images on their way are kept, e.g. `/var/lib/neso/node`. Must survive a reboot.
+    pub data_dir: PathBuf,
+    /// Where each zone gets the directory that it sees as `/.zonecontrol`, e.g. `/run/neso/control`. Need not survive a reboot.
+    pub control_dir: PathBuf,
+    /// Where the private id ranges of zones come from.
+    pub id_ranges: IdRanges,
+    /// Program and arguments of a zone's init.
+    pub init: Vec<String>,
+    /// How long a zone may take to halt before it is killed.
+    pub stop_grace: Duration,
+    /// Version text for reports.
+    pub version: String,
+    /// Where verbs of the host run.
+    pub execution: Execution,
+}
+
+impl AgentConfig {
+    /// The usual choices for a machine; the caller gives what differs between datacenters.
+    pub fn new(server: ServerId, data_dir: PathBuf, control_dir: PathBuf) -> Self {
+        Self {
+            server,
+            data_dir,
+            control_dir,
+            id_ranges: IdRanges::default(),
+            init: vec!["/sbin/init".to_owned()],
+            stop_grace: Duration::from_secs(15),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            execution: Execution::Threads,
+        }
+    }
+}
+
+/// The stretch of host ids that this agent may give to zones. Two datacenters on one machine need two stretches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRanges {
+    /// First host id of the first range.
+    pub first: u32,
+    /// How many ranges of [`IdRange::COUNT`] ids.
+    pub count: u32,
+}
+
+impl Default for IdRanges {
+    /// From [`IdRange::BASE`] to the end of the 32-bit ids: 61,439 zones.
+    fn default() -> Self {
+        Self { first: IdRange::BASE, count: (u32::MAX - IdRange::BASE) / IdRange::COUNT }
+    }
+}
+
+/// Where verbs of the host, which may wait, are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Execution {
+    /// On threads meant for waiting.
+    Threads,
+    /// In place. For simulations, where the host never waits and the order of events must follow from the seed.
+    Inline,
+}

@@ -1,0 +1,146 @@
+//! The two conversations with the headnode: waiting for targets, and reporting.
+//!
+//! Neither waits for the other and neither ends: a headnode that is gone is asked again, more and more seldom. A target is
+//! judged, written down, and only then shown to the dispatcher; what arrives while the disk is busy is fetched next, as one
+//! document, however many changes it holds.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use base::backoff::Backoff;
+use model::target::{Report, Target};
+use nodeapi::HEARTBEAT_SECONDS;
+
+use crate::{
+    error::AgentError,
+    keeper::{self, Offer},
+    shared::Shared,
+};
+
+/// First pause after a failed request.
+const PAUSE_FLOOR: Duration = Duration::from_millis(200);
+
+/// Longest pause: how late a node may notice that its headnode is back.
+const PAUSE_CEILING: Duration = Duration::from_secs(10);
+
+/// What a report says besides facts; read once at the start.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) hostname: String,
+    pub(crate) hardware: model::server::Hardware,
+}
+
+/// Fetches targets until shutdown.
+pub(crate) async fn fetch_targets(shared: Arc<Shared>) {
+    let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
+    loop {
+        let have = shared.target.borrow().generation;
+        let offered = tokio::select! {
+            offered = shared.link.target(have) => offered,
+            () = shared.shutdown.wait() => return,
+        };
+        let taken = match offered {
+            Ok(Some(target)) => take(&shared, target).await,
+            Ok(None) => {
+                shared.confirmed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(base::errors::chain(&error)),
+        };
+        match taken {
+            Ok(()) => pauses.reset(),
+            Err(error) => {
+                tracing::warn!(%error, "no target");
+                tokio::select! {
+                    () = tokio::time::sleep(pauses.next_delay()) => {}
+                    () = shared.shutdown.wait() => return,
+                }
+            }
+        }
+    }
+}
+
+async fn take(shared: &Arc<Shared>, target: Target) -> Result<(), String> {
+    let held = shared.target();
+    let target = Arc::new(target);
+    match keeper::judge(shared.config.server, Some(&held), &target) {
+        Offer::Newer => {}
+        Offer::Held => return Err("the headnode sent the target we said we have".to_owned()),
+        Offer::Older => {
+            return Err(format!("refused target {}: {} is held", target.generation, held.generation));
+        }
+        Offer::Foreign => return Err(format!("refused a target for machine {}", target.server)),
+    }
+    let (path, written) = (keeper::path(&shared.config.data_dir), target.clone());
+    let result = shared.verbs.run("target", move |_| keeper::write(&path, &written)).await;
+    result.map_err(|source| {
+        let path = keeper::path(&shared.config.data_dir);
+        base::errors::chain(&AgentError::File { doing: "write", path, source })
+    })?;
+    base::crash::point("node.target.written");
+    shared.confirmed.store(true, Ordering::Relaxed);
+    shared.target.send_replace(target);
+    // The headnode learns which generation is written down.
+    shared.board.nudge();
+    Ok(())
+}
+
+/// Reports until shutdown: at once when something is worth saying, else as a heartbeat.
+pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
+    let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
+    let mut sequence = 0;
+    loop {
+        sequence += 1;
+        let (report, later) = compose(&shared, &identity, sequence);
+        let answer = tokio::select! {
+            answer = shared.link.report(&report) => answer,
+            () = shared.shutdown.wait() => return,
+        };
+        let pause = match answer {
+            Ok(_) => {
+                pauses.reset();
+                let heartbeat = Duration::from_secs(HEARTBEAT_SECONDS);
+                later.map_or(heartbeat, |later| heartbeat.min(later))
+            }
+            Err(error) => {
+                let pause = pauses.next_delay();
+                tracing::warn!(error = %base::errors::chain(&error), "no report");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = shared.shutdown.wait() => return,
+                }
+                continue;
+            }
+        };
+        tokio::select! {
+            () = shared.board.news() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = shared.shutdown.wait() => return,
+        }
+    }
+}
+
+/// A report of now, and how long until something that is held back should be said.
+fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Option<Duration>) {
+    let now = shared.now_ms();
+    let target = shared.target();
+    let (mut zones, images, later) = shared.board.read(now);
+    for (id, fact) in &mut zones {
+        let seen = target.zones.get(id).map_or(0, |zone| zone.guest_metadata_seen);
+        fact.guest_metadata = shared.metadata.unseen(*id, seen);
+    }
+    let report = Report {
+        server: shared.config.server,
+        sequence,
+        hostname: identity.hostname.clone(),
+        boot_id: shared.boot_id.clone(),
+        target_seen: target.generation,
+        hardware: identity.hardware.clone(),
+        zones,
+        images,
+    };
+    let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));
+    (report, later)
+}

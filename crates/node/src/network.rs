@@ -1,0 +1,200 @@
+//! The network of this machine: bridges as zones need them, and the one rule set all zones share.
+//!
+//! The rule set has one owner, a task. Zones send it what they need; it takes everything that is waiting, changes its copy of
+//! the [`FilterSet`] and applies it once, so that thirty zones that start together cost one transaction in the kernel.
+//! Rules come before NICs and go after them: no frame leaves unfiltered.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use base::channel::{Receiver, Sender};
+use host::{
+    filter::{BridgeFilter, FilterSet, NicFilter},
+    link::NetworkSetup,
+};
+use model::{
+    diff::Wiring,
+    id::{InstanceId, MacAddr},
+    target::NetworkTarget,
+};
+use tokio::sync::oneshot;
+
+use crate::{error::StepError, shared::Shared, verbs::Verbs};
+
+/// Changes waiting for the owner of the rule set. More than zones that are worked on at once, so nobody waits long.
+const CHANGES: usize = 256;
+
+/// A change of the rule set, and whom to tell.
+pub(crate) struct Change {
+    what: What,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+enum What {
+    /// The NICs of an instance from now on.
+    Instance(InstanceId, BTreeMap<MacAddr, NicFilter>),
+    /// Only these bridges are still there.
+    Bridges(BTreeSet<String>),
+}
+
+/// See the head of this file.
+pub(crate) struct Network {
+    changes: Sender<Change>,
+    /// Bridges made in this run of the agent, with the name each got.
+    bridges: Mutex<Vec<(NetworkTarget, String)>>,
+}
+
+impl Network {
+    /// The handle for zones, and the other end for [`own_filters`].
+    pub(crate) fn new() -> (Self, Receiver<Change>) {
+        let (changes, receiver) = base::channel::bounded("filter changes", CHANGES);
+        (Self { changes, bridges: Mutex::default() }, receiver)
+    }
+
+    /// Makes bridges and rules for a zone; its NICs may be made afterwards.
+    pub(crate) async fn admit(&self, verbs: &Verbs, id: InstanceId, wiring: &Wiring) -> Result<(), StepError> {
+        for (_, network) in &wiring.nics {
+            self.ensure_bridge(verbs, network).await?;
+        }
+        self.change(What::Instance(id, nic_filters(id, wiring))).await
+    }
+
+    /// Removes the rules for a zone; its NICs must be gone.
+    pub(crate) async fn dismiss(&self, id: InstanceId) -> Result<(), StepError> {
+        self.change(What::Instance(id, BTreeMap::new())).await
+    }
+
+    /// Removes bridges that belong to none of `needed`, and their rules.
+    pub(crate) async fn sweep(&self, verbs: &Verbs, needed: Vec<NetworkTarget>) -> Result<(), StepError> {
+        let gone = |network: &NetworkTarget| !needed.iter().any(|needed| same_segment(needed, network));
+        let known: BTreeSet<String> = {
+            let mut bridges = self.bridges();
+            bridges.retain(|(network, _)| !gone(network));
+            bridges.iter().map(|(_, name)| name.clone()).collect()
+        };
+        verbs
+            .run("bridge sweep", move |host| host.links.remove_bridges_except(&needed))
+            .await
+            .map_err(|source| StepError::Host { doing: "remove bridges that no zone needs", source })?;
+        self.change(What::Bridges(known)).await
+    }
+
+    /// Forgets which bridges were made: something is wrong with the network, make sure anew.
+    pub(crate) fn distrust(&self) {
+        self.bridges().clear();
+    }
+
+    async fn ensure_bridge(&self, verbs: &Verbs, network: &NetworkTarget) -> Result<(), StepError> {
+        if self.bridges().iter().any(|(made, _)| made == network) {
+            return Ok(());
+        }
+        let wanted = network.clone();
+        let name = verbs
+            .run("bridge", move |host| host.links.ensure_bridge(&wanted))
+            .await
+            .map_err(|source| StepError::Host { doing: "make a bridge", source })?;
+        let mut bridges = self.bridges();
+        bridges.retain(|(made, _)| !same_segment(made, network));
+        bridges.push((network.clone(), name));
+        Ok(())
+    }
+
+    /// Rules of all bridges made so far.
+    fn bridge_filters(&self) -> BTreeMap<String, BridgeFilter> {
+        let filter = |network: &NetworkTarget| BridgeFilter {
+            subnet: network.subnet,
+            host_address: network.host_address,
+            nat: network.nat,
+        };
+        self.bridges().iter().map(|(network, name)| (name.clone(), filter(network))).collect()
+    }
+
+    async fn change(&self, what: What) -> Result<(), StepError> {
+        let (done, word) = oneshot::channel();
+        if self.changes.send(Change { what, done }).await.is_err() {
+            return Err(StepError::Ending);
+        }
+        match word.await {
+            Ok(result) => result.map_err(StepError::Filters),
+            Err(_) => Err(StepError::Ending),
+        }
+    }
+
+    fn bridges(&self) -> std::sync::MutexGuard<'_, Vec<(NetworkTarget, String)>> {
+        self.bridges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Two descriptions of one segment, whatever else they say.
+fn same_segment(one: &NetworkTarget, other: &NetworkTarget) -> bool {
+    one.nic_tag == other.nic_tag && one.vlan == other.vlan
+}
+
+fn nic_filters(id: InstanceId, wiring: &Wiring) -> BTreeMap<MacAddr, NicFilter> {
+    let filter = |addr| NicFilter { instance: id, addresses: vec![addr] };
+    wiring.nics.iter().map(|(nic, _)| (nic.mac, filter(nic.address.addr()))).collect()
+}
+
+/// Makes sure of the bridges and rules of zones that had NICs before this agent started.
+pub(crate) async fn adopt(shared: &Shared, connected: &[(InstanceId, Wiring)]) {
+    // All bridges first: the first change applies the whole rule set, and no bridge may be missing from it.
+    for (_, network) in connected.iter().flat_map(|(_, wiring)| &wiring.nics) {
+        if let Err(error) = shared.network.ensure_bridge(&shared.verbs, network).await {
+            tracing::error!(error = %base::errors::chain(&error), "failed to adopt a bridge");
+        }
+    }
+    for (id, wiring) in connected {
+        if let Err(error) = shared.network.admit(&shared.verbs, *id, wiring).await {
+            // The zones run on as they are; the next change of any NIC applies all rules again.
+            tracing::error!(instance = %id, error = %base::errors::chain(&error), "failed to adopt a zone's network");
+        }
+    }
+}
+
+/// A wiring as the host wants it.
+pub(crate) fn setup(wiring: &Wiring) -> NetworkSetup {
+    NetworkSetup { nics: wiring.nics.clone(), routes: wiring.routes.clone() }
+}
+
+/// Owns the rule set until every handle is gone. `connected` are the zones that have NICs at the start of the agent.
+pub(crate) async fn own_filters(
+    shared: Arc<Shared>,
+    mut changes: Receiver<Change>,
+    connected: Vec<(InstanceId, Wiring)>,
+) {
+    let mut wanted = FilterSet::default();
+    for (id, wiring) in &connected {
+        wanted.nics.extend(nic_filters(*id, wiring));
+    }
+    let mut applied: Option<FilterSet> = None;
+    while let Some(Some(first)) = shared.shutdown.unless(changes.recv()).await {
+        let mut waiting = Vec::new();
+        wanted.bridges = shared.network.bridge_filters();
+        let more = std::iter::from_fn(|| changes.try_recv());
+        for Change { what, done } in std::iter::once(first).chain(more) {
+            match what {
+                What::Instance(id, nics) => {
+                    wanted.nics.retain(|_, filter| filter.instance != id);
+                    wanted.nics.extend(nics);
+                }
+                What::Bridges(known) => wanted.bridges.retain(|name, _| known.contains(name)),
+            }
+            waiting.push(done);
+        }
+        let result = if applied.as_ref() == Some(&wanted) { Ok(()) } else { apply(&shared.verbs, wanted.clone()).await };
+        applied = result.is_ok().then(|| wanted.clone());
+        for done in waiting {
+            // Who waited may have died meanwhile.
+            let _ = done.send(result.clone());
+        }
+    }
+}
+
+async fn apply(verbs: &Verbs, wanted: FilterSet) -> Result<(), String> {
+    verbs
+        .run("filters", move |host| host.filters.apply(&wanted))
+        .await
+        .map_err(|error| base::errors::chain(&error))
+}

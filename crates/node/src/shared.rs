@@ -1,0 +1,87 @@
+//! What the tasks of one agent share: values that never change, and leaf data behind short locks.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+};
+
+use base::{clock::Clock, shutdown::Shutdown};
+use model::{id::ServerId, target::Target, time::Timestamp};
+use nodeapi::link::HeadnodeLink;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    board::Board,
+    config::AgentConfig,
+    ids::IdPool,
+    images::Images,
+    ledger::Ledgers,
+    metadata::Metadata,
+    network::Network,
+    verbs::Verbs,
+};
+
+/// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
+/// than one; much more only makes all of them slow.
+const MAKING_PER_CPU: usize = 2;
+
+/// Zones stopped or removed at once. These mostly wait for guests to halt; each holds a thread.
+const ENDING: usize = 64;
+
+/// See the head of this file.
+pub(crate) struct Shared {
+    pub(crate) config: AgentConfig,
+    /// The kernel's id of this boot of the machine.
+    pub(crate) boot_id: String,
+    pub(crate) verbs: Verbs,
+    pub(crate) link: Arc<dyn HeadnodeLink>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) shutdown: Shutdown,
+    /// The target held; the keeper in `link` writes it.
+    pub(crate) target: watch::Sender<Arc<Target>>,
+    /// Whether a headnode has confirmed or replaced the target in this run.
+    pub(crate) confirmed: AtomicBool,
+    pub(crate) ledgers: Ledgers,
+    pub(crate) ids: Mutex<IdPool>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) images: Images,
+    pub(crate) network: Network,
+    pub(crate) metadata: Metadata,
+    pub(crate) making: Semaphore,
+    pub(crate) ending: Semaphore,
+}
+
+impl Shared {
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.clock.now_ms()
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp(self.now_ms())
+    }
+
+    pub(crate) fn target(&self) -> Arc<Target> {
+        self.target.borrow().clone()
+    }
+
+    pub(crate) fn with_ids<T>(&self, change: impl FnOnce(&mut IdPool) -> T) -> T {
+        // Every change is one insertion or removal, so a panic elsewhere leaves nothing half done.
+        change(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The target of a machine that was never told anything: leave everything alone.
+pub(crate) fn empty_target(server: ServerId) -> Target {
+    let (networks, images, zones) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    Target { server, generation: 0, datacenter: String::new(), networks, images, zones }
+}
+
+/// How many may be made at once on `cpus`.
+pub(crate) fn making_permits(cpus: u32) -> Semaphore {
+    Semaphore::new((usize::try_from(cpus).unwrap_or(1).max(1)) * MAKING_PER_CPU)
+}
+
+/// How many may be ended at once.
+pub(crate) fn ending_permits() -> Semaphore {
+    Semaphore::new(ENDING)
+}
