@@ -1,1 +1,50 @@
-fn main() {}
+//! The developers' one helper: `cargo xtask <command>`.
+//!
+//! `tidy` holds the walls and the house rules, `check` is everything a change must pass before it lands, `bench` measures
+//! speed as ratios within one run, `sim` runs a datacenter in one process from a seed. It needs nothing beyond cargo and
+//! git; what a command needs besides, it says.
+
+mod bench;
+mod check;
+mod command;
+mod sim;
+mod tidy;
+
+use std::{path::PathBuf, process::ExitCode};
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+  tidy [--shrink]      check walls, licences, lengths, documents, words; --shrink lowers the recorded debts
+  check                tidy, formatting, clippy: what must pass before a change lands
+  bench [name…]        measure and rewrite docs/performance.md; without a name, every bench
+  sim [--seed N] …     run the simulation; the arguments go to it as they are";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let root = repository_root();
+    let outcome = match arguments.split_first() {
+        Some((command, rest)) => match (command.as_str(), rest) {
+            ("tidy", []) => tidy::run(&root, tidy::Debts::Hold),
+            ("tidy", [flag]) if flag == "--shrink" => tidy::run(&root, tidy::Debts::Shrink),
+            ("check", []) => check::run(&root),
+            ("bench", names) => bench::run(&root, names),
+            ("sim", rest) => sim::run(&root, rest),
+            _ => Err(USAGE.to_owned()),
+        },
+        None => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace this helper was built from.
+fn repository_root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}
