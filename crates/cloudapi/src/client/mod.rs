@@ -1,1 +1,14 @@
-//! Under way in the next commit.
+//! A typed client that signs: what `neso instance` speaks with.
+//!
+//! [`profile`] finds out whom to talk to and as whom, from the places the `triton` command uses; [`signer`] holds or borrows
+//! the private key; [`Client`] sends. Every request has a deadline and every answer a limit.
+
+mod agent;
+mod http;
+pub mod profile;
+pub mod signer;
+mod tls;
+
+pub use http::{Client, ClientError, MachineFilter};
+pub use profile::Profile;
+pub use signer::Signer;

@@ -1,0 +1,403 @@
+//! Sending signed requests and reading answers.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use model::{
+    id::{ImageId, InstanceId, MacAddr},
+    instance::TagValue,
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    Profile, Signer,
+    signer::SignerError,
+    tls,
+};
+use crate::{
+    error::ErrorBody,
+    signature::http_date,
+    types::{Account, Audit, CreateKey, CreateMachine, Image, Key, Machine, Network, NetworkChoice, Nic, Package},
+};
+
+/// How long one request may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Largest answer read, bytes: a page of 1,000 instances with much metadata.
+const ANSWER_MAX: usize = 64 << 20;
+/// Instances per page: the contract's maximum.
+const PAGE: usize = 1_000;
+/// What may stand in a path segment as it is.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The profile's URL or trust cannot be used.
+    #[error("cannot use the profile: {0}")]
+    Profile(String),
+    /// Signing failed.
+    #[error("failed to sign the request")]
+    Sign(#[from] SignerError),
+    /// The server cannot be reached.
+    #[error("failed to reach {url}")]
+    Connect {
+        /// Where.
+        url: String,
+        /// What the network said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer in time.
+    #[error("{url} did not answer within {} s", DEADLINE.as_secs())]
+    Timeout {
+        /// Where.
+        url: String,
+    },
+    /// The server says no.
+    #[error("{} ({})", body.message, body.code)]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// What it says.
+        body: ErrorBody,
+    },
+    /// The answer is not what the contract says.
+    #[error("cannot read the answer of {url} (status {status})")]
+    Answer {
+        /// Where.
+        url: String,
+        /// HTTP status.
+        status: StatusCode,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Which instances to list.
+#[derive(Debug, Clone, Default)]
+pub struct MachineFilter(BTreeMap<String, String>);
+
+impl MachineFilter {
+    /// Adds one filter of the contract: `name`, `state`, `tag.role` …
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.insert(key.into(), value.into());
+        self
+    }
+}
+
+/// A client of one account in one datacenter.
+pub struct Client {
+    http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    base: String,
+    account: String,
+    key_id: String,
+    signer: Signer,
+    clock: fn() -> i64,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({} as {})", self.base, self.account)
+    }
+}
+
+/// An answer, before its body is read as something.
+struct Answer {
+    url: String,
+    status: StatusCode,
+    body: Bytes,
+}
+
+impl Client {
+    /// Connects lazily. `clock` gives seconds since 1970: signatures carry the time.
+    pub fn new(profile: &Profile, signer: Signer, clock: fn() -> i64) -> Result<Self, ClientError> {
+        let config = tls::config(profile.insecure, profile.ca_file.as_deref()).map_err(ClientError::Profile)?;
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().enable_http2().build();
+        let base = profile.url.trim_end_matches('/').to_owned();
+        base.parse::<Uri>()
+            .ok()
+            .filter(|uri| uri.host().is_some())
+            .ok_or_else(|| ClientError::Profile(format!("`{base}` is not a URL like https://host:8443")))?;
+        Ok(Self {
+            http: HyperClient::builder(TokioExecutor::new()).build(connector),
+            base,
+            account: profile.act_as.clone().unwrap_or_else(|| profile.account.clone()),
+            key_id: format!("/{}/keys/{}", profile.account, signer.fingerprint_md5),
+            signer,
+            clock,
+        })
+    }
+
+    /// `GET /:account`.
+    pub async fn account(&self) -> Result<Account<'static>, ClientError> {
+        self.get("", &[]).await
+    }
+
+    /// All keys.
+    pub async fn keys(&self) -> Result<Vec<Key<'static>>, ClientError> {
+        self.get("/keys", &[]).await
+    }
+
+    /// Adds a key.
+    pub async fn key_create(&self, key: &CreateKey) -> Result<Key<'static>, ClientError> {
+        self.post("/keys", key).await
+    }
+
+    /// All packages.
+    pub async fn packages(&self) -> Result<Vec<Package<'static>>, ClientError> {
+        self.get("/packages", &[]).await
+    }
+
+    /// Images one may use; `state` `all` shows the rest too.
+    pub async fn images(&self, state: &str) -> Result<Vec<Image<'static>>, ClientError> {
+        self.get("/images", &[("state", state)]).await
+    }
+
+    /// One image.
+    pub async fn image(&self, id: ImageId) -> Result<Image<'static>, ClientError> {
+        self.get(&format!("/images/{id}"), &[]).await
+    }
+
+    /// Networks one may use.
+    pub async fn networks(&self) -> Result<Vec<Network<'static>>, ClientError> {
+        self.get("/networks", &[]).await
+    }
+
+    /// Name of each datacenter to its URL.
+    pub async fn datacenters(&self) -> Result<BTreeMap<String, String>, ClientError> {
+        self.get("/datacenters", &[]).await
+    }
+
+    /// Makes an instance.
+    pub async fn machine_create(&self, wanted: &CreateMachine) -> Result<Machine<'static>, ClientError> {
+        self.post("/machines", wanted).await
+    }
+
+    /// All instances that match, page by page.
+    pub async fn machines(&self, filter: &MachineFilter) -> Result<Vec<Machine<'static>>, ClientError> {
+        let mut all = Vec::new();
+        loop {
+            let (limit, offset) = (PAGE.to_string(), all.len().to_string());
+            let mut query: Vec<(&str, &str)> = filter.0.iter().map(|(key, value)| (&**key, &**value)).collect();
+            query.extend([("limit", &*limit), ("offset", &*offset)]);
+            let page: Vec<Machine<'static>> = self.get("/machines", &query).await?;
+            let last = page.len() < PAGE;
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One instance; a deleted one too, for as long as the server remembers it.
+    pub async fn machine(&self, id: InstanceId) -> Result<Machine<'static>, ClientError> {
+        let answer = self.send(Method::GET, &format!("/machines/{id}"), &[], None).await?;
+        if answer.status == StatusCode::GONE
+            && let Ok(machine) = serde_json::from_slice(&answer.body)
+        {
+            return Ok(machine);
+        }
+        answer.read()
+    }
+
+    /// `start`, `stop`, `reboot`, `enable_firewall`, `disable_deletion_protection` …
+    pub async fn machine_action(&self, id: InstanceId, action: &str) -> Result<(), ClientError> {
+        self.machine_act(id, &json!({ "action": action })).await
+    }
+
+    /// Gives another package.
+    pub async fn machine_resize(&self, id: InstanceId, package: &str) -> Result<(), ClientError> {
+        self.machine_act(id, &json!({ "action": "resize", "package": package })).await
+    }
+
+    /// Gives another name.
+    pub async fn machine_rename(&self, id: InstanceId, name: &str) -> Result<(), ClientError> {
+        self.machine_act(id, &json!({ "action": "rename", "name": name })).await
+    }
+
+    async fn machine_act(&self, id: InstanceId, body: &serde_json::Value) -> Result<(), ClientError> {
+        self.send(Method::POST, &format!("/machines/{id}"), &[], Some(to_bytes(body))).await?.done()
+    }
+
+    /// Deletes an instance.
+    pub async fn machine_delete(&self, id: InstanceId) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &format!("/machines/{id}"), &[], None).await?.done()
+    }
+
+    /// What was done to an instance, newest first.
+    pub async fn machine_audit(&self, id: InstanceId) -> Result<Vec<Audit<'static>>, ClientError> {
+        self.get(&format!("/machines/{id}/audit"), &[]).await
+    }
+
+    /// Its tags.
+    pub async fn tags(&self, id: InstanceId) -> Result<BTreeMap<String, TagValue>, ClientError> {
+        self.get(&format!("/machines/{id}/tags"), &[]).await
+    }
+
+    /// Adds tags.
+    pub async fn tags_add(
+        &self,
+        id: InstanceId,
+        tags: &BTreeMap<String, TagValue>,
+    ) -> Result<BTreeMap<String, TagValue>, ClientError> {
+        self.post(&format!("/machines/{id}/tags"), tags).await
+    }
+
+    /// Removes a tag.
+    pub async fn tag_delete(&self, id: InstanceId, tag: &str) -> Result<(), ClientError> {
+        let path = format!("/machines/{id}/tags/{}", utf8_percent_encode(tag, SEGMENT));
+        self.send(Method::DELETE, &path, &[], None).await?.done()
+    }
+
+    /// Its metadata.
+    pub async fn metadata(&self, id: InstanceId) -> Result<BTreeMap<String, serde_json::Value>, ClientError> {
+        self.get(&format!("/machines/{id}/metadata"), &[]).await
+    }
+
+    /// Adds metadata.
+    pub async fn metadata_add(
+        &self,
+        id: InstanceId,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, serde_json::Value>, ClientError> {
+        self.post(&format!("/machines/{id}/metadata"), metadata).await
+    }
+
+    /// Removes a metadata key.
+    pub async fn metadata_delete(&self, id: InstanceId, key: &str) -> Result<(), ClientError> {
+        let path = format!("/machines/{id}/metadata/{}", utf8_percent_encode(key, SEGMENT));
+        self.send(Method::DELETE, &path, &[], None).await?.done()
+    }
+
+    /// Its NICs.
+    pub async fn nics(&self, id: InstanceId) -> Result<Vec<Nic>, ClientError> {
+        self.get(&format!("/machines/{id}/nics"), &[]).await
+    }
+
+    /// Adds a NIC.
+    pub async fn nic_add(&self, id: InstanceId, network: &NetworkChoice) -> Result<Nic, ClientError> {
+        self.post(&format!("/machines/{id}/nics"), &json!({ "network": network })).await
+    }
+
+    /// Removes a NIC.
+    pub async fn nic_delete(&self, id: InstanceId, mac: MacAddr) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &format!("/machines/{id}/nics/{}", mac.bare()), &[], None).await?.done()
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, ClientError> {
+        self.send(Method::GET, path, query, None).await?.read()
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.send(Method::POST, path, &[], Some(to_bytes(body))).await?.read()
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        let mut target = format!("/{}{path}", utf8_percent_encode(&self.account, SEGMENT));
+        for (position, (key, value)) in query.iter().enumerate() {
+            target.push(if position == 0 { '?' } else { '&' });
+            target.push_str(&format!("{}={}", utf8_percent_encode(key, SEGMENT), utf8_percent_encode(value, SEGMENT)));
+        }
+        let url = format!("{}{target}", self.base);
+        let request = self.request(&method, &url, &target, body).await?;
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|error| failed(&url, error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+            let body = body.map_err(|source| ClientError::Connect { url: url.clone(), source })?.to_bytes();
+            Ok(Answer { url: url.clone(), status, body })
+        };
+        match timeout(DEADLINE, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Timeout { url }),
+        }
+    }
+
+    async fn request(
+        &self,
+        method: &Method,
+        url: &str,
+        target: &str,
+        body: Option<Bytes>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let date = http_date((self.clock)());
+        let message = format!("(request-target): {} {target}\ndate: {date}", method.as_str().to_lowercase());
+        let signature = BASE64.encode(self.signer.sign(message.as_bytes()).await?);
+        let authorization = format!(
+            r#"Signature keyId="{}",algorithm="{}",headers="(request-target) date",signature="{signature}""#,
+            self.key_id,
+            self.signer.algorithm(),
+        );
+        let mut request = Request::builder()
+            .method(method)
+            .uri(url)
+            .header(header::DATE, date)
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::ACCEPT, "application/json")
+            .header("accept-version", "~9||~8")
+            .header(header::USER_AGENT, concat!("neso/", env!("CARGO_PKG_VERSION")));
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(body.unwrap_or_default()))
+            .map_err(|error| ClientError::Profile(format!("cannot ask for `{url}`: {error}")))
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn read<T: DeserializeOwned>(self) -> Result<T, ClientError> {
+        let body = self.accepted()?;
+        serde_json::from_slice(&body.body).map_err(|source| ClientError::Answer {
+            url: body.url,
+            status: body.status,
+            source,
+        })
+    }
+
+    fn done(self) -> Result<(), ClientError> {
+        self.accepted().map(drop)
+    }
+
+    fn accepted(self) -> Result<Self, ClientError> {
+        if self.status.is_success() {
+            return Ok(self);
+        }
+        let body = serde_json::from_slice(&self.body).map_err(|source| ClientError::Answer {
+            url: self.url,
+            status: self.status,
+            source,
+        })?;
+        Err(ClientError::Refused { status: self.status, body })
+    }
+}
+
+fn failed(url: &str, error: hyper_util::client::legacy::Error) -> ClientError {
+    ClientError::Connect { url: url.to_owned(), source: Box::new(error) }
+}
+
+fn to_bytes(body: &impl Serialize) -> Bytes {
+    serde_json::to_vec(body).expect("request bodies are plain data with text keys").into()
+}
