@@ -1,0 +1,186 @@
+//! Every record in memory, decoded, following the engine's watch.
+//!
+//! One task applies changes in order and publishes a new [`Snapshot`] for each delivery. If the engine no longer keeps the history
+//! the mirror needs, it loads everything again and tells its readers that anything may have changed. A value that this program
+//! cannot read stops the mirror for good: from then on commits fail with that reason, and reads show the last good state.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use base::{backoff::Backoff, shutdown::Shutdown};
+use tokio::sync::{broadcast, watch};
+
+use crate::{
+    change::{Change, Changes},
+    engine::{Engine, EngineError, Event, Watch},
+    snapshot::{Snapshot, State},
+    store::Error,
+    table::{Revision, Schema},
+};
+
+/// Changes a reader of the feed may be behind before it is told that it lagged. Each holds a snapshot, so not too many.
+const FEED_CHANGES_MAX: usize = 256;
+/// Records asked of the engine at once while loading.
+const LOAD_RECORDS: usize = 1000;
+/// Waits between attempts to reach an engine that fails.
+const RETRY_FLOOR: Duration = Duration::from_millis(50);
+const RETRY_CEILING: Duration = Duration::from_secs(5);
+
+pub(crate) struct Mirror {
+    engine: Arc<dyn Engine>,
+    schema: Arc<Schema>,
+    // Held to copy or replace one pointer.
+    current: RwLock<Snapshot>,
+    applied: watch::Sender<Applied>,
+    feed: broadcast::Sender<Arc<Change>>,
+}
+
+#[derive(Clone)]
+struct Applied {
+    revision: Revision,
+    broken: Option<Arc<Error>>,
+}
+
+impl Mirror {
+    /// Load everything.
+    pub(crate) async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<(Arc<Self>, Box<dyn Watch>), Error> {
+        let schema = Arc::new(schema);
+        let (state, watch) = load(engine.as_ref(), &schema).await?;
+        let applied = watch::Sender::new(Applied { revision: state.revision, broken: None });
+        let feed = broadcast::Sender::new(FEED_CHANGES_MAX);
+        let mirror = Self { engine, schema, current: RwLock::new(Snapshot::new(state)), applied, feed };
+        Ok((Arc::new(mirror), watch))
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn changes(self: &Arc<Self>) -> Changes {
+        Changes::new(self.feed.subscribe(), self.clone())
+    }
+
+    /// Ends when the mirror shows `revision`, or will never show it.
+    pub(crate) async fn reached(&self, revision: Revision) -> Result<(), Arc<Error>> {
+        let mut applied = self.applied.subscribe();
+        let seen = applied.wait_for(|applied| applied.revision >= revision || applied.broken.is_some()).await;
+        let seen = seen.expect("the mirror owns the sender").clone();
+        match seen.broken {
+            Some(error) if seen.revision < revision => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn broken(&self) -> Option<Arc<Error>> {
+        self.applied.borrow().broken.clone()
+    }
+
+    /// Follow the engine until shutdown.
+    pub(crate) async fn follow(self: Arc<Self>, mut watch: Box<dyn Watch>, shutdown: Shutdown) {
+        let mut backoff = Backoff::new(RETRY_FLOOR, RETRY_CEILING);
+        while let Some(delivered) = shutdown.unless(watch.next()).await {
+            let trouble = match delivered {
+                Ok(events) => {
+                    backoff.reset();
+                    self.apply(&events).err()
+                }
+                Err(error) => Some(Error::Engine(error)),
+            };
+            let Some(trouble) = trouble else { continue };
+            match self.recover(trouble, &mut backoff, &shutdown).await {
+                Some(again) => watch = again,
+                None => return,
+            }
+        }
+    }
+
+    fn apply(&self, events: &[Event]) -> Result<(), Error> {
+        let mut state = self.snapshot().state().clone();
+        let mut keys = Vec::with_capacity(events.len());
+        for event in events {
+            let (position, key) = state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
+            keys.push((self.schema.name(position), key));
+            state.revision = state.revision.max(event.revision);
+        }
+        self.publish(state, keys, false);
+        Ok(())
+    }
+
+    fn publish(&self, state: State, keys: Vec<(&'static str, Arc<str>)>, lagged: bool) {
+        let revision = state.revision;
+        let snapshot = Snapshot::new(state);
+        let previous = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), snapshot.clone());
+        // No receiver is no error.
+        let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
+        self.applied.send_modify(|applied| applied.revision = revision);
+        drop(previous);
+    }
+
+    /// A new watch after `trouble`; `None` when there is nothing more to follow.
+    async fn recover(&self, trouble: Error, backoff: &mut Backoff, shutdown: &Shutdown) -> Option<Box<dyn Watch>> {
+        let mut trouble = trouble;
+        loop {
+            match &trouble {
+                Error::Decode(_) | Error::Engine(EngineError::Closed) => {
+                    tracing::error!(error = base::errors::chain(&trouble), "the mirror of the store has stopped");
+                    let broken = Some(Arc::new(trouble));
+                    self.applied.send_modify(|applied| applied.broken = broken);
+                    return None;
+                }
+                Error::Engine(error) => {
+                    tracing::warn!(error = base::errors::chain(error), "the mirror of the store lost its watch");
+                }
+            }
+            shutdown.unless(tokio::time::sleep(backoff.next_delay())).await?;
+            let compacted = matches!(trouble, Error::Engine(EngineError::Compacted(_)));
+            let again = if compacted { self.reload().await } else { self.rewatch().await };
+            match again {
+                Ok(watch) => return Some(watch),
+                Err(error) => trouble = error,
+            }
+        }
+    }
+
+    async fn rewatch(&self) -> Result<Box<dyn Watch>, Error> {
+        self.engine.watch(self.snapshot().revision()).await.map_err(Error::Engine)
+    }
+
+    async fn reload(&self) -> Result<Box<dyn Watch>, Error> {
+        let (state, watch) = load(self.engine.as_ref(), &self.schema).await?;
+        self.publish(state, Vec::new(), true);
+        Ok(watch)
+    }
+}
+
+async fn load(engine: &dyn Engine, schema: &Arc<Schema>) -> Result<(State, Box<dyn Watch>), Error> {
+    let mut state = State::empty(schema.clone());
+    let mut watch = None;
+    let mut after = String::new();
+    let mut newest = Revision(0);
+    loop {
+        let page = engine.load(&after, LOAD_RECORDS).await.map_err(Error::Engine)?;
+        if watch.is_none() {
+            state.revision = page.revision;
+            watch = Some(engine.watch(page.revision).await.map_err(Error::Engine)?);
+        }
+        newest = newest.max(page.revision);
+        for record in &page.records {
+            state.apply(&record.key, record.revision, Some(&record.value)).map_err(Error::Decode)?;
+        }
+        match page.records.last() {
+            Some(last) if page.more => after.clone_from(&last.key),
+            _ => break,
+        }
+    }
+    let mut watch = watch.expect("the first page set the watch");
+    // Records were written while we read: catch up before anybody sees a state that never was.
+    while state.revision < newest {
+        for event in watch.next().await.map_err(Error::Engine)? {
+            state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
+            state.revision = state.revision.max(event.revision);
+        }
+    }
+    Ok((state, watch))
+}

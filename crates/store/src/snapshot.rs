@@ -1,0 +1,131 @@
+//! One state of the whole store, forever.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    rows::{AnyRows, Rows},
+    table::{DecodeError, Entry, Revision, Schema, Table},
+};
+
+/// Every record as of one revision. Cloning it costs a counter; holding it keeps only what has changed since.
+#[derive(Clone)]
+pub struct Snapshot {
+    state: Arc<State>,
+}
+
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) revision: Revision,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) tables: Vec<Arc<dyn AnyRows>>,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot").field("revision", &self.state.revision).finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn new(state: State) -> Self {
+        Self { state: Arc::new(state) }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The revision this is the state of. Inside a decision: the last one that is durable; what is on its way is included but has no
+    /// number yet.
+    pub fn revision(&self) -> Revision {
+        self.state.revision
+    }
+
+    /// The record under `key`.
+    pub fn get<T>(&self, table: &'static Table<T>, key: &str) -> Option<Arc<Entry<T>>> {
+        self.rows(table).get(key).cloned()
+    }
+
+    /// Whether there is a record under `key`.
+    pub fn contains<T>(&self, table: &'static Table<T>, key: &str) -> bool {
+        self.rows(table).get(key).is_some()
+    }
+
+    /// Every record, in the order of keys.
+    pub fn scan<'a, T>(&'a self, table: &'static Table<T>) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+        self.rows(table).scan()
+    }
+
+    /// Records with keys greater than `after`, in the order of keys; `after` may be empty.
+    pub fn range<'a, T>(&'a self, table: &'static Table<T>, after: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+        self.rows(table).range(after)
+    }
+
+    /// Records that the index named `index` lists under `key`, in the order of their own keys.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn find<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        index: &str,
+        key: &str,
+    ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+        self.rows(table).find(index, key)
+    }
+
+    /// How many records there are.
+    pub fn count<T>(&self, table: &'static Table<T>) -> usize {
+        self.state.tables[self.position(table.name)].len()
+    }
+
+    /// Revision of the last change of a record whose type the caller does not know; `None` when there is none.
+    ///
+    /// # Panics
+    /// If the schema has no such table.
+    pub fn revision_of(&self, table: &str, key: &str) -> Option<Revision> {
+        self.state.tables[self.position(table)].revision_of(key)
+    }
+
+    /// Records per table.
+    pub fn table_sizes(&self) -> Vec<(&'static str, usize)> {
+        self.state.schema.table_names().into_iter().zip(self.state.tables.iter().map(|table| table.len())).collect()
+    }
+
+    fn position(&self, name: &str) -> usize {
+        let position = self.state.schema.position(name);
+        position.unwrap_or_else(|| panic!("table `{name}` is not in the store's schema"))
+    }
+
+    fn rows<T>(&self, table: &'static Table<T>) -> &Rows<T> {
+        let rows = self.state.tables[self.position(table.name)].as_any().downcast_ref();
+        rows.unwrap_or_else(|| panic!("table `{}` was registered with another record type", table.name))
+    }
+}
+
+impl State {
+    pub(crate) fn empty(schema: Arc<Schema>) -> Self {
+        Self { revision: Revision(0), tables: schema.empty(), schema }
+    }
+
+    pub(crate) fn table_mut(&mut self, position: usize) -> &mut dyn AnyRows {
+        let table = &mut self.tables[position];
+        if Arc::get_mut(table).is_none() {
+            *table = table.share();
+        }
+        Arc::get_mut(table).expect("a table that was just copied has one owner")
+    }
+
+    /// Apply one stored change. A change older than what is there is ignored, so replaying history is harmless.
+    pub(crate) fn apply(&mut self, full_key: &str, revision: Revision, value: Option<&[u8]>) -> Result<(usize, Arc<str>), DecodeError> {
+        let (position, key) = self.schema.split(full_key)?;
+        if self.tables[position].revision_of(key).is_none_or(|present| present < revision) {
+            let table = self.table_mut(position);
+            match value {
+                Some(bytes) => table.put_bytes(key, revision, bytes)?,
+                None => table.remove(key),
+            }
+        }
+        Ok((position, key.into()))
+    }
+}

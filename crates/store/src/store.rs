@@ -1,0 +1,278 @@
+//! The store as its callers see it: snapshots, decisions, commits, changes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base::shutdown::{Shutdown, Trigger};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::{
+    change::Changes,
+    engine::{Engine, EngineError, Outcome},
+    mirror::Mirror,
+    pipeline::{Landing, Pipeline, Ticket},
+    snapshot::Snapshot,
+    table::{DecodeError, Revision, Schema},
+    transaction::Transaction,
+};
+
+/// How often a decision is made anew when what it saw did not come true. Only another headnode, or a group that did not fit on the
+/// disk, causes that.
+const DECISIONS_MAX: usize = 64;
+/// Callers that may wait for the disk at once; the rest wait in line for their turn to decide.
+const WAITING_MAX: usize = 1024;
+
+/// Why a store cannot be opened, or its mirror stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The engine failed.
+    #[error("read the store")]
+    Engine(#[source] EngineError),
+    /// The data are not this program's.
+    #[error("understand the store")]
+    Decode(#[source] DecodeError),
+}
+
+/// Why a commit did not happen.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CommitError {
+    /// A record is not as the transaction saw it.
+    #[error("record `{table}/{key}` was changed at the same time")]
+    Conflict {
+        /// Table of the record.
+        table: &'static str,
+        /// Its key; empty when another process was faster too many times and it is not known where.
+        key: String,
+    },
+    /// More than the engine takes at once.
+    #[error("the transaction is too large: {operations} checks and writes, {bytes} bytes")]
+    TooLarge {
+        /// Checks and writes.
+        operations: usize,
+        /// Bytes of keys and values.
+        bytes: usize,
+    },
+    /// The disk is full. Reads still work, and so do transactions that may use the reserve.
+    #[error("no space is left for the store")]
+    Full,
+    /// The transaction contradicts itself; the program is wrong.
+    #[error("the transaction makes no sense: {0}")]
+    Invalid(String),
+    /// The engine failed; whether the commit happened is not known.
+    #[error("write to the store")]
+    Engine(#[source] Arc<EngineError>),
+    /// The mirror has stopped; see its reason.
+    #[error("the store has stopped")]
+    Stopped(#[source] Arc<Error>),
+}
+
+/// All records. Cheap to clone; its tasks end with the last clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+    _stop: Arc<Trigger>,
+}
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    mirror: Arc<Mirror>,
+    // Held while a decision is made, which is pure and short; never across an await.
+    pipeline: Mutex<Pipeline>,
+    queued: Notify,
+    waiting: Semaphore,
+}
+
+enum Decided<R, E> {
+    Yes(Ticket, R),
+    No(Ticket, E),
+}
+
+impl Store {
+    /// Load every record of `engine` and keep following it.
+    ///
+    /// # Errors
+    /// When the engine fails, or holds a record that `schema` cannot read.
+    pub async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<Self, Error> {
+        let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
+        let pipeline = Mutex::new(Pipeline::new(engine.limits(), mirror.snapshot()));
+        let (trigger, shutdown) = Shutdown::new();
+        let waiting = Semaphore::new(WAITING_MAX);
+        let inner = Arc::new(Inner { engine, mirror, pipeline, queued: Notify::new(), waiting });
+        base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
+        base::task::spawn("store-commit", inner.clone().fly(shutdown));
+        Ok(Self { inner, _stop: Arc::new(trigger) })
+    }
+
+    /// The newest durable state.
+    pub fn snapshot(&self) -> Snapshot {
+        self.inner.mirror.snapshot()
+    }
+
+    /// Every change from now on.
+    pub fn changes(&self) -> Changes {
+        self.inner.mirror.changes()
+    }
+
+    /// Make `transaction` happen, all or nothing. When this returns, it is durable and [`Store::snapshot`] shows it. Prefer
+    /// [`Store::update`], which decides on the newest state.
+    pub async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        let _turn = self.turn().await;
+        for _ in 0..DECISIONS_MAX {
+            let (admitted, seen) = {
+                let mut pipeline = self.pipeline()?;
+                let admitted = pipeline.admit(&transaction);
+                (admitted, pipeline.join())
+            };
+            match admitted {
+                Ok(ticket) => {
+                    if let Some(revision) = self.landed(ticket).await? {
+                        return Ok(revision);
+                    }
+                }
+                // Let what it lost against become visible, so that the caller's next look shows it.
+                Err(conflict @ CommitError::Conflict { .. }) => {
+                    if self.landed(seen).await?.is_some() {
+                        return Err(conflict);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CommitError::Conflict { table: "", key: String::new() })
+    }
+
+    /// Decide on the newest state and commit what was decided. `decide` must be pure: it runs again when what it saw did not come
+    /// true. Its refusal is returned only after everything it saw is durable.
+    pub async fn update<R, E: From<CommitError>>(
+        &self,
+        mut decide: impl FnMut(&Snapshot) -> Result<(Transaction, R), E>,
+    ) -> Result<(Revision, R), E> {
+        let _turn = self.turn().await;
+        let mut lost = CommitError::Conflict { table: "", key: String::new() };
+        for _ in 0..DECISIONS_MAX {
+            match self.decide(&mut decide) {
+                Ok(Decided::Yes(ticket, answer)) => {
+                    if let Some(revision) = self.landed(ticket).await? {
+                        return Ok((revision, answer));
+                    }
+                }
+                Ok(Decided::No(ticket, refusal)) => {
+                    if self.landed(ticket).await?.is_some() {
+                        return Err(refusal);
+                    }
+                }
+                Err(conflict @ CommitError::Conflict { .. }) => lost = conflict,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(lost.into())
+    }
+
+    fn decide<R, E>(
+        &self,
+        decide: &mut impl FnMut(&Snapshot) -> Result<(Transaction, R), E>,
+    ) -> Result<Decided<R, E>, CommitError> {
+        let mut pipeline = self.pipeline()?;
+        let newest = pipeline.newest(|| self.inner.mirror.snapshot());
+        match decide(&newest) {
+            Ok((transaction, answer)) => {
+                drop(newest);
+                let ticket = pipeline.admit(&transaction)?;
+                Ok(Decided::Yes(ticket, answer))
+            }
+            Err(refusal) => Ok(Decided::No(pipeline.join(), refusal)),
+        }
+    }
+
+    /// The revision a ticket became; `None`: decide again.
+    async fn landed(&self, ticket: Ticket) -> Result<Option<Revision>, CommitError> {
+        let waiting = match ticket {
+            Ticket::Now(revision) => return Ok(Some(revision)),
+            Ticket::Wait(waiting) => waiting,
+        };
+        self.inner.queued.notify_one();
+        match waiting.await {
+            Ok(Landing::Durable(revision)) => Ok(Some(revision)),
+            Ok(Landing::Again) => Ok(None),
+            Ok(Landing::Failed(error)) if matches!(*error, EngineError::Full) => Err(CommitError::Full),
+            Ok(Landing::Failed(error)) => Err(CommitError::Engine(error)),
+            Err(_) => Err(self.stopped()),
+        }
+    }
+
+    fn pipeline(&self) -> Result<MutexGuard<'_, Pipeline>, CommitError> {
+        if let Some(error) = self.inner.mirror.broken() {
+            return Err(CommitError::Stopped(error));
+        }
+        let mut pipeline = self.inner.pipeline();
+        pipeline.newest(|| self.inner.mirror.snapshot());
+        Ok(pipeline)
+    }
+
+    async fn turn(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.inner.waiting.acquire().await.expect("the semaphore is never closed")
+    }
+
+    fn stopped(&self) -> CommitError {
+        let reason = self.inner.mirror.broken();
+        CommitError::Stopped(reason.unwrap_or_else(|| Arc::new(Error::Engine(EngineError::Closed))))
+    }
+}
+
+impl Inner {
+    fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
+        // A decision that panicked changed nothing: it is given the state to look at, and the pipeline changes after it returned.
+        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Commit one group after the other until shutdown.
+    async fn fly(self: Arc<Self>, shutdown: Shutdown) {
+        while shutdown.unless(self.queued.notified()).await.is_some() {
+            loop {
+                let Some(batch) = self.pipeline().take() else { break };
+                base::crash::point("store.commit.before");
+                let outcome = self.engine.commit(batch).await;
+                base::crash::point("store.commit.after");
+                if let Err(reason) = self.land(outcome).await {
+                    let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
+                    tracing::error!(reason = base::errors::chain(reason.as_ref()), "the store takes no more commits");
+                    // Dropping the senders tells their callers that the store has stopped.
+                    drop((flying, queued));
+                }
+            }
+        }
+    }
+
+    async fn land(&self, outcome: Result<Outcome, EngineError>) -> Result<(), Arc<Error>> {
+        match outcome {
+            Ok(Outcome::Committed(revision)) => {
+                self.mirror.reached(revision).await?;
+                let waiters = self.pipeline().landed(revision, self.mirror.snapshot());
+                waiters.tell(&Landing::Durable(revision));
+            }
+            Ok(Outcome::Conflict(revision)) => {
+                self.mirror.reached(revision).await?;
+                let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
+                flying.tell(&Landing::Again);
+                queued.tell(&Landing::Again);
+            }
+            Err(error) => {
+                let full = matches!(error, EngineError::Full);
+                let (flying, queued) = {
+                    let mut pipeline = self.pipeline();
+                    let (flying, queued) = pipeline.crashed(self.mirror.snapshot());
+                    if full {
+                        pipeline.fly_alone(flying.writers() + queued.writers());
+                    }
+                    (flying, queued)
+                };
+                if full && flying.writers() > 1 {
+                    flying.tell(&Landing::Again);
+                } else {
+                    flying.tell_writers(&Landing::Failed(Arc::new(error)));
+                }
+                queued.tell(&Landing::Again);
+            }
+        }
+        Ok(())
+    }
+}
