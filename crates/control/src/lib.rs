@@ -1,1 +1,122 @@
-//! Placeholder.
+//! The brain of a datacenter: one folder per noun, free functions `noun::verb(&Control, …)`.
+//!
+//! Every read is served from one immutable snapshot of the store. Every change is a pure decision on one snapshot, turned into one
+//! transaction; if somebody else was faster, the decision is made again on a newer snapshot ([`store::Store::update`]).
+//!
+//! What should be is written here (intent); what is comes from the machines' reports ([`servers::apply_report`]). Nobody
+//! here ever calls a machine: each is handed one document ([`servers::watch_target`]) and answers with facts. Flows
+//! ([`flows`]) wait for those facts on a person's behalf, loops ([`loops`]) tidy up.
+//!
+//! This crate knows no HTTP and none of the public contract's types; doors translate.
+
+pub mod config;
+mod error;
+mod liveness;
+pub mod tables;
+
+pub mod accounts;
+pub mod images;
+pub mod instances;
+pub mod networks;
+pub mod packages;
+pub mod servers;
+
+pub mod flows;
+pub mod loops;
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    ops::Deref,
+    sync::{Arc, Mutex},
+};
+
+use base::{clock::Clock, shutdown::Shutdown};
+use model::{
+    id::{AccountId, NetworkId},
+    time::Timestamp,
+};
+use store::{Snapshot, Store};
+
+pub use crate::{
+    config::ControlConfig,
+    error::{Error, FieldCode, FieldError, Result},
+    liveness::{Heard, Liveness},
+    tables::schema,
+};
+
+/// The control plane. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+/// What every verb needs.
+pub struct Inner {
+    /// The records.
+    pub store: Store,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The operator's decisions.
+    pub config: ControlConfig,
+    /// Heartbeats.
+    pub nodes: Liveness,
+    /// Targets of all machines, kept up to date in memory.
+    pub(crate) targets: servers::targets::Targets,
+    /// The address each network gave last: only a hint where to look for a free one first.
+    pub(crate) last_given: Mutex<HashMap<NetworkId, Ipv4Addr>>,
+}
+
+impl Deref for Control {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Control {
+    /// A control plane over `store`, whose schema must be [`schema`]'s. Starts the task that keeps the machines' targets up to
+    /// date; it ends with `shutdown`.
+    pub fn start(store: Store, clock: Arc<dyn Clock>, config: ControlConfig, shutdown: Shutdown) -> Self {
+        let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
+        let targets = servers::targets::Targets::new(&config);
+        let control = Self(Arc::new(Inner {
+            store,
+            clock,
+            config,
+            nodes,
+            targets,
+            last_given: Mutex::default(),
+        }));
+        servers::targets::start(control.clone(), shutdown);
+        control
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(self.clock.now_ms())
+    }
+
+    /// Everything as of now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.store.snapshot()
+    }
+}
+
+/// Whose objects a verb may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One account's own, and what it was given sight of.
+    Account(AccountId),
+    /// Everybody's: operators.
+    All,
+}
+
+impl Scope {
+    /// Whether objects of `owner` are in scope.
+    pub fn covers(self, owner: AccountId) -> bool {
+        match self {
+            Self::Account(account) => account == owner,
+            Self::All => true,
+        }
+    }
+}

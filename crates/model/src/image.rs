@@ -45,6 +45,9 @@ pub struct Image {
     pub state: ImageState,
     /// Why the state is `failed`.
     pub error: Option<String>,
+    /// What its manifest says the file must be.
+    #[serde(default)]
+    pub expected_file: Option<manifest::ExpectedFile>,
     /// The file; `None` until it was added.
     pub file: Option<ImageFile>,
     /// When it became active.

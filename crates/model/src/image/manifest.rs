@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Compression, Image, ImageKind, ImageState, Requirements};
 use crate::{
@@ -58,7 +58,7 @@ pub struct Manifest {
 }
 
 /// What a manifest says of its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpectedFile {
     /// SHA-1, lower-case hex, as IMGAPI's manifests have it.
     pub sha1: Option<String>,
@@ -89,6 +89,7 @@ impl Manifest {
             requirements: self.requirements,
             state: ImageState::Unactivated,
             error: None,
+            expected_file: Some(self.file),
             file: None,
             published_at: self.published_at,
             created_at: now,

@@ -1,0 +1,354 @@
+//! Asking for an instance: one decision, one commit.
+//!
+//! What does not depend on who else is asking is checked first (names, sizes, rules). Then one decision on the newest
+//! snapshot, on which the store lets decisions take turns, chooses machine, addresses and Ethernet addresses and puts instance, reservation, names and the flow that
+//! waits for it into one transaction. When this returns the instance is recorded, and nothing can lose it any more.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+
+use model::{
+    account::Account,
+    id::{AccountId, FlowId, InstanceId, NetworkId},
+    image::{Image, ImageState},
+    instance::{Brand, Caller, Instance, Intent, TagValue, Wanted},
+    network::{Network, Nic},
+    package::Package,
+    placement::{self, Demand},
+    rules,
+    server::Server,
+    target::Phase,
+    time::Timestamp,
+};
+use store::{Entry, Snapshot, Transaction};
+
+use super::InstanceView;
+use crate::{
+    Control, Error, FieldCode, Result, Scope,
+    error::Faults,
+    flows::{self, Input, Work},
+    images,
+    networks::{
+        self,
+        allocate::{self, Holder, Taken},
+    },
+    packages,
+    tables::{ACCOUNTS, CLAIMS, Claim, INSTANCES, SERVERS},
+};
+
+/// NICs of one instance at most, as Triton allows.
+pub(super) const NICS_MAX: usize = 32;
+/// Affinity rules in one request at most.
+const AFFINITY_MAX: usize = 32;
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct CreateInstance {
+    /// Name; `{{shortId}}` in it becomes the first eight digits of the id, which are also the name when there is none.
+    pub alias: Option<String>,
+    /// Package by id or name.
+    pub package: String,
+    /// Image by id.
+    pub image: String,
+    /// Networks in the order of the interfaces; empty for the defaults.
+    pub networks: Vec<NetworkChoice>,
+    /// See [`Instance::metadata`].
+    pub metadata: BTreeMap<String, String>,
+    /// See [`Instance::internal_metadata`].
+    pub internal_metadata: BTreeMap<String, String>,
+    /// See [`Instance::tags`].
+    pub tags: BTreeMap<String, TagValue>,
+    /// See [`Instance::deletion_protection`].
+    pub deletion_protection: bool,
+    /// See [`Instance::firewall_enabled`].
+    pub firewall_enabled: bool,
+    /// Must agree with package and image when it is given.
+    pub brand: Option<Brand>,
+    /// Placement wishes; read and bounded, without effect while there is one machine to choose.
+    pub affinity: Vec<String>,
+}
+
+/// One NIC that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkChoice {
+    /// On which network.
+    pub network: NetworkId,
+    /// A certain address; `None` for any.
+    pub ip: Option<Ipv4Addr>,
+    /// The default route goes here. The first NIC's when none says so.
+    pub primary: bool,
+}
+
+/// Asks for an instance of `owner`. It is recorded when this returns, in state `provisioning`.
+pub async fn create(
+    control: &Control,
+    caller: &Caller,
+    owner: AccountId,
+    request: CreateInstance,
+) -> Result<InstanceView> {
+    let asked_at = control.now();
+    let id = InstanceId::random();
+    let alias = alias(&request, id);
+    check(control, &request, &alias)?;
+    control
+        .store
+        .update(|snapshot| {
+            let begun_at = control.now();
+            let plan = Plan::make(control, snapshot, owner, &request, &alias)?;
+            let transaction = plan.decide(control, snapshot, caller, Birth { id, asked_at, begun_at }, &request)?;
+            Ok::<_, Error>((transaction, ()))
+        })
+        .await?;
+    let snapshot = control.snapshot();
+    let instance = super::recorded(&snapshot, Scope::Account(owner), id)?;
+    Ok(InstanceView::of(control, &snapshot, instance))
+}
+
+/// When and as what an instance comes to be.
+#[derive(Debug, Clone, Copy)]
+struct Birth {
+    id: InstanceId,
+    asked_at: Timestamp,
+    begun_at: Timestamp,
+}
+
+/// Everything the request refers to, looked up and found to fit together.
+struct Plan {
+    owner: Arc<Entry<Account>>,
+    package: Arc<Entry<Package>>,
+    image: Arc<Entry<Image>>,
+    nics: Vec<(Arc<Entry<Network>>, NetworkChoice)>,
+    brand: Brand,
+    alias: String,
+}
+
+impl Plan {
+    fn make(
+        control: &Control,
+        snapshot: &Snapshot,
+        owner: AccountId,
+        request: &CreateInstance,
+        alias: &str,
+    ) -> Result<Self> {
+        let scope = Scope::Account(owner);
+        let account =
+            snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
+        if snapshot.get(&CLAIMS, &Claim::alias(owner, alias)).is_some() {
+            let why = format!("\"{alias}\" is the name of another instance of yours");
+            return Err(Error::field("name", FieldCode::Conflict, why));
+        }
+        let mut faults = Faults::default();
+        let package = packages::look_up(snapshot, &request.package).filter(|package| package.active);
+        if package.is_none() {
+            faults.check("package", Err(format!("there is no package \"{}\"", request.package)));
+        }
+        let image = request.image.parse().ok().and_then(|image| images::visible(snapshot, scope, image));
+        match &image {
+            None => faults.check("image", Err(format!("there is no image \"{}\"", request.image))),
+            Some(image) if image.state != ImageState::Active => {
+                faults.check("image", Err(format!("image {} is not active", image.id)));
+            }
+            Some(_) => {}
+        }
+        faults.finish()?;
+        let (Some(package), Some(image)) = (package, image) else {
+            unreachable!("a missing one was a fault");
+        };
+        let brand = agree(&package, &image, request.brand)?;
+        let nics = choose_networks(control, snapshot, &account, &request.networks)?;
+        Ok(Self { owner: account, package, image, nics, brand, alias: alias.to_owned() })
+    }
+
+    /// The transaction.
+    fn decide(
+        &self,
+        control: &Control,
+        snapshot: &Snapshot,
+        caller: &Caller,
+        birth: Birth,
+        request: &CreateInstance,
+    ) -> Result<Transaction> {
+        let Birth { id, asked_at, begun_at } = birth;
+        let limits = packages::limits(&self.package);
+        let demand = Demand::of(&limits);
+        let servers: Vec<Arc<Entry<Server>>> = snapshot.scan(&SERVERS).collect();
+        let candidates = servers.iter().map(|server| (&server.value, control.nodes.reachability(server.id, begun_at)));
+        let chosen = placement::place(demand, &control.config.placement, candidates).map_err(|no_room| {
+            tracing::info!(instance = %id, refusals = ?no_room.refusals, "no machine can take a new instance");
+            no_room
+        })?;
+        let server = servers.iter().find(|server| server.id == chosen).expect("placement chose one of the candidates");
+        let holder = Holder { instance: id, owner: self.owner.id, now: asked_at };
+        let (nics, transaction) = wire(control, snapshot, &self.nics, holder, Transaction::new())?;
+        let flow = FlowId::random();
+        let decided_at = control.now();
+        let phase = |name: &str, at: Timestamp, until: Timestamp| Phase {
+            name: name.to_owned(),
+            at,
+            ms: until.millis_since(at),
+        };
+        let instance = Instance {
+            id,
+            owner: self.owner.id,
+            alias: self.alias.clone(),
+            brand: self.brand,
+            image: self.image.id,
+            package: self.package.id,
+            package_name: self.package.name.clone(),
+            limits,
+            server: chosen,
+            nics,
+            metadata: request.metadata.clone(),
+            internal_metadata: request.internal_metadata.clone(),
+            tags: request.tags.clone(),
+            firewall_enabled: request.firewall_enabled,
+            deletion_protection: request.deletion_protection,
+            intent: Intent { wanted: Wanted::Running, starts: 1, reboots: 0 },
+            fact: None,
+            released: false,
+            failure: None,
+            flow: Some(flow),
+            timeline: vec![phase("queued", asked_at, begun_at), phase("placed", begun_at, decided_at)],
+            guest_metadata_seen: 0,
+            history: Vec::new(),
+            created_at: asked_at,
+            updated_at: asked_at,
+            delete_asked_at: None,
+            deleted_at: None,
+        };
+        let reserved = Server { reserved: server.reserved.plus(demand), ..server.value.clone() };
+        let begun = flows::begin(Work::Provision, flow, Input::new(id, caller, "provision"), decided_at);
+        Ok(transaction
+            .create(&CLAIMS, Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() })
+            .replace(&SERVERS, server, reserved)
+            .create(&INSTANCES, instance)
+            .and(begun))
+    }
+}
+
+/// Gives each chosen network a NIC.
+fn wire(
+    control: &Control,
+    snapshot: &Snapshot,
+    chosen: &[(Arc<Entry<Network>>, NetworkChoice)],
+    holder: Holder,
+    mut transaction: Transaction,
+) -> Result<(Vec<Nic>, Transaction)> {
+    let mut taken = Taken::default();
+    let mut nics = Vec::with_capacity(chosen.len());
+    let primary = chosen.iter().position(|(_, choice)| choice.primary).unwrap_or(0);
+    for (number, (network, choice)) in chosen.iter().enumerate() {
+        let (ip, with_ip) =
+            allocate::address(control, snapshot, network, choice.ip, holder, &mut taken, transaction)?;
+        let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
+        transaction = with_mac;
+        let (interface, network) = (format!("net{number}"), network.id);
+        nics.push(Nic { mac, interface, network, ip, primary: number == primary });
+    }
+    Ok((nics, transaction))
+}
+
+/// The networks that were asked for, or the defaults.
+fn choose_networks(
+    control: &Control,
+    snapshot: &Snapshot,
+    owner: &Account,
+    asked: &[NetworkChoice],
+) -> Result<Vec<(Arc<Entry<Network>>, NetworkChoice)>> {
+    let scope = Scope::Account(owner.id);
+    let any = |network: &Network| NetworkChoice { network: network.id, ip: None, primary: false };
+    if asked.is_empty() {
+        let own = owner.default_network.and_then(|id| networks::visible(snapshot, scope, id));
+        let defaults: Vec<_> = match own {
+            Some(network) => vec![network],
+            None => control
+                .config
+                .default_networks
+                .iter()
+                .filter_map(|name| networks::by_name(snapshot, scope, name))
+                .collect(),
+        };
+        return Ok(defaults.into_iter().map(|network| (network.clone(), any(&network))).collect());
+    }
+    if asked.iter().filter(|choice| choice.primary).count() > 1 {
+        return Err(Error::field("networks", FieldCode::Conflict, "only one network can be the primary one"));
+    }
+    let mut chosen: Vec<(Arc<Entry<Network>>, NetworkChoice)> = Vec::with_capacity(asked.len());
+    for choice in asked {
+        let Some(network) = networks::visible(snapshot, scope, choice.network) else {
+            return Err(Error::invalid("networks", format!("there is no network {}", choice.network)));
+        };
+        if chosen.iter().any(|(other, _)| other.id == network.id) {
+            return Err(Error::field("networks", FieldCode::Conflict, format!("network {} is named twice", network.id)));
+        }
+        if choice.ip.is_some() && network.public {
+            let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
+            return Err(Error::invalid("networks", why));
+        }
+        chosen.push((network, choice.clone()));
+    }
+    Ok(chosen)
+}
+
+/// The brand on which package, image and request agree, with the image's demands on memory met.
+fn agree(package: &Package, image: &Image, asked: Option<Brand>) -> Result<Brand> {
+    let brand = match image.kind {
+        model::image::ImageKind::LxDataset => Brand::Lx,
+    };
+    if let Some(other) = asked.filter(|asked| *asked != brand) {
+        let why = format!("image {} makes instances of brand {}, not {}", image.id, brand.as_str(), other.as_str());
+        return Err(Error::field("brand", FieldCode::Conflict, why));
+    }
+    if let Some(other) = package.brand.filter(|only| *only != brand) {
+        let why = format!("package \"{}\" is for brand {}, the image for {}", package.name, other.as_str(), brand.as_str());
+        return Err(Error::field("package", FieldCode::Conflict, why));
+    }
+    fits_image(package, image)?;
+    Ok(brand)
+}
+
+/// Whether a package meets an image's demands on memory.
+pub(super) fn fits_image(package: &Package, image: &Image) -> Result<()> {
+    let needs = &image.requirements;
+    if let Some(least) = needs.min_memory.filter(|least| package.memory < *least) {
+        let why = format!("image \"{}\" needs at least {least} of memory, the package has {}", image.name, package.memory);
+        return Err(Error::field("package", FieldCode::Conflict, why));
+    }
+    if let Some(most) = needs.max_memory.filter(|most| package.memory > *most) {
+        let why = format!("image \"{}\" takes at most {most} of memory, the package has {}", image.name, package.memory);
+        return Err(Error::field("package", FieldCode::Conflict, why));
+    }
+    Ok(())
+}
+
+/// The name with `{{shortId}}` filled in.
+fn alias(request: &CreateInstance, id: InstanceId) -> String {
+    let asked = request.alias.as_deref().filter(|alias| !alias.is_empty()).unwrap_or("{{shortId}}");
+    asked.replace("{{shortId}}", &id.short())
+}
+
+/// What can be judged without looking at anything else.
+fn check(control: &Control, request: &CreateInstance, alias: &str) -> Result<()> {
+    let mut faults = Faults::default();
+    faults.check("name", rules::check_alias(alias, control.config.alias_max));
+    for (field, text) in [("package", &request.package), ("image", &request.image)] {
+        if text.is_empty() {
+            faults.add(field, FieldCode::Missing, "has to be given");
+        }
+    }
+    if request.networks.len() > NICS_MAX {
+        faults.check("networks", Err(format!("has more than {NICS_MAX} entries")));
+    }
+    if request.affinity.len() > AFFINITY_MAX {
+        faults.check("affinity", Err(format!("has more than {AFFINITY_MAX} entries")));
+    }
+    for outcome in [
+        rules::check_tags(&request.tags),
+        rules::check_metadata(&request.metadata),
+        rules::check_metadata(&request.internal_metadata),
+    ] {
+        if let Err((field, why)) = outcome {
+            faults.add(field, FieldCode::Invalid, why);
+        }
+    }
+    faults.finish()
+}

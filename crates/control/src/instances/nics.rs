@@ -1,0 +1,126 @@
+//! NICs of an instance, added and removed while it runs.
+
+use model::{
+    id::{InstanceId, MacAddr},
+    instance::Caller,
+    network::Nic,
+};
+use store::Transaction;
+
+use super::{
+    InstanceView, NicView,
+    change::{usable, with_flow},
+    create::{NICS_MAX, NetworkChoice},
+    decide,
+};
+use crate::{
+    Control, Error, FieldCode, Result, Scope,
+    flows::{Input, Work},
+    networks::{
+        self,
+        allocate::{self, Holder, Taken},
+    },
+};
+
+/// The NICs in the order of their interfaces.
+pub fn list(control: &Control, scope: Scope, id: InstanceId) -> Result<Vec<NicView>> {
+    super::get(control, scope, id).map(|view| view.nics)
+}
+
+/// The NIC with an Ethernet address.
+pub fn get(control: &Control, scope: Scope, id: InstanceId, mac: MacAddr) -> Result<NicView> {
+    list(control, scope, id)?
+        .into_iter()
+        .find(|view| view.nic.mac == mac)
+        .ok_or_else(|| Error::not_found("NIC", mac))
+}
+
+/// The NIC an instance has on the network of `choice` already, if it has one.
+pub fn on_network(control: &Control, scope: Scope, id: InstanceId, choice: &NetworkChoice) -> Result<Option<NicView>> {
+    Ok(list(control, scope, id)?.into_iter().find(|view| view.nic.network == choice.network))
+}
+
+/// Adds a NIC.
+pub async fn add(
+    control: &Control,
+    caller: &Caller,
+    scope: Scope,
+    id: InstanceId,
+    choice: NetworkChoice,
+) -> Result<NicView> {
+    let view = decide(control, scope, id, |snapshot, entry| {
+        let state = InstanceView::of(control, snapshot, entry.clone()).state;
+        usable("add a NIC to", entry, state)?;
+        let Some(network) = networks::visible(snapshot, Scope::Account(entry.owner), choice.network) else {
+            return Err(Error::invalid("network", format!("there is no network {}", choice.network)));
+        };
+        if choice.ip.is_some() && network.public {
+            let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
+            return Err(Error::invalid("network", why));
+        }
+        if entry.nics.iter().any(|nic| nic.network == network.id) {
+            let why = format!("the instance has a NIC on network \"{}\" already", network.name);
+            return Err(Error::field("network", FieldCode::Conflict, why));
+        }
+        if entry.nics.len() >= NICS_MAX {
+            return Err(Error::Conflict(format!("the instance has {NICS_MAX} NICs already")));
+        }
+        let holder = Holder { instance: id, owner: entry.owner, now: control.now() };
+        let mut taken = Taken::default();
+        let transaction = Transaction::new();
+        let (ip, transaction) =
+            allocate::address(control, snapshot, &network, choice.ip, holder, &mut taken, transaction)?;
+        let (mac, transaction) = allocate::mac(snapshot, id, allocate::chance, &mut taken, transaction)?;
+        let mut instance = entry.value.clone();
+        let interface = free_interface(&instance.nics);
+        let primary = choice.primary || instance.nics.is_empty();
+        if primary {
+            instance.nics.iter_mut().for_each(|nic| nic.primary = false);
+        }
+        instance.nics.push(Nic { mac, interface, network: network.id, ip, primary });
+        let mut decision = with_flow(control, instance, Work::Nics, Input::new(id, caller, "add_nics"));
+        decision.transaction = decision.transaction.and(transaction);
+        Ok(Some(decision))
+    })
+    .await?;
+    view.nics
+        .into_iter()
+        .find(|view| view.nic.network == choice.network)
+        .ok_or_else(|| Error::Conflict("the NIC was removed again meanwhile".to_owned()))
+}
+
+/// Removes a NIC.
+///
+/// Its address is free again when the machine says that the NIC is no longer in force.
+pub async fn remove(
+    control: &Control,
+    caller: &Caller,
+    scope: Scope,
+    id: InstanceId,
+    mac: MacAddr,
+) -> Result<InstanceView> {
+    decide(control, scope, id, |snapshot, entry| {
+        let state = InstanceView::of(control, snapshot, entry.clone()).state;
+        usable("remove a NIC from", entry, state)?;
+        let mut instance = entry.value.clone();
+        let Some(at) = instance.nics.iter().position(|nic| nic.mac == mac) else {
+            return Err(Error::not_found("NIC", mac));
+        };
+        let nic = instance.nics.remove(at);
+        if nic.primary
+            && let Some(first) = instance.nics.first_mut()
+        {
+            first.primary = true;
+        }
+        Ok(Some(with_flow(control, instance, Work::Nics, Input::new(id, caller, "remove_nics"))))
+    })
+    .await
+}
+
+/// The lowest interface name that is free.
+fn free_interface(nics: &[Nic]) -> String {
+    (0..=nics.len())
+        .map(|number| format!("net{number}"))
+        .find(|name| nics.iter().all(|nic| nic.interface != *name))
+        .expect("one more name than NICs")
+}

@@ -1,0 +1,57 @@
+//! When each machine was last heard of. Lives in memory, because it changes every few seconds and means nothing after a
+//! restart: then every machine gets the full time to speak again.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use model::{id::ServerId, state::Reachability, time::Timestamp};
+
+/// Heartbeats by machine.
+#[derive(Debug)]
+pub struct Liveness {
+    /// When this process began to listen.
+    since: Timestamp,
+    unreachable_after_ms: i64,
+    // A leaf lock: held for one look-up, never across an await.
+    heard: Mutex<HashMap<ServerId, Heard>>,
+}
+
+/// What a machine's last report said of the machine itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// When it arrived.
+    pub at: Timestamp,
+    /// Generation of the target the machine has written down.
+    pub target_seen: u64,
+}
+
+impl Liveness {
+    /// Nobody was heard of yet.
+    pub(crate) fn new(since: Timestamp, unreachable_after_ms: i64) -> Self {
+        Self { since, unreachable_after_ms, heard: Mutex::default() }
+    }
+
+    /// Notes a report.
+    pub(crate) fn note(&self, server: ServerId, heard: Heard) {
+        self.heard.lock().expect("no holder of this lock panics").insert(server, heard);
+    }
+
+    /// The last report of `server` to this process.
+    pub fn heard(&self, server: ServerId) -> Option<Heard> {
+        self.heard.lock().expect("no holder of this lock panics").get(&server).copied()
+    }
+
+    /// Forgets a machine that left.
+    pub(crate) fn forget(&self, server: ServerId) {
+        self.heard.lock().expect("no holder of this lock panics").remove(&server);
+    }
+
+    /// Whether `server` counts as reachable at `now`.
+    pub fn reachability(&self, server: ServerId, now: Timestamp) -> Reachability {
+        let last = self.heard(server).map_or(self.since, |heard| heard.at.max(self.since));
+        if now.0.saturating_sub(last.0) > self.unreachable_after_ms {
+            Reachability::Unreachable
+        } else {
+            Reachability::Reachable
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Taking in what a machine says.
+//!
+//! A report is the whole of what its machine knows, sent every few seconds, and almost always says nothing new. It is compared
+//! with the records in memory; only differences that matter become a commit, many instances in one. Passing states
+//! (preparing, starting, stopping) are not written down: they follow from the intent, and a write for each would double the
+//! cost of making an instance.
+//!
+//! Facts never touch the intent. But the fact that nothing is left of an instance that was to be gone gives back what it
+//! held, in the same commit ([`crate::instances::release`]).
+
+use model::{
+    id::{InstanceId, ServerId},
+    instance::{Instance, Wanted},
+    placement::Demand,
+    rules,
+    server::{Reserved, Server},
+    target::{Report, ZoneFact, ZoneState},
+    time::Timestamp,
+};
+use nodeapi::ReportAnswer;
+use store::{Entry, Snapshot, Transaction};
+
+use crate::{
+    Control, Error, Result,
+    instances::release,
+    liveness::Heard,
+    networks::allocate,
+    tables::{ADDRESSES, BY_HOLDER, BY_SERVER, INSTANCES, SERVERS},
+};
+
+/// Instances whose facts go into one commit: bounds its size and the loss when it has to be decided again.
+const FACTS_PER_COMMIT: usize = 64;
+/// Instances one machine may report: more than it could run.
+const ZONES_MAX: usize = 10_000;
+/// How often a heartbeat is written down, milliseconds.
+const LAST_SEEN_EVERY_MS: i64 = 60_000;
+
+/// Takes in the report of the machine whose certificate says it is `id`.
+pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> Result<ReportAnswer> {
+    if report.server != id {
+        return Err(Error::invalid("server", format!("is {}, but the certificate says {id}", report.server)));
+    }
+    if report.zones.len() > ZONES_MAX {
+        return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
+    }
+    let now = control.now();
+    let snapshot = control.snapshot();
+    let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen });
+    warn_of_strangers(&snapshot, report);
+    let news: Vec<InstanceId> = snapshot
+        .find(&INSTANCES, BY_SERVER, &id.to_string())
+        .filter(|entry| news_of(control, &snapshot, entry, report).is_some())
+        .map(|entry| entry.id)
+        .collect();
+    if news.is_empty() && refreshed(&server, report, now).is_some() {
+        write(control, id, report, &[], now).await?;
+    }
+    for some in news.chunks(FACTS_PER_COMMIT) {
+        write(control, id, report, some, now).await?;
+    }
+    Ok(ReportAnswer { generation: control.targets.generation(id) })
+}
+
+/// Commits what `report` says of the machine itself and of the instances in `some`.
+async fn write(control: &Control, id: ServerId, report: &Report, some: &[InstanceId], now: Timestamp) -> Result<()> {
+    control
+        .store
+        .update(|snapshot| {
+            let Some(server) = snapshot.get(&SERVERS, &id.to_string()) else {
+                return Err(Error::not_found("server", id));
+            };
+            let mut transaction = Transaction::new().may_use_reserve();
+            let mut reserved = server.reserved.clone();
+            for instance in some {
+                let Some(entry) = snapshot.get(&INSTANCES, &instance.to_string()) else { continue };
+                let Some(news) = news_of(control, snapshot, &entry, report) else { continue };
+                transaction = take_in(snapshot, &entry, news, &mut reserved, now, transaction);
+            }
+            let changed = Server { reserved, ..refreshed(&server, report, now).unwrap_or_else(|| server.value.clone()) };
+            if changed != server.value {
+                transaction = transaction.replace(&SERVERS, &server, changed);
+            }
+            Ok((transaction, ()))
+        })
+        .await?;
+    Ok(())
+}
+
+/// What a report says of one instance that its record does not say yet.
+struct News {
+    fact: Option<ZoneFact>,
+    strays: bool,
+}
+
+fn news_of(control: &Control, snapshot: &Snapshot, entry: &Entry<Instance>, report: &Report) -> Option<News> {
+    if entry.released || entry.server != report.server {
+        return None;
+    }
+    let implied = if report.zones.contains_key(&entry.id) { None } else { missing(control, entry, report) };
+    let told = report.zones.get(&entry.id).or(implied.as_ref());
+    let fact = told.filter(|fact| matters(entry, fact)).cloned();
+    let strays = told.is_some_and(|fact| has_strays(snapshot, entry, fact));
+    (fact.is_some() || strays).then_some(News { fact, strays })
+}
+
+/// A machine that has seen a target and says nothing of an instance in it has nothing of it.
+fn missing(control: &Control, entry: &Entry<Instance>, report: &Report) -> Option<ZoneFact> {
+    let told_at = control.targets.zone_revision(report.server, entry.id)?;
+    if report.target_seen < told_at || (entry.fact.is_none() && entry.intent.wanted != Wanted::Absent) {
+        return None;
+    }
+    let last = entry.fact.as_ref();
+    Some(ZoneFact {
+        state: ZoneState::Absent,
+        starts_done: last.map_or(0, |fact| fact.starts_done),
+        reboots_done: last.map_or(0, |fact| fact.reboots_done),
+        started_at: None,
+        exit: last.and_then(|fact| fact.exit.clone()),
+        error: None,
+        timeline: last.map_or_else(Vec::new, |fact| fact.timeline.clone()),
+        limits: None,
+        nics: Vec::new(),
+        guest_metadata: Vec::new(),
+    })
+}
+
+/// Whether `fact` is worth a commit.
+fn matters(instance: &Instance, fact: &ZoneFact) -> bool {
+    if fact.guest_metadata.iter().any(|change| change.sequence > instance.guest_metadata_seen) {
+        return true;
+    }
+    let passing =
+        matches!(fact.state, ZoneState::Preparing | ZoneState::Starting | ZoneState::Stopping | ZoneState::Removing);
+    let Some(known) = &instance.fact else {
+        // Not made yet and nothing to say: as if it had said nothing. That nothing is there matters only to who waits for it.
+        let awaited = fact.state == ZoneState::Absent && instance.intent.wanted == Wanted::Absent;
+        return fact.error.is_some() || awaited || !(passing || fact.state == ZoneState::Absent);
+    };
+    if fact.state == ZoneState::Absent && release::is_due(&Instance { fact: Some(fact.clone()), ..instance.clone() }) {
+        return true;
+    }
+    let comparable = ZoneFact {
+        state: if passing { known.state } else { fact.state },
+        timeline: known.timeline.clone(),
+        guest_metadata: Vec::new(),
+        ..fact.clone()
+    };
+    comparable != *known
+}
+
+/// Whether the instance still holds addresses of NICs it has lost on its machine too.
+fn has_strays(snapshot: &Snapshot, instance: &Instance, fact: &ZoneFact) -> bool {
+    let in_force = |mac| instance.nics.iter().any(|nic| nic.mac == mac);
+    snapshot.find(&ADDRESSES, BY_HOLDER, &instance.id.to_string()).count() > instance.nics.len()
+        && fact.nics.iter().all(|mac| in_force(*mac))
+}
+
+/// Puts `news` into the record.
+fn take_in(
+    snapshot: &Snapshot,
+    entry: &Entry<Instance>,
+    news: News,
+    reserved: &mut Reserved,
+    now: Timestamp,
+    mut transaction: Transaction,
+) -> Transaction {
+    let mut instance = entry.value.clone();
+    if let Some(mut fact) = news.fact {
+        merge_guest_metadata(&mut instance, &mut fact, now);
+        if instance.fact.as_ref().map(|known| known.state) != Some(fact.state) {
+            instance.updated_at = now;
+        }
+        instance.fact = Some(fact);
+    }
+    if release::is_due(&instance) {
+        let (freed, with_release) = release::release(snapshot, &mut instance, now, transaction);
+        transaction = with_release;
+        *reserved = freed.map_or_else(|| reserved.clone(), |demand: Demand| reserved.minus(demand));
+    } else if news.strays {
+        transaction = allocate::give_back(snapshot, instance.id, &instance.nics, transaction);
+    }
+    transaction.replace(&INSTANCES, entry, instance)
+}
+
+/// Takes over what the guest changed in its metadata. A change that would break the rules is acknowledged and dropped:
+/// the guest cannot be told any more.
+fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Timestamp) {
+    for change in std::mem::take(&mut fact.guest_metadata) {
+        if change.sequence <= instance.guest_metadata_seen {
+            continue;
+        }
+        instance.guest_metadata_seen = change.sequence;
+        let mut metadata = instance.metadata.clone();
+        match change.value {
+            Some(value) => metadata.insert(change.key.clone(), value),
+            None => metadata.remove(&change.key),
+        };
+        match rules::check_metadata(&metadata) {
+            Ok(()) => {
+                instance.metadata = metadata;
+                instance.updated_at = now;
+            }
+            Err((field, why)) => {
+                tracing::info!(instance = %instance.id, %field, %why, "dropped a change of metadata from inside");
+            }
+        }
+    }
+}
+
+/// The machine's own part of the record, if the report changes it.
+fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server> {
+    let same = server.hostname == report.hostname
+        && server.hardware == report.hardware
+        && server.boot_id.as_ref() == Some(&report.boot_id);
+    let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
+    (!same || !fresh).then(|| Server {
+        hostname: report.hostname.clone(),
+        hardware: report.hardware.clone(),
+        boot_id: Some(report.boot_id.clone()),
+        last_seen_at: Some(now),
+        target_seen: report.target_seen,
+        ..server.clone()
+    })
+}
+
+/// Something runs that nobody here asked this machine to run. It is left alone: only an explicit target destroys.
+fn warn_of_strangers(snapshot: &Snapshot, report: &Report) {
+    for (id, fact) in &report.zones {
+        let known = snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == report.server);
+        if !known && fact.state != ZoneState::Absent {
+            tracing::debug!(instance = %id, server = %report.server, state = ?fact.state, "a machine has an instance that is not its own");
+        }
+    }
+}

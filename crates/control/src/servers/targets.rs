@@ -1,0 +1,314 @@
+//! What each machine is told, kept up to date in memory.
+//!
+//! The document of a machine is made of parts, one per instance. One task follows the store's changes and makes only the
+//! parts anew that a change touches; a part that comes out as it was (a fact was written, nothing else) changes nothing.
+//!
+//! The generation of a document is the revision of the change that last altered its content. After a restart it begins at the
+//! highest revision of any record that goes into it. That is never less than before: whenever a record leaves a document, the
+//! same commit writes one that stays (the machine's own when an instance is given back, the account's when a key goes).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use base::shutdown::Shutdown;
+use model::{
+    compile,
+    id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
+    instance::Instance,
+    network::Network,
+    target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
+};
+use store::{Entry, Snapshot};
+use tokio::sync::watch;
+
+use crate::{
+    Control, ControlConfig, Error, Result,
+    accounts::keys,
+    tables::{ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, SERVERS},
+};
+
+/// The documents of all machines.
+#[derive(Debug)]
+pub struct Targets {
+    datacenter: String,
+    dns_domain: Option<String>,
+    // A leaf lock: held while parts are made or copied, never across an await.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Revision up to which changes have been followed.
+    revision: u64,
+    machines: HashMap<ServerId, Machine>,
+    place_of: HashMap<InstanceId, ServerId>,
+}
+
+#[derive(Debug)]
+struct Machine {
+    generation: watch::Sender<u64>,
+    zones: BTreeMap<InstanceId, Zone>,
+    networks: BTreeMap<NetworkId, NetworkTarget>,
+    images: BTreeMap<ImageId, ImageTarget>,
+}
+
+#[derive(Debug)]
+struct Zone {
+    /// Revision of the change that last altered this part.
+    revision: u64,
+    target: Arc<ZoneTarget>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            generation: watch::Sender::new(0),
+            zones: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            images: BTreeMap::new(),
+        }
+    }
+}
+
+/// Follows the store until `shutdown`.
+pub(crate) fn start(control: Control, shutdown: Shutdown) {
+    // Listening begins before the first look, so that no change falls between the two.
+    let mut changes = control.store.changes();
+    control.targets.rebuild(&control.snapshot());
+    base::task::spawn("targets", async move {
+        while let Some(change) = shutdown.unless(changes.next()).await {
+            if change.lagged {
+                control.targets.rebuild(&change.snapshot);
+            } else {
+                control.targets.follow(&change.snapshot, change.revision.0, &change.keys);
+            }
+        }
+    });
+}
+
+/// The document of a machine, made from nothing but one snapshot; `None` for a machine nobody knows.
+pub fn target_for(config: &ControlConfig, snapshot: &Snapshot, server: ServerId) -> Option<Target> {
+    let targets = Targets::new(config);
+    targets.rebuild(snapshot);
+    targets.target(server)
+}
+
+/// Waits until the document of `server` is newer than generation `have`, and returns it; `None` when that takes longer than
+/// [`nodeapi::LONG_POLL_SECONDS`].
+pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Result<Option<Target>> {
+    if control.snapshot().get(&SERVERS, &server.to_string()).is_none() {
+        return Err(Error::not_found("server", server));
+    }
+    let mut generation = control.targets.subscribe(server);
+    let newer = generation.wait_for(|generation| *generation > have);
+    tokio::select! {
+        biased;
+        known = newer => match known {
+            Ok(_) => {}
+            Err(_) => return Err(Error::not_found("server", server)),
+        },
+        () = control.clock.sleep(Duration::from_secs(nodeapi::LONG_POLL_SECONDS)) => return Ok(None),
+    }
+    Ok(control.targets.target(server))
+}
+
+// === impl Targets ===
+
+impl Targets {
+    pub(crate) fn new(config: &ControlConfig) -> Self {
+        Self {
+            datacenter: config.datacenter.clone(),
+            dns_domain: config.guest_dns_domain.clone(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Generation of a machine's document; 0 when there is none yet.
+    pub(crate) fn generation(&self, server: ServerId) -> u64 {
+        self.lock().machines.get(&server).map_or(0, |machine| *machine.generation.borrow())
+    }
+
+    /// Revision of the change that last altered what a machine is told of an instance; `None` when it is told nothing.
+    pub(crate) fn zone_revision(&self, server: ServerId, instance: InstanceId) -> Option<u64> {
+        self.lock().machines.get(&server)?.zones.get(&instance).map(|zone| zone.revision)
+    }
+
+    fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
+        self.lock().machines.entry(server).or_default().generation.subscribe()
+    }
+
+    fn target(&self, server: ServerId) -> Option<Target> {
+        let state = self.lock();
+        let machine = state.machines.get(&server)?;
+        let generation = *machine.generation.borrow();
+        if generation == 0 {
+            return None;
+        }
+        let zones = machine.zones.iter().map(|(id, zone)| (*id, (*zone.target).clone())).collect();
+        Some(Target {
+            server,
+            generation,
+            datacenter: self.datacenter.clone(),
+            networks: machine.networks.clone(),
+            images: machine.images.clone(),
+            zones,
+        })
+    }
+
+    /// Makes every document anew from one snapshot. Generations only rise.
+    pub(crate) fn rebuild(&self, snapshot: &Snapshot) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let known: BTreeSet<ServerId> = snapshot.scan(&SERVERS).map(|server| server.id).collect();
+        state.machines.retain(|server, _| known.contains(server));
+        state.place_of.clear();
+        let mut keys_of: HashMap<AccountId, String> = HashMap::new();
+        for server in snapshot.scan(&SERVERS) {
+            let machine = state.machines.entry(server.id).or_default();
+            let mut newest = server.revision.0;
+            machine.zones.clear();
+            for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
+                let account_keys =
+                    keys_of.entry(entry.owner).or_insert_with(|| keys::authorized_keys(snapshot, entry.owner));
+                let target = Arc::new(self.zone(snapshot, &entry, account_keys));
+                newest = newest.max(newest_revision(snapshot, &entry));
+                // Later than any change of this part; the machine is told again at worst.
+                machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
+                state.place_of.insert(entry.id, server.id);
+            }
+            machine.complete(snapshot);
+            machine.generation.send_if_modified(|generation| {
+                let risen = newest > *generation;
+                *generation = newest.max(*generation);
+                risen
+            });
+        }
+        state.revision = state.revision.max(snapshot.revision().0);
+    }
+
+    /// Follows one commit: `snapshot` as it left the store, at `revision`, and the `(table, key)`s it changed.
+    fn follow(&self, snapshot: &Snapshot, revision: u64, keys: &[(&'static str, Arc<str>)]) {
+        let mut state = self.lock();
+        if revision <= state.revision {
+            return;
+        }
+        state.revision = revision;
+        let mut instances: BTreeSet<InstanceId> = BTreeSet::new();
+        let mut dirty: BTreeSet<ServerId> = BTreeSet::new();
+        for (table, key) in keys {
+            touched(snapshot, &mut state, table, key, &mut instances, &mut dirty);
+        }
+        for instance in instances {
+            self.remake(snapshot, &mut state, revision, instance, &mut dirty);
+        }
+        for server in dirty {
+            let Some(machine) = state.machines.get_mut(&server) else { continue };
+            machine.complete(snapshot);
+            machine.generation.send_replace(revision);
+        }
+    }
+
+    /// Makes the part of one instance anew; its machines become dirty if that changed anything.
+    fn remake(
+        &self,
+        snapshot: &Snapshot,
+        state: &mut State,
+        revision: u64,
+        id: InstanceId,
+        dirty: &mut BTreeSet<ServerId>,
+    ) {
+        let entry = snapshot.get(&INSTANCES, &id.to_string()).filter(|entry| !entry.released);
+        let (before, now) = (state.place_of.get(&id).copied(), entry.as_ref().map(|entry| entry.server));
+        if let Some(left) = before.filter(|left| Some(*left) != now) {
+            state.place_of.remove(&id);
+            if let Some(machine) = state.machines.get_mut(&left) {
+                machine.zones.remove(&id);
+                dirty.insert(left);
+            }
+        }
+        let (Some(entry), Some(server)) = (entry, now) else { return };
+        let target = self.zone(snapshot, &entry, &keys::authorized_keys(snapshot, entry.owner));
+        let machine = state.machines.entry(server).or_default();
+        if machine.zones.get(&id).is_none_or(|zone| *zone.target != target) {
+            machine.zones.insert(id, Zone { revision, target: Arc::new(target) });
+            state.place_of.insert(id, server);
+            dirty.insert(server);
+        }
+    }
+
+    fn zone(&self, snapshot: &Snapshot, instance: &Instance, account_keys: &str) -> ZoneTarget {
+        let networks: Vec<Arc<Entry<Network>>> =
+            instance.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string())).collect();
+        let network_of = |id| networks.iter().find(|network| network.id == id).map(|network| &network.value);
+        compile::zone(instance, network_of, account_keys, self.dns_domain.as_deref())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Machine {
+    /// Networks and images that the parts refer to.
+    fn complete(&mut self, snapshot: &Snapshot) {
+        let nics = self.zones.values().flat_map(|zone| zone.target.nics.iter().map(|nic| nic.network));
+        let networks: BTreeSet<NetworkId> = nics.collect();
+        let images: BTreeSet<ImageId> = self.zones.values().map(|zone| zone.target.image).collect();
+        self.networks = networks
+            .into_iter()
+            .filter_map(|id| Some((id, compile::network(&*snapshot.get(&NETWORKS, &id.to_string())?))))
+            .collect();
+        self.images = images
+            .into_iter()
+            .filter_map(|id| Some((id, compile::image(&*snapshot.get(&IMAGES, &id.to_string())?)?)))
+            .collect();
+    }
+}
+
+/// Which parts a change of one record touches.
+fn touched(
+    snapshot: &Snapshot,
+    state: &mut State,
+    table: &str,
+    key: &str,
+    instances: &mut BTreeSet<InstanceId>,
+    dirty: &mut BTreeSet<ServerId>,
+) {
+    let found = |index: &str, key: &str| -> Vec<Arc<Entry<Instance>>> {
+        snapshot.find(&INSTANCES, index, key).filter(|entry| !entry.released).collect()
+    };
+    if table == INSTANCES.name {
+        instances.extend(key.parse::<InstanceId>());
+    } else if table == KEYS.name {
+        // Key: account, slash, fingerprint.
+        let account = key.split('/').next().unwrap_or("");
+        instances.extend(found(BY_OWNER, account).iter().map(|entry| entry.id));
+    } else if table == NETWORKS.name {
+        for entry in found(BY_NETWORK, key) {
+            instances.insert(entry.id);
+            // The segment itself may have changed without any NIC's part doing so.
+            dirty.insert(entry.server);
+        }
+    } else if table == IMAGES.name {
+        dirty.extend(found(BY_IMAGE, key).iter().map(|entry| entry.server));
+    } else if table == SERVERS.name
+        && let Ok(server) = key.parse::<ServerId>()
+    {
+        if snapshot.get(&SERVERS, key).is_none() {
+            state.machines.remove(&server);
+        } else if *state.machines.entry(server).or_default().generation.borrow() == 0 {
+            dirty.insert(server);
+        }
+    }
+}
+
+/// The highest revision of any record that goes into the part of `entry`.
+fn newest_revision(snapshot: &Snapshot, entry: &Entry<Instance>) -> u64 {
+    let networks = entry.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string()));
+    let image = snapshot.get(&IMAGES, &entry.image.to_string()).map_or(0, |image| image.revision.0);
+    let account = snapshot.get(&ACCOUNTS, &entry.owner.to_string()).map_or(0, |account| account.revision.0);
+    networks.map(|network| network.revision.0).fold(entry.revision.0.max(image).max(account), u64::max)
+}

@@ -1,0 +1,193 @@
+//! The tables of a datacenter: what is stored under which key, and by what else it is found.
+//!
+//! Uniqueness is the store's: two commits cannot both create one key. Names that must be unique beside the key itself are
+//! therefore records of their own in [`CLAIMS`] (`alias/<owner>/<name>`, `mac/<mac>`, `login/<login>` …), created and deleted
+//! in the commit that gives or takes the name. Their values say who holds them, so they serve as the look-up too.
+
+use std::net::Ipv4Addr;
+
+use model::{
+    account::{Account, AccountKey},
+    id::{AccountId, InstanceId, MacAddr, NetworkId},
+    image::Image,
+    instance::Instance,
+    network::{Address, Network},
+    package::Package,
+    server::Server,
+};
+use serde::{Deserialize, Serialize};
+use store::{Index, Schema, Table};
+
+/// Every record is at its first version: nothing to upgrade.
+fn no_upgrade(from_version: u32, _value: serde_json::Value) -> Result<serde_json::Value, String> {
+    Err(format!("version {from_version} was never written"))
+}
+
+/// Accounts by id.
+pub static ACCOUNTS: Table<Account> =
+    Table { name: "accounts", version: 1, key: |account| account.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Keys by `<account>/<MD5 fingerprint>`.
+pub static KEYS: Table<AccountKey> = Table {
+    name: "keys",
+    version: 1,
+    key: |key| key_key(key.account, &key.fingerprint_md5),
+    indexes: &[Index { name: "account", keys: |key| vec![key.account.to_string()] }],
+    upgrade: no_upgrade,
+};
+
+/// Packages by id.
+pub static PACKAGES: Table<Package> =
+    Table { name: "packages", version: 1, key: |package| package.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Networks by id.
+pub static NETWORKS: Table<Network> =
+    Table { name: "networks", version: 1, key: |network| network.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Addresses in use by `<network>/<address>`, see [`address_key`].
+pub static ADDRESSES: Table<Address> = Table {
+    name: "addresses",
+    version: 1,
+    key: |address| address_key(address.network, address.ip),
+    indexes: &[Index {
+        name: BY_HOLDER,
+        keys: |address| address.instance.iter().map(InstanceId::to_string).collect(),
+    }],
+    upgrade: no_upgrade,
+};
+
+/// Images by id.
+pub static IMAGES: Table<Image> = Table {
+    name: "images",
+    version: 1,
+    key: |image| image.id.to_string(),
+    indexes: &[Index {
+        name: "file",
+        keys: |image| image.file.iter().map(|file| file.sha256.clone()).collect(),
+    }],
+    upgrade: no_upgrade,
+};
+
+/// Instances by id, deleted ones among them until they are trimmed.
+pub static INSTANCES: Table<Instance> = Table {
+    name: "instances",
+    version: 1,
+    key: |instance| instance.id.to_string(),
+    indexes: &[
+        Index { name: BY_OWNER, keys: |instance| vec![instance.owner.to_string()] },
+        Index { name: BY_SERVER, keys: |instance| present(instance, || vec![instance.server.to_string()]) },
+        Index { name: BY_IMAGE, keys: |instance| present(instance, || vec![instance.image.to_string()]) },
+        Index { name: BY_PACKAGE, keys: |instance| present(instance, || vec![instance.package.to_string()]) },
+        Index { name: BY_NETWORK, keys: |instance| present(instance, || networks_of(instance)) },
+        Index {
+            name: DELETED,
+            keys: |instance| instance.deleted_at.map(|_| DELETED.to_owned()).into_iter().collect(),
+        },
+    ],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`INSTANCES`]: all of an account, deleted ones among them.
+pub const BY_OWNER: &str = "owner";
+/// Index of [`INSTANCES`]: those a machine is told of.
+pub const BY_SERVER: &str = "server";
+/// Index of [`INSTANCES`]: those a machine is told of that started from an image.
+pub const BY_IMAGE: &str = "image";
+/// Index of [`INSTANCES`]: those a machine is told of that have a package.
+pub const BY_PACKAGE: &str = "package";
+/// Index of [`INSTANCES`]: those a machine is told of with a NIC on a network.
+pub const BY_NETWORK: &str = "network";
+/// Index of [`INSTANCES`] with one key of the same name: the deleted ones.
+pub const DELETED: &str = "deleted";
+
+/// Machines by id.
+pub static SERVERS: Table<Server> =
+    Table { name: "servers", version: 1, key: |server| server.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Unique names, see the head of this file.
+pub static CLAIMS: Table<Claim> = Table {
+    name: "claims",
+    version: 1,
+    key: |claim| claim.name.clone(),
+    indexes: &[Index { name: BY_HOLDER, keys: |claim| vec![claim.holder.clone()] }],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`ADDRESSES`] and [`CLAIMS`]: those one object holds.
+pub const BY_HOLDER: &str = "holder";
+
+/// A unique name and who holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The whole key, kind first.
+    pub name: String,
+    /// Id of the holder.
+    pub holder: String,
+}
+
+impl Claim {
+    /// How the names of Ethernet addresses begin.
+    pub(crate) const MAC: &'static str = "mac/";
+
+    /// Name of an instance among its owner's.
+    pub(crate) fn alias(owner: AccountId, alias: &str) -> String {
+        format!("alias/{owner}/{alias}")
+    }
+
+    /// Ethernet address in the datacenter.
+    pub(crate) fn mac(mac: MacAddr) -> String {
+        format!("{}{}", Self::MAC, mac.bare())
+    }
+
+    /// Login of an account. Case matters as in Triton.
+    pub(crate) fn login(login: &str) -> String {
+        format!("login/{login}")
+    }
+
+    /// Name of an active package.
+    pub(crate) fn package(name: &str) -> String {
+        format!("package/{name}")
+    }
+
+    /// Name of a key among its account's.
+    pub(crate) fn key(account: AccountId, name: &str) -> String {
+        format!("key/{account}/{name}")
+    }
+}
+
+/// Every table, those of the flow engine among them.
+pub fn schema() -> Schema {
+    Schema::new()
+        .with(&ACCOUNTS)
+        .with(&KEYS)
+        .with(&PACKAGES)
+        .with(&NETWORKS)
+        .with(&ADDRESSES)
+        .with(&IMAGES)
+        .with(&INSTANCES)
+        .with(&SERVERS)
+        .with(&CLAIMS)
+}
+
+/// Key of an address: eight hex digits, so that the order of keys is the order of addresses.
+pub(crate) fn address_key(network: NetworkId, ip: Ipv4Addr) -> String {
+    format!("{network}/{:08x}", ip.to_bits())
+}
+
+/// Key of a public key.
+pub(crate) fn key_key(account: AccountId, fingerprint_md5: &str) -> String {
+    format!("{account}/{fingerprint_md5}")
+}
+
+/// Index keys of instances a machine is told of.
+fn present(instance: &Instance, keys: impl FnOnce() -> Vec<String>) -> Vec<String> {
+    if instance.released { Vec::new() } else { keys() }
+}
+
+fn networks_of(instance: &Instance) -> Vec<String> {
+    let mut networks: Vec<String> = instance.nics.iter().map(|nic| nic.network.to_string()).collect();
+    networks.sort();
+    networks.dedup();
+    networks
+}
+
