@@ -1,0 +1,3 @@
+//! Properties of the model's rules.
+
+mod diff;
