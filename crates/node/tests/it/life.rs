@@ -1,0 +1,240 @@
+//! Lives of instances: made, changed, stopped, gone; across agents and boots of the machine.
+
+use model::{
+    id::{ImageId, InstanceId, ServerId},
+    instance::Wanted,
+    target::ZoneState,
+};
+
+use crate::world::{World, eventually, limits, nic};
+
+#[tokio::test]
+async fn from_nothing_to_running_to_nothing() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(2);
+    let fact = world.headnode.wait_state(id, ZoneState::Running).await;
+    assert_eq!((fact.starts_done, fact.reboots_done), (1, 0));
+    let phases: Vec<_> = fact.timeline.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(phases, ["image", "dataset", "network", "zone start"]);
+    assert!(fact.timeline.iter().all(|phase| phase.ms < 30_000));
+    assert_eq!(fact.limits, Some(limits(1)));
+    assert_eq!(fact.nics.len(), 2);
+    assert_eq!(fact.error, None);
+
+    let spec = world.machine.zones.spec(id).unwrap();
+    assert_eq!(spec.hostname, "web");
+    assert_eq!(spec.resolv_conf.as_deref(), Some("search example.test\nnameserver 9.9.9.9\n"));
+    assert!(spec.hosts.unwrap().contains("10.88.0.10 web.example.test web"));
+    assert_eq!(spec.ids.first, 1 << 28);
+    let filters = world.machine.filters.current();
+    assert_eq!(filters.nics.len(), 2);
+    assert_eq!(filters.bridges.len(), 1);
+
+    world.headnode.zone(id, |zone| zone.wanted = Wanted::Absent);
+    world.headnode.wait_state(id, ZoneState::Absent).await;
+    world.headnode.change(|target| {
+        target.zones.remove(&id);
+    });
+    world.headnode.wait("no instance", |report| report.zones.is_empty()).await;
+    world.assert_empty();
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn eight_at_once_fetch_their_image_once() {
+    let world = World::new();
+    let agent = world.start();
+    let ids: Vec<_> = (0..8).map(|_| world.create(1)).collect();
+    let report = world
+        .headnode
+        .wait("all running", |report| {
+            ids.iter().all(|id| report.zones.get(id).is_some_and(|fact| fact.state == ZoneState::Running))
+        })
+        .await;
+    assert_eq!(report.images.len(), 1);
+    assert_eq!(world.headnode.image_requests(), 1);
+    let ranges: std::collections::BTreeSet<_> = ids.iter().map(|id| world.machine.zones.spec(*id).unwrap().ids).collect();
+    assert_eq!(ranges.len(), 8);
+    assert_eq!(world.machine.filters.current().nics.len(), 8);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn stop_start_reboot_resize_and_nics() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+
+    world.headnode.zone(id, |zone| zone.wanted = Wanted::Stopped);
+    let fact = world.headnode.wait_state(id, ZoneState::Stopped).await;
+    assert_eq!(fact.exit.unwrap().reason, "halted");
+    // What is off answers no ping.
+    assert_eq!(world.machine.host().links.nics().unwrap(), []);
+
+    world.headnode.zone(id, |zone| {
+        zone.wanted = Wanted::Running;
+        zone.starts += 1;
+    });
+    let fact = world.headnode.wait_fact(id, "start 2", |fact| fact.starts_done == 2).await;
+    assert_eq!((fact.state, fact.exit), (ZoneState::Running, None));
+    assert_eq!(world.machine.zones.boots(), 2);
+
+    world.headnode.zone(id, |zone| zone.reboots += 1);
+    world.headnode.wait_fact(id, "reboot 1", |fact| fact.reboots_done == 1 && fact.state == ZoneState::Running).await;
+    assert_eq!(world.machine.zones.boots(), 3);
+
+    world.headnode.zone(id, |zone| zone.limits = limits(2));
+    world.headnode.wait_fact(id, "new limits", |fact| fact.limits == Some(limits(2))).await;
+    assert_eq!(world.machine.host().zones.status(id).unwrap().limits, Some(limits(2)));
+    assert_eq!(world.machine.datasets.root(id).unwrap().1, limits(2).disk);
+
+    world.headnode.zone(id, |zone| zone.nics.push(nic(10, 1)));
+    world.headnode.wait_fact(id, "two NICs", |fact| fact.nics.len() == 2).await;
+    assert_eq!(world.machine.links.attached(id).unwrap().nics.len(), 2);
+    world.headnode.zone(id, |zone| {
+        zone.nics.remove(0);
+    });
+    world.headnode.wait_fact(id, "one NIC", |fact| fact.nics.len() == 1).await;
+    assert_eq!(world.machine.filters.current().nics.keys().collect::<Vec<_>>(), [&nic(10, 1).mac]);
+    assert_eq!(world.machine.zones.boots(), 3);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_zone_that_ends_by_itself_stays_and_says_why() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    world.machine.zones.end_boot(id, Some(3), None, "exited with code 3");
+    let fact = world.headnode.wait_state(id, ZoneState::Stopped).await;
+    assert_eq!(fact.exit.unwrap().code, Some(3));
+    agent.end().await;
+    // Another agent does not start it either.
+    let agent = world.start();
+    world.headnode.wait("a new run", |report| report.sequence <= 2 && report.zones.contains_key(&id)).await;
+    assert_eq!(world.machine.zones.boots(), 1);
+    world.headnode.zone(id, |zone| zone.starts += 1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    // A reboot from inside is carried out.
+    world.machine.zones.end_boot(id, None, Some(1), "rebooted from inside");
+    eventually("a third boot", || world.machine.zones.boots() == 3).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn agents_come_and_go_and_zones_run_on() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    let before = world.headnode.wait_state(id, ZoneState::Running).await;
+    agent.end().await;
+    world.headnode.cut(true);
+    let agent = world.start();
+    world.headnode.cut(false);
+    let after = world.headnode.wait("a new run", |report| report.sequence < 4 && report.zones.contains_key(&id)).await;
+    assert_eq!(after.zones[&id].started_at, before.started_at);
+    assert_eq!(world.machine.zones.boots(), 1);
+    assert_eq!(world.machine.filters.current().nics.len(), 1);
+    assert_eq!(world.machine.filters.current().bridges.len(), 1);
+    // What the zone did while no agent was there is noticed.
+    agent.end().await;
+    world.machine.zones.end_boot(id, None, Some(9), "killed: out of memory");
+    let agent = world.start();
+    let fact = world.headnode.wait_state(id, ZoneState::Stopped).await;
+    assert_eq!(fact.exit.unwrap().reason, "killed: out of memory");
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_machine_boots_with_no_headnode() {
+    let world = World::new();
+    let agent = world.start();
+    let (running, stopped, halted, died) = (world.create(1), world.create(1), world.create(1), world.create(1));
+    for id in [running, stopped, halted, died] {
+        world.headnode.wait_state(id, ZoneState::Running).await;
+    }
+    world.headnode.zone(stopped, |zone| zone.wanted = Wanted::Stopped);
+    world.headnode.wait_state(stopped, ZoneState::Stopped).await;
+    world.machine.zones.end_boot(halted, None, Some(2), "halted");
+    world.machine.zones.end_boot(died, Some(1), None, "exited with code 1");
+    world.headnode.wait_state(halted, ZoneState::Stopped).await;
+    world.headnode.wait_state(died, ZoneState::Stopped).await;
+    agent.end().await;
+
+    world.headnode.cut(true);
+    world.machine.reboot();
+    std::fs::remove_dir_all(&world.config.control_dir).unwrap();
+    let agent = world.start();
+    let runs = |id: InstanceId| world.machine.host().zones.status(id).is_ok_and(|status| status.running);
+    eventually("the two start", || runs(running) && runs(died)).await;
+    assert!(!runs(stopped) && !runs(halted));
+    assert!(world.socket_path(running).exists());
+    assert_eq!(world.machine.filters.current().nics.len(), 2);
+    world.headnode.cut(false);
+    let report = world.headnode.wait("the new boot", |report| report.boot_id.ends_with('1')).await;
+    assert_eq!(report.zones.len(), 4);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn unknown_zones_are_reported_and_left_alone() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    world.headnode.change(|target| target.zones.clear());
+    world.headnode.wait_seen().await;
+    agent.end().await;
+    let agent = world.start();
+    let report = world.headnode.wait("a new run", |report| report.sequence < 4 && !report.zones.is_empty()).await;
+    assert_eq!(report.zones[&id].state, ZoneState::Running);
+    assert_eq!(world.machine.filters.current().nics.len(), 1);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn targets_of_others_and_of_the_past_are_refused() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    world.headnode.wait_seen().await;
+    let good = world.headnode.target_now();
+
+    let mut foreign = good.clone();
+    foreign.server = ServerId::random();
+    foreign.generation += 1;
+    foreign.zones.get_mut(&id).unwrap().wanted = Wanted::Absent;
+    world.headnode.offer(foreign);
+    let mut older = good.clone();
+    older.generation -= 1;
+    older.zones.get_mut(&id).unwrap().wanted = Wanted::Absent;
+    world.headnode.offer(older);
+    // The next good one shows that the bad ones were read and refused.
+    let mut next = good.clone();
+    next.generation += 5;
+    next.zones.get_mut(&id).unwrap().limits = limits(3);
+    world.headnode.offer(next);
+    world.headnode.wait_fact(id, "new limits", |fact| fact.limits == Some(limits(3))).await;
+    assert_eq!(world.machine.zones.boots(), 1);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_during_a_fetch_is_heard() {
+    let world = World::new();
+    // The image the zone wants is not described yet.
+    let agent = world.start();
+    let id = world.create(0);
+    let other: ImageId = "2b8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11".parse().unwrap();
+    world.headnode.zone(id, |zone| zone.image = other);
+    let fact = world.headnode.wait_fact(id, "an error", |fact| fact.error.is_some()).await;
+    assert!(fact.error.unwrap().contains("describes no image"));
+    world.headnode.zone(id, |zone| zone.wanted = Wanted::Absent);
+    world.headnode.wait_state(id, ZoneState::Absent).await;
+    world.assert_empty();
+    agent.end().await;
+}

@@ -1,0 +1,8 @@
+//! The agent over a machine in memory and a headnode in memory: everything but the kernel is real.
+
+mod faults;
+mod guests;
+mod killed;
+mod killer;
+mod life;
+mod world;

@@ -1,0 +1,345 @@
+//! A machine, a headnode that says what it is told to say, and agents that come and go.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base::{
+    clock::SystemClock,
+    shutdown::{Shutdown, Trigger},
+};
+use bytes::Bytes;
+use host::{Host, fake::FakeMachine};
+use model::{
+    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    image::Compression,
+    instance::{Brand, Wanted},
+    target::{ImageTarget, Limits, NetworkTarget, NicTarget, Report, Target, ZoneFact, ZoneState, ZoneTarget},
+    time::Timestamp,
+    unit::{CpuShares, Mib},
+};
+use node::{Agent, AgentConfig, AgentError, Execution, IdRanges};
+use nodeapi::{
+    ReportAnswer,
+    link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// How long anything may take before a test says that it does not happen. Far above what is needed, so that a busy machine
+/// does not fail tests.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An empty tar archive, and its SHA-256.
+const ARCHIVE: [u8; 1024] = [0; 1024];
+const ARCHIVE_SHA256: &str = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+
+/// A headnode that lives in the test.
+pub(crate) struct Headnode {
+    target: watch::Sender<Target>,
+    report: watch::Sender<Option<Report>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    cut: bool,
+    image_requests: usize,
+    archive: Option<Vec<u8>>,
+}
+
+impl Headnode {
+    fn new(server: ServerId) -> Arc<Self> {
+        let network = NetworkTarget {
+            nic_tag: "ext".to_owned(),
+            vlan: 0,
+            subnet: "10.88.0.0/24".parse().unwrap(),
+            host_address: Some(Ipv4Addr::new(10, 88, 0, 1)),
+            nat: true,
+            mtu: 1500,
+        };
+        let image = ImageTarget { sha256: ARCHIVE_SHA256.to_owned(), size: 1024, compression: Compression::None };
+        let target = Target {
+            server,
+            generation: 0,
+            datacenter: "test".to_owned(),
+            networks: BTreeMap::from([(network_id(), network)]),
+            images: BTreeMap::from([(image_id(), image)]),
+            zones: BTreeMap::new(),
+        };
+        let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
+        Arc::new(Self { target, report, state: Mutex::default() })
+    }
+
+    /// Changes the target and counts its generation up.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Target)) {
+        self.target.send_modify(|target| {
+            change(target);
+            target.generation += 1;
+        });
+    }
+
+    pub(crate) fn zone(&self, id: InstanceId, change: impl FnOnce(&mut ZoneTarget)) {
+        self.change(|target| change(target.zones.get_mut(&id).expect("a zone the test made")));
+    }
+
+    /// Offers a target as it is, whatever its generation.
+    pub(crate) fn offer(&self, target: Target) {
+        self.target.send_replace(target);
+    }
+
+    pub(crate) fn target_now(&self) -> Target {
+        self.target.borrow().clone()
+    }
+
+    /// Cuts or mends the connection; what waits ends at once.
+    pub(crate) fn cut(&self, cut: bool) {
+        self.state.lock().unwrap().cut = cut;
+        self.target.send_modify(|_| {});
+    }
+
+    pub(crate) fn image_requests(&self) -> usize {
+        self.state.lock().unwrap().image_requests
+    }
+
+    /// Delivers something else than the archive that was promised.
+    pub(crate) fn deliver(&self, archive: Vec<u8>) {
+        self.state.lock().unwrap().archive = Some(archive);
+    }
+
+    pub(crate) fn last_report(&self) -> Option<Report> {
+        self.report.borrow().clone()
+    }
+
+    /// Waits for a report that fits.
+    pub(crate) async fn wait(&self, what: &str, fits: impl Fn(&Report) -> bool) -> Report {
+        let mut reports = self.report.subscribe();
+        let waited = tokio::time::timeout(DEADLINE, reports.wait_for(|report| report.as_ref().is_some_and(&fits))).await;
+        match waited {
+            Ok(report) => report.expect("the headnode outlives its waiters").clone().expect("it fits"),
+            Err(_) => panic!("no report with {what}; the last one: {:#?}", self.last_report()),
+        }
+    }
+
+    /// Waits for a fact of one instance.
+    pub(crate) async fn wait_fact(&self, id: InstanceId, what: &str, fits: impl Fn(&ZoneFact) -> bool) -> ZoneFact {
+        let report = self.wait(what, |report| report.zones.get(&id).is_some_and(&fits)).await;
+        report.zones[&id].clone()
+    }
+
+    pub(crate) async fn wait_state(&self, id: InstanceId, state: ZoneState) -> ZoneFact {
+        self.wait_fact(id, &format!("{id} {state:?}"), |fact| fact.state == state).await
+    }
+
+    /// Waits until the agent has written down the newest target and said so.
+    pub(crate) async fn wait_seen(&self) -> Report {
+        let generation = self.target.borrow().generation;
+        self.wait("the newest target", |report| report.target_seen >= generation).await
+    }
+
+    fn check(&self, doing: &str) -> Result<(), LinkError> {
+        if self.state.lock().unwrap().cut {
+            return Err(LinkError::Unreachable { doing: doing.to_owned(), source: "the cable is cut".into() });
+        }
+        Ok(())
+    }
+}
+
+impl HeadnodeLink for Headnode {
+    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>> {
+        Box::pin(async move {
+            let mut targets = self.target.subscribe();
+            loop {
+                self.check("fetch the target")?;
+                let target = targets.borrow_and_update().clone();
+                if target.generation != have {
+                    return Ok(Some(target));
+                }
+                if targets.changed().await.is_err() {
+                    return Ok(None);
+                }
+            }
+        })
+    }
+
+    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
+        Box::pin(async move {
+            self.check("report")?;
+            self.report.send_replace(Some(report.clone()));
+            Ok(ReportAnswer { generation: self.target.borrow().generation })
+        })
+    }
+
+    fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>> {
+        Box::pin(async move {
+            self.check("fetch an image")?;
+            let mut state = self.state.lock().unwrap();
+            state.image_requests += 1;
+            assert_eq!(sha256, ARCHIVE_SHA256);
+            let archive = state.archive.clone().unwrap_or_else(|| ARCHIVE.to_vec());
+            let pieces = archive.chunks(100).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+            let chunks: Box<dyn Chunks> = Box::new(Pieces(pieces.into_iter()));
+            Ok(chunks)
+        })
+    }
+}
+
+struct Pieces(std::vec::IntoIter<Bytes>);
+
+impl Chunks for Pieces {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>> {
+        Box::pin(async { Ok(self.0.next()) })
+    }
+}
+
+/// Everything that outlives an agent.
+pub(crate) struct World {
+    pub(crate) machine: FakeMachine,
+    pub(crate) headnode: Arc<Headnode>,
+    pub(crate) config: AgentConfig,
+    directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let server = ServerId::random();
+        let (data, control) = (directory.path().join("data"), directory.path().join("control"));
+        let mut config = AgentConfig::new(server, data, control);
+        config.id_ranges = IdRanges { first: 1 << 28, count: 100 };
+        Self { machine: FakeMachine::new(), headnode: Headnode::new(server), config, directory }
+    }
+
+    pub(crate) fn start(&self) -> Running {
+        self.start_on(self.machine.host())
+    }
+
+    pub(crate) fn start_on(&self, host: Host) -> Running {
+        let agent = self.agent(host, Execution::Threads);
+        let (trigger, shutdown) = Shutdown::new();
+        Running { trigger, task: base::task::spawn("agent under test", agent.run(shutdown)) }
+    }
+
+    pub(crate) fn agent(&self, host: Host, execution: Execution) -> Agent {
+        let config = AgentConfig { execution, ..self.config.clone() };
+        Agent::new(host, self.headnode.clone(), config, Arc::new(SystemClock))
+    }
+
+    /// Asks for a new zone with `nics` NICs.
+    pub(crate) fn create(&self, nics: u8) -> InstanceId {
+        let id = InstanceId::random();
+        self.headnode.change(|target| {
+            let first = u8::try_from(target.zones.len()).unwrap() * 4 + 10;
+            target.zones.insert(id, zone((0..nics).map(|index| nic(first, index)).collect()));
+        });
+        id
+    }
+
+    pub(crate) fn ledger_path(&self, id: InstanceId) -> PathBuf {
+        self.config.data_dir.join("zones").join(format!("{id}.json"))
+    }
+
+    pub(crate) fn socket_path(&self, id: InstanceId) -> PathBuf {
+        self.config.control_dir.join(id.to_string()).join("metadata.sock")
+    }
+
+    /// Asserts that no trace of any instance is left.
+    pub(crate) fn assert_empty(&self) {
+        let host = self.machine.host();
+        assert_eq!(host.zones.list().unwrap(), []);
+        assert_eq!(host.datasets.roots().unwrap(), []);
+        assert_eq!(host.links.nics().unwrap(), []);
+        assert!(self.machine.filters.current().nics.is_empty());
+        for directory in [self.config.data_dir.join("zones"), self.config.data_dir.join("incoming"), self.config.control_dir.clone()] {
+            let left: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+
+    /// A place for a test's own files.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+}
+
+/// An agent that runs.
+pub(crate) struct Running {
+    trigger: Trigger,
+    task: JoinHandle<Result<(), AgentError>>,
+}
+
+impl Running {
+    pub(crate) async fn end(self) {
+        self.trigger.fire();
+        tokio::time::timeout(DEADLINE, self.task).await.expect("an agent ends").unwrap().unwrap();
+    }
+}
+
+pub(crate) fn network_id() -> NetworkId {
+    "0b8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11".parse().unwrap()
+}
+
+pub(crate) fn image_id() -> ImageId {
+    "1b8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11".parse().unwrap()
+}
+
+pub(crate) fn limits(size: u64) -> Limits {
+    Limits {
+        memory: Mib(64 * size),
+        swap: Mib(128 * size),
+        disk: Mib(1024 * size),
+        max_processes: 100,
+        cpu_cap: None,
+        cpu_shares: CpuShares(100),
+    }
+}
+
+pub(crate) fn nic(first: u8, index: u8) -> NicTarget {
+    NicTarget {
+        mac: MacAddr::from_suffix(u32::from(first) << 8 | u32::from(index)),
+        interface: format!("net{index}"),
+        network: network_id(),
+        address: format!("10.88.0.{}/24", first + index).parse().unwrap(),
+        gateway: (index == 0).then_some(Ipv4Addr::new(10, 88, 0, 1)),
+        primary: index == 0,
+        mtu: 1500,
+    }
+}
+
+pub(crate) fn zone(nics: Vec<NicTarget>) -> ZoneTarget {
+    ZoneTarget {
+        wanted: Wanted::Running,
+        starts: 1,
+        reboots: 0,
+        owner: AccountId::random(),
+        alias: "web".to_owned(),
+        hostname: "web".to_owned(),
+        brand: Brand::Lx,
+        image: image_id(),
+        package_name: "small".to_owned(),
+        limits: limits(1),
+        nics,
+        resolvers: vec!["9.9.9.9".parse().unwrap()],
+        dns_domain: Some("example.test".to_owned()),
+        routes: BTreeMap::new(),
+        metadata: BTreeMap::from([("user-script".to_owned(), "#!/bin/sh\necho hi\n".to_owned())]),
+        internal_metadata: BTreeMap::from([("root_pw".to_owned(), "secret".to_owned())]),
+        tags: BTreeMap::new(),
+        guest_metadata_seen: 0,
+        created_at: Timestamp(1_700_000_000_000),
+    }
+}
+
+/// Waits until something that no report tells is so.
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        while !holds() {
+            // The condition has no event of its own; look again soon.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("it does not happen: {what}"));
+}
