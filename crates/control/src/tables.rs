@@ -128,10 +128,12 @@ pub struct Claim {
 impl Claim {
     /// How the names of Ethernet addresses begin.
     pub(crate) const MAC: &'static str = "mac/";
+    /// How the names of instances begin.
+    pub(crate) const ALIAS: &'static str = "alias/";
 
     /// Name of an instance among its owner's.
     pub(crate) fn alias(owner: AccountId, alias: &str) -> String {
-        format!("alias/{owner}/{alias}")
+        format!("{}{owner}/{alias}", Self::ALIAS)
     }
 
     /// Ethernet address in the datacenter.
@@ -167,6 +169,7 @@ pub fn schema() -> Schema {
         .with(&INSTANCES)
         .with(&SERVERS)
         .with(&CLAIMS)
+        .with(&flow::FLOWS)
 }
 
 /// Key of an address: eight hex digits, so that the order of keys is the order of addresses.
@@ -181,7 +184,7 @@ pub(crate) fn key_key(account: AccountId, fingerprint_md5: &str) -> String {
 
 /// Index keys of instances a machine is told of.
 fn present(instance: &Instance, keys: impl FnOnce() -> Vec<String>) -> Vec<String> {
-    if instance.released { Vec::new() } else { keys() }
+    if instance.is_on_machine() { keys() } else { Vec::new() }
 }
 
 fn networks_of(instance: &Instance) -> Vec<String> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{AccountId, FlowId, ImageId, InstanceId, PackageId, ServerId},
     network::Nic,
-    target::{Limits, Phase, ZoneFact},
+    target::{Limits, Phase, ZoneFact, ZoneState},
     time::Timestamp,
 };
 
@@ -78,6 +78,12 @@ pub struct Instance {
 impl Instance {
     /// Audit entries kept per instance; the oldest go first.
     pub const HISTORY_MAX: usize = 100;
+
+    /// Whether its machine is told of it. Also one that gave everything back, should its machine still have something of it:
+    /// only what a machine is told to remove is removed.
+    pub fn is_on_machine(&self) -> bool {
+        !self.released || self.fact.as_ref().is_some_and(|fact| fact.state != ZoneState::Absent)
+    }
 
     /// Adds to the history, forgetting the oldest entry beyond [`Instance::HISTORY_MAX`].
     pub fn record(&mut self, entry: AuditEntry) {

@@ -1,7 +1,7 @@
 //! Changing what an instance should be.
 
 use model::{
-    id::{FlowId, InstanceId},
+    id::InstanceId,
     instance::{Caller, Instance, Wanted},
     placement::{self, Demand},
     rules,
@@ -13,7 +13,7 @@ use store::{Snapshot, Transaction};
 use super::{Decision, InstanceView, create::fits_image, decide, edited};
 use crate::{
     Control, Error, FieldCode, Result, Scope,
-    flows::{self, Before, Input, Work},
+    flows::{self, Before, Reboot, Resize, Start, Stop, Work},
     packages,
     tables::{CLAIMS, Claim, IMAGES, SERVERS},
 };
@@ -32,7 +32,7 @@ pub async fn start(control: &Control, caller: &Caller, scope: Scope, id: Instanc
         }
         instance.intent.wanted = Wanted::Running;
         instance.intent.starts += 1;
-        Ok(Some(with_flow(control, instance, Work::Start, Input::new(id, caller, "start"))))
+        Ok(Some(with_flow::<Start>(control, instance, caller, "start")))
     })
     .await
 }
@@ -50,7 +50,7 @@ pub async fn stop(control: &Control, caller: &Caller, scope: Scope, id: Instance
         }
         let mut instance = entry.value.clone();
         instance.intent.wanted = Wanted::Stopped;
-        Ok(Some(with_flow(control, instance, Work::Stop, Input::new(id, caller, "stop"))))
+        Ok(Some(with_flow::<Stop>(control, instance, caller, "stop")))
     })
     .await
 }
@@ -65,7 +65,7 @@ pub async fn reboot(control: &Control, caller: &Caller, scope: Scope, id: Instan
         }
         let mut instance = entry.value.clone();
         instance.intent.reboots += 1;
-        Ok(Some(with_flow(control, instance, Work::Reboot, Input::new(id, caller, "reboot"))))
+        Ok(Some(with_flow::<Reboot>(control, instance, caller, "reboot")))
     })
     .await
 }
@@ -104,10 +104,10 @@ pub async fn resize(
         instance.package_name.clone_from(&wanted.name);
         instance.limits = packages::limits(&wanted);
         let transaction = move_reservation(control, snapshot, &instance, Demand::of(&before.limits))?;
-        let input = Input { before: Some(before), ..Input::new(id, caller, "resize") };
-        let mut decision = with_flow(control, instance, Work::Resize, input);
-        decision.transaction = decision.transaction.and(transaction);
-        Ok(Some(decision))
+        let now = control.now();
+        let begun = flows::begin::<Resize>(&mut instance, caller, "resize", Some(before), now);
+        instance.updated_at = now;
+        Ok(Some(Decision { instance, transaction: transaction.and(begun) }))
     })
     .await
 }
@@ -193,11 +193,11 @@ pub(super) fn usable(verb: &'static str, instance: &Instance, state: PublicState
 }
 
 /// The instance with a flow that waits for the change on the caller's behalf.
-pub(super) fn with_flow(control: &Control, mut instance: Instance, work: Work, input: Input) -> Decision {
-    let (flow, now) = (FlowId::random(), control.now());
-    instance.flow = Some(flow);
+pub(super) fn with_flow<W: Work>(control: &Control, mut instance: Instance, caller: &Caller, action: &str) -> Decision {
+    let now = control.now();
+    let transaction = flows::begin::<W>(&mut instance, caller, action, None, now);
     instance.updated_at = now;
-    Decision { instance, transaction: flows::begin(work, flow, input, now) }
+    Decision { instance, transaction }
 }
 
 /// Moves what the instance's machine promised it from `had` to its limits.

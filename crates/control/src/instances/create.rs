@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use model::{
     account::Account,
-    id::{AccountId, FlowId, InstanceId, NetworkId},
+    id::{AccountId, InstanceId, NetworkId},
     image::{Image, ImageState},
     instance::{Brand, Caller, Instance, Intent, TagValue, Wanted},
     network::{Network, Nic},
@@ -25,7 +25,7 @@ use super::InstanceView;
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     error::Faults,
-    flows::{self, Input, Work},
+    flows::{self, Provision},
     images,
     networks::{
         self,
@@ -179,14 +179,13 @@ impl Plan {
         let server = servers.iter().find(|server| server.id == chosen).expect("placement chose one of the candidates");
         let holder = Holder { instance: id, owner: self.owner.id, now: asked_at };
         let (nics, transaction) = wire(control, snapshot, &self.nics, holder, Transaction::new())?;
-        let flow = FlowId::random();
         let decided_at = control.now();
         let phase = |name: &str, at: Timestamp, until: Timestamp| Phase {
             name: name.to_owned(),
             at,
             ms: until.millis_since(at),
         };
-        let instance = Instance {
+        let mut instance = Instance {
             id,
             owner: self.owner.id,
             alias: self.alias.clone(),
@@ -206,7 +205,7 @@ impl Plan {
             fact: None,
             released: false,
             failure: None,
-            flow: Some(flow),
+            flow: None,
             timeline: vec![phase("queued", asked_at, begun_at), phase("placed", begun_at, decided_at)],
             guest_metadata_seen: 0,
             history: Vec::new(),
@@ -216,7 +215,7 @@ impl Plan {
             deleted_at: None,
         };
         let reserved = Server { reserved: server.reserved.plus(demand), ..server.value.clone() };
-        let begun = flows::begin(Work::Provision, flow, Input::new(id, caller, "provision"), decided_at);
+        let begun = flows::begin::<Provision>(&mut instance, caller, "provision", None, decided_at);
         Ok(transaction
             .create(&CLAIMS, Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() })
             .replace(&SERVERS, server, reserved)

@@ -6,10 +6,7 @@ use model::{
 };
 
 use super::{InstanceView, change::with_flow, decide, release};
-use crate::{
-    Control, Error, Result, Scope,
-    flows::{Input, Work},
-};
+use crate::{Control, Error, Result, Scope, flows::Destroy};
 
 /// Deletes an instance in whatever state it is. Its addresses and name are free again as soon as its machine says that
 /// nothing is left; asking again until then changes nothing, and after that is [`Error::Gone`].
@@ -24,7 +21,7 @@ pub async fn delete(control: &Control, caller: &Caller, scope: Scope, id: Instan
         let mut instance = entry.value.clone();
         instance.intent.wanted = Wanted::Absent;
         instance.delete_asked_at = Some(control.now());
-        let mut decision = with_flow(control, instance, Work::Destroy, Input::new(id, caller, "destroy"));
+        let mut decision = with_flow::<Destroy>(control, instance, caller, "destroy");
         // What failed and was cleaned up already has nothing left to wait for.
         if decision.instance.released {
             decision.transaction = release::end(snapshot, &mut decision.instance, control.now(), decision.transaction);

@@ -14,8 +14,7 @@ use super::{
     decide,
 };
 use crate::{
-    Control, Error, FieldCode, Result, Scope,
-    flows::{Input, Work},
+    Control, Error, FieldCode, Result, Scope, flows,
     networks::{
         self,
         allocate::{self, Holder, Taken},
@@ -78,7 +77,7 @@ pub async fn add(
             instance.nics.iter_mut().for_each(|nic| nic.primary = false);
         }
         instance.nics.push(Nic { mac, interface, network: network.id, ip, primary });
-        let mut decision = with_flow(control, instance, Work::Nics, Input::new(id, caller, "add_nics"));
+        let mut decision = with_flow::<flows::Nics>(control, instance, caller, "add_nics");
         decision.transaction = decision.transaction.and(transaction);
         Ok(Some(decision))
     })
@@ -112,7 +111,7 @@ pub async fn remove(
         {
             first.primary = true;
         }
-        Ok(Some(with_flow(control, instance, Work::Nics, Input::new(id, caller, "remove_nics"))))
+        Ok(Some(with_flow::<flows::Nics>(control, instance, caller, "remove_nics")))
     })
     .await
 }

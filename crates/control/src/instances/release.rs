@@ -6,7 +6,6 @@
 use model::{
     instance::{Instance, Wanted},
     placement::Demand,
-    target::ZoneState,
     time::Timestamp,
 };
 use store::{Snapshot, Transaction};
@@ -16,11 +15,10 @@ use crate::{
     tables::{CLAIMS, Claim},
 };
 
-/// Whether `instance` is to be gone and its machine says that it is.
-pub(crate) fn is_due(instance: &Instance) -> bool {
-    let gone = instance.fact.as_ref().is_some_and(|fact| fact.state == ZoneState::Absent);
-    let due = !instance.released || (instance.delete_asked_at.is_some() && instance.deleted_at.is_none());
-    instance.intent.wanted == Wanted::Absent && gone && due
+/// Whether `instance` is to be gone and still holds something, a name for its tombstone among it.
+pub(crate) fn is_wanted(instance: &Instance) -> bool {
+    let holds = !instance.released || (instance.delete_asked_at.is_some() && instance.deleted_at.is_none());
+    instance.intent.wanted == Wanted::Absent && holds
 }
 
 /// Gives everything back, and turns a deleted instance into its tombstone. A failed one keeps name and record until its

@@ -10,7 +10,7 @@
 
 use model::{
     id::{InstanceId, ServerId},
-    instance::{Instance, Wanted},
+    instance::Instance,
     placement::Demand,
     rules,
     server::{Reserved, Server},
@@ -25,7 +25,7 @@ use crate::{
     instances::release,
     liveness::Heard,
     networks::allocate,
-    tables::{ADDRESSES, BY_HOLDER, BY_SERVER, INSTANCES, SERVERS},
+    tables::{ADDRESSES, BY_HOLDER, INSTANCES, SERVERS},
 };
 
 /// Instances whose facts go into one commit: bounds its size and the loss when it has to be decided again.
@@ -48,8 +48,8 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
     let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
     control.nodes.note(id, Heard { at: now, target_seen: report.target_seen });
     warn_of_strangers(&snapshot, report);
-    let news: Vec<InstanceId> = snapshot
-        .find(&INSTANCES, BY_SERVER, &id.to_string())
+    let known = report.zones.keys().filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
+    let news: Vec<InstanceId> = known
         .filter(|entry| news_of(control, &snapshot, entry, report).is_some())
         .map(|entry| entry.id)
         .collect();
@@ -90,56 +90,40 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
 /// What a report says of one instance that its record does not say yet.
 struct News {
     fact: Option<ZoneFact>,
+    /// Nothing is left of what was to be gone.
+    gone: bool,
+    /// It holds addresses of NICs that are gone.
     strays: bool,
 }
 
 fn news_of(control: &Control, snapshot: &Snapshot, entry: &Entry<Instance>, report: &Report) -> Option<News> {
-    if entry.released || entry.server != report.server {
-        return None;
-    }
-    let implied = if report.zones.contains_key(&entry.id) { None } else { missing(control, entry, report) };
-    let told = report.zones.get(&entry.id).or(implied.as_ref());
-    let fact = told.filter(|fact| matters(entry, fact)).cloned();
-    let strays = told.is_some_and(|fact| has_strays(snapshot, entry, fact));
-    (fact.is_some() || strays).then_some(News { fact, strays })
-}
-
-/// A machine that has seen a target and says nothing of an instance in it has nothing of it.
-fn missing(control: &Control, entry: &Entry<Instance>, report: &Report) -> Option<ZoneFact> {
-    let told_at = control.targets.zone_revision(report.server, entry.id)?;
-    if report.target_seen < told_at || (entry.fact.is_none() && entry.intent.wanted != Wanted::Absent) {
-        return None;
-    }
-    let last = entry.fact.as_ref();
-    Some(ZoneFact {
-        state: ZoneState::Absent,
-        starts_done: last.map_or(0, |fact| fact.starts_done),
-        reboots_done: last.map_or(0, |fact| fact.reboots_done),
-        started_at: None,
-        exit: last.and_then(|fact| fact.exit.clone()),
-        error: None,
-        timeline: last.map_or_else(Vec::new, |fact| fact.timeline.clone()),
-        limits: None,
-        nics: Vec::new(),
-        guest_metadata: Vec::new(),
-    })
+    let fact = report.zones.get(&entry.id).filter(|_| entry.server == report.server)?;
+    // That nothing is there counts only from a machine that knows it must stay so: under an older target it may just be
+    // about to make it.
+    let told_at = control.targets.zone_revision(report.server, entry);
+    let knows = told_at.is_some_and(|told_at| report.target_seen >= told_at);
+    let gone = fact.state == ZoneState::Absent && knows && release::is_wanted(entry);
+    let strays = !entry.released && has_strays(snapshot, entry, fact);
+    let fact = (gone || matters(entry, fact)).then(|| fact.clone());
+    (fact.is_some() || strays).then_some(News { fact, gone, strays })
 }
 
 /// Whether `fact` is worth a commit.
 fn matters(instance: &Instance, fact: &ZoneFact) -> bool {
+    let known = instance.fact.as_ref();
+    if instance.released {
+        // It was gone. If its machine made it again under an older target, it is told once more.
+        return (fact.state == ZoneState::Absent) != known.is_none_or(|known| known.state == ZoneState::Absent);
+    }
     if fact.guest_metadata.iter().any(|change| change.sequence > instance.guest_metadata_seen) {
         return true;
     }
     let passing =
         matches!(fact.state, ZoneState::Preparing | ZoneState::Starting | ZoneState::Stopping | ZoneState::Removing);
-    let Some(known) = &instance.fact else {
-        // Not made yet and nothing to say: as if it had said nothing. That nothing is there matters only to who waits for it.
-        let awaited = fact.state == ZoneState::Absent && instance.intent.wanted == Wanted::Absent;
-        return fact.error.is_some() || awaited || !(passing || fact.state == ZoneState::Absent);
+    let Some(known) = known else {
+        // Not made yet and nothing to say of that: as if nothing had been said.
+        return fact.error.is_some() || !(passing || fact.state == ZoneState::Absent);
     };
-    if fact.state == ZoneState::Absent && release::is_due(&Instance { fact: Some(fact.clone()), ..instance.clone() }) {
-        return true;
-    }
     let comparable = ZoneFact {
         state: if passing { known.state } else { fact.state },
         timeline: known.timeline.clone(),
@@ -173,7 +157,7 @@ fn take_in(
         }
         instance.fact = Some(fact);
     }
-    if release::is_due(&instance) {
+    if news.gone {
         let (freed, with_release) = release::release(snapshot, &mut instance, now, transaction);
         transaction = with_release;
         *reserved = freed.map_or_else(|| reserved.clone(), |demand: Demand| reserved.minus(demand));

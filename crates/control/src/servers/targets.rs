@@ -131,9 +131,14 @@ impl Targets {
         self.lock().machines.get(&server).map_or(0, |machine| *machine.generation.borrow())
     }
 
-    /// Revision of the change that last altered what a machine is told of an instance; `None` when it is told nothing.
-    pub(crate) fn zone_revision(&self, server: ServerId, instance: InstanceId) -> Option<u64> {
-        self.lock().machines.get(&server)?.zones.get(&instance).map(|zone| zone.revision)
+    /// Revision of the change that last altered what a machine is told of an instance; `None` when it is told nothing, or
+    /// when this record is newer than the documents.
+    pub(crate) fn zone_revision(&self, server: ServerId, instance: &Entry<Instance>) -> Option<u64> {
+        let state = self.lock();
+        if instance.revision.0 > state.revision {
+            return None;
+        }
+        state.machines.get(&server)?.zones.get(&instance.id).map(|zone| zone.revision)
     }
 
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
@@ -220,7 +225,7 @@ impl Targets {
         id: InstanceId,
         dirty: &mut BTreeSet<ServerId>,
     ) {
-        let entry = snapshot.get(&INSTANCES, &id.to_string()).filter(|entry| !entry.released);
+        let entry = snapshot.get(&INSTANCES, &id.to_string()).filter(|entry| entry.is_on_machine());
         let (before, now) = (state.place_of.get(&id).copied(), entry.as_ref().map(|entry| entry.server));
         if let Some(left) = before.filter(|left| Some(*left) != now) {
             state.place_of.remove(&id);
@@ -278,7 +283,7 @@ fn touched(
     dirty: &mut BTreeSet<ServerId>,
 ) {
     let found = |index: &str, key: &str| -> Vec<Arc<Entry<Instance>>> {
-        snapshot.find(&INSTANCES, index, key).filter(|entry| !entry.released).collect()
+        snapshot.find(&INSTANCES, index, key).filter(|entry| entry.is_on_machine()).collect()
     };
     if table == INSTANCES.name {
         instances.extend(key.parse::<InstanceId>());
