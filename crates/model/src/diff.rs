@@ -146,7 +146,13 @@ pub enum Step {
 }
 
 /// The steps from here to `zone`, in order. `wiring` is [`Wiring::of`] the zone, `boot_id` the machine's boot now.
-pub fn plan(zone: &ZoneTarget, wiring: &Wiring, remembered: &Remembered, observed: Observed, boot_id: &str) -> Vec<Step> {
+pub fn plan(
+    zone: &ZoneTarget,
+    wiring: &Wiring,
+    remembered: &Remembered,
+    observed: Observed,
+    boot_id: &str,
+) -> Vec<Step> {
     if zone.wanted == Wanted::Absent || remembered.removing {
         return if observed.anything() || *remembered != Remembered::default() { vec![Step::Remove] } else { vec![] };
     }
@@ -270,7 +276,12 @@ pub enum Leftover {
 /// Kernel objects without a process hold no data; they may go when neither the target nor the ledger knows the
 /// instance, and only once a control plane has spoken in this run of the agent (`confirmed`): until then the target on disk may
 /// be older than the truth.
-pub fn leftover(zone: Option<&ZoneTarget>, remembered: Option<&Remembered>, observed: Observed, confirmed: bool) -> Leftover {
+pub fn leftover(
+    zone: Option<&ZoneTarget>,
+    remembered: Option<&Remembered>,
+    observed: Observed,
+    confirmed: bool,
+) -> Leftover {
     let asked = zone.is_some_and(|zone| zone.wanted == Wanted::Absent);
     let begun = remembered.is_some_and(|remembered| remembered.removing);
     if asked || begun {

@@ -3,7 +3,10 @@
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
@@ -82,6 +85,7 @@ impl Agent {
             clock: self.clock,
             shutdown,
             target,
+            seen: AtomicU64::new(0),
             confirmed: AtomicBool::new(false),
             ledgers,
             board,
@@ -112,9 +116,8 @@ fn make_directory(path: &Path) -> Result<(), AgentError> {
 
 async fn identify(verbs: &Verbs, version: &str) -> Result<(String, Identity), AgentError> {
     let machine = |doing| move |source| AgentError::Host { doing, source };
-    let (boot_id, hostname, hardware) = verbs
-        .run("identify", |host| (host.machine.boot_id(), host.machine.hostname(), host.machine.hardware()))
-        .await;
+    let (boot_id, hostname, hardware) =
+        verbs.run("identify", |host| (host.machine.boot_id(), host.machine.hostname(), host.machine.hardware())).await;
     let mut hardware = hardware.map_err(machine("read the machine's hardware"))?;
     hardware.agent_version = version.to_owned();
     let hostname = hostname.map_err(machine("read the host name"))?;

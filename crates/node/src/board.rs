@@ -66,7 +66,8 @@ impl Board {
                 state.facts.insert(id, Posted { now: fact, said: previous.said.clone(), since_ms: previous.since_ms });
                 return;
             }
-            let said = previous.and_then(|previous| if previous.is_held_back(at_ms) { previous.said } else { Some(previous.now) });
+            let said = previous
+                .and_then(|previous| if previous.is_held_back(at_ms) { previous.said } else { Some(previous.now) });
             state.facts.insert(id, Posted { now: fact, said, since_ms: at_ms });
         }
         if settled {
@@ -89,6 +90,11 @@ impl Board {
     /// Says which images are here.
     pub(crate) fn images(&self, change: impl FnOnce(&mut BTreeSet<ImageId>)) {
         change(&mut self.lock().images);
+    }
+
+    /// Whether anything is said of an instance.
+    pub(crate) fn knows(&self, id: InstanceId) -> bool {
+        self.lock().facts.contains_key(&id)
     }
 
     /// Whether an image is here.
@@ -115,9 +121,8 @@ impl Board {
             if posted.is_held_back(at_ms) {
                 let due = posted.since_ms.saturating_add(PASSAGE_MS);
                 later = Some(later.map_or(due, |later| later.min(due)));
-                if let Some(said) = &posted.said {
-                    facts.insert(*id, said.clone());
-                }
+                // Never left out: silence about an instance in a target that was seen means that nothing of it is here.
+                facts.insert(*id, posted.said.as_ref().unwrap_or(&posted.now).clone());
             } else {
                 facts.insert(*id, posted.now.clone());
             }
@@ -159,9 +164,10 @@ mod tests {
             (facts.get(&id).map(|fact| fact.state), later)
         };
         board.post(id, fact(ZoneState::Preparing), 0);
-        assert_eq!(said(10), (None, Some(1000)));
+        // Nothing was said before, and silence would mean that nothing is there.
+        assert_eq!(said(10), (Some(ZoneState::Preparing), Some(1000)));
         board.post(id, fact(ZoneState::Starting), 20);
-        assert_eq!(said(30), (None, Some(1020)));
+        assert_eq!(said(30), (Some(ZoneState::Starting), Some(1020)));
         assert_eq!(said(1020), (Some(ZoneState::Starting), None));
         board.post(id, fact(ZoneState::Running), 1100);
         assert_eq!(said(1100), (Some(ZoneState::Running), None));

@@ -22,7 +22,8 @@ use model::{
     diff::{self, Leftover, Observed},
     id::{ImageId, InstanceId},
     instance::Wanted,
-    target::{NetworkTarget, Target},
+    target::{NetworkTarget, Target, ZoneState},
+    time::Timestamp,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -48,6 +49,7 @@ const POOL_CROWDED_PERCENT: u64 = 85;
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) observed: BTreeMap<InstanceId, Observed>,
+    pub(crate) started: BTreeMap<InstanceId, Timestamp>,
     pub(crate) images: BTreeSet<ImageId>,
     crowded: bool,
 }
@@ -59,6 +61,7 @@ pub(crate) fn survey(host: &host::Host) -> Result<Survey, host::Error> {
         let observed = survey.observed.entry(status.instance).or_default();
         observed.traces = true;
         observed.running = status.running;
+        survey.started.extend(status.started_at.map(|at| (status.instance, at)));
     }
     for root in host.datasets.roots()? {
         survey.observed.entry(root).or_default().root = true;
@@ -115,6 +118,7 @@ impl Dispatcher {
             let slot = slots.entry(*id).or_insert_with(|| Slot::new(Held::default()));
             if let Some(held) = &mut slot.held {
                 held.observed = *observed;
+                held.started_at = survey.started.get(id).copied();
             }
         }
         let acted_on = Arc::new(crate::shared::empty_target(shared.config.server));
@@ -122,7 +126,11 @@ impl Dispatcher {
     }
 
     /// Runs until shutdown. Everything is looked at once at the start.
-    pub(crate) async fn run(mut self, mut targets: watch::Receiver<Arc<Target>>, mut events: mpsc::Receiver<ZoneEvent>) {
+    pub(crate) async fn run(
+        mut self,
+        mut targets: watch::Receiver<Arc<Target>>,
+        mut events: mpsc::Receiver<ZoneEvent>,
+    ) {
         targets.borrow_and_update();
         self.on_target();
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
@@ -168,6 +176,7 @@ impl Dispatcher {
     fn on_target(&mut self) {
         let target = self.shared.target();
         let previous = std::mem::replace(&mut self.acted_on, target.clone());
+        self.announce();
         for id in target.zones.keys() {
             if !same_instructions(&previous, &target, *id) || !self.slots.contains_key(id) {
                 self.nudge(*id, Again::Try);
@@ -181,6 +190,34 @@ impl Dispatcher {
                 _ => {}
             }
         }
+    }
+
+    /// Says something of every instance of the target before the target is said to be seen: a headnode takes silence for
+    /// "nothing of it is here" and gives its addresses to others.
+    fn announce(&self) {
+        let target = &self.acted_on;
+        for (id, zone) in &target.zones {
+            if self.shared.board.knows(*id) {
+                continue;
+            }
+            let nothing = Held::default();
+            let (held, busy) = match self.slots.get(id) {
+                Some(Slot { held: Some(held), .. }) => (held, false),
+                Some(_) => (&nothing, true),
+                None => (&nothing, false),
+            };
+            match zone.wanted {
+                Wanted::Absent if busy || !held.is_empty() => {
+                    worker::post(&self.shared, *id, held, ZoneState::Removing);
+                }
+                Wanted::Running | Wanted::Stopped if held.is_empty() => {
+                    worker::post(&self.shared, *id, held, ZoneState::Preparing);
+                }
+                _ => worker::post_rest(&self.shared, *id, held),
+            }
+        }
+        self.shared.seen.store(target.generation, Ordering::Release);
+        self.shared.board.nudge();
     }
 
     fn forget(&mut self, id: InstanceId) {
@@ -211,7 +248,12 @@ impl Dispatcher {
         slot.touched = self.counter;
         let held = held.unwrap_or_else(|| {
             tracing::error!(instance = %id, "a worker panicked; starting over from its ledger at the next audit");
-            Held { ledger: self.shared.ledgers.read(id).unwrap_or_default(), written: true, given_up: true, ..Held::default() }
+            Held {
+                ledger: self.shared.ledgers.read(id).unwrap_or_default(),
+                written: true,
+                given_up: true,
+                ..Held::default()
+            }
         });
         let empty = held.is_empty();
         slot.held = Some(held);
@@ -281,7 +323,9 @@ impl Dispatcher {
             base::task::spawn("image removal", async move {
                 match shared.verbs.run("image removal", move |host| host.datasets.remove_image(image)).await {
                     Ok(()) => tracing::info!(%image, "dropped an image that no instance needs: the pool is crowded"),
-                    Err(error) => tracing::warn!(%image, error = %base::errors::chain(&error), "failed to drop an image"),
+                    Err(error) => {
+                        tracing::warn!(%image, error = %base::errors::chain(&error), "failed to drop an image")
+                    }
                 }
             });
         }

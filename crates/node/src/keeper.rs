@@ -73,7 +73,8 @@ pub(crate) fn write(path: &Path, target: &Target) -> std::io::Result<()> {
 
 /// Reads the target of the last run.
 pub(crate) fn read(path: &Path, server: ServerId) -> Result<Option<Arc<Target>>, AgentError> {
-    let content = files::read(path).map_err(|source| AgentError::File { doing: "read", path: path.to_owned(), source })?;
+    let content =
+        files::read(path).map_err(|source| AgentError::File { doing: "read", path: path.to_owned(), source })?;
     let Some(content) = content else { return Ok(None) };
     match serde_json::from_slice::<Version>(&content) {
         Ok(Version { version }) if version > VERSION => {

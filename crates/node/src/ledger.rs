@@ -7,8 +7,7 @@
 //! and a root that comes back after a power loss would be nobody's. So: power for the mark, process for the rest.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 

@@ -33,6 +33,7 @@ mod link;
 mod metadata;
 mod network;
 mod shared;
+mod spec;
 mod verbs;
 mod worker;
 

@@ -82,8 +82,6 @@ async fn take(shared: &Arc<Shared>, target: Target) -> Result<(), String> {
     base::crash::point("node.target.written");
     shared.confirmed.store(true, Ordering::Relaxed);
     shared.target.send_replace(target);
-    // The headnode learns which generation is written down.
-    shared.board.nudge();
     Ok(())
 }
 
@@ -126,6 +124,8 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
 fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Option<Duration>) {
     let now = shared.now_ms();
     let target = shared.target();
+    // Read before the board: what is on the board is never older than what is said to be seen.
+    let seen = shared.seen.load(Ordering::Acquire);
     let (mut zones, images, later) = shared.board.read(now);
     for (id, fact) in &mut zones {
         let seen = target.zones.get(id).map_or(0, |zone| zone.guest_metadata_seen);
@@ -136,7 +136,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         sequence,
         hostname: identity.hostname.clone(),
         boot_id: shared.boot_id.clone(),
-        target_seen: target.generation,
+        target_seen: seen,
         hardware: identity.hardware.clone(),
         zones,
         images,

@@ -183,7 +183,8 @@ pub(crate) async fn own_filters(
             }
             waiting.push(done);
         }
-        let result = if applied.as_ref() == Some(&wanted) { Ok(()) } else { apply(&shared.verbs, wanted.clone()).await };
+        let result =
+            if applied.as_ref() == Some(&wanted) { Ok(()) } else { apply(&shared.verbs, wanted.clone()).await };
         applied = result.is_ok().then(|| wanted.clone());
         for done in waiting {
             // Who waited may have died meanwhile.
@@ -193,8 +194,5 @@ pub(crate) async fn own_filters(
 }
 
 async fn apply(verbs: &Verbs, wanted: FilterSet) -> Result<(), String> {
-    verbs
-        .run("filters", move |host| host.filters.apply(&wanted))
-        .await
-        .map_err(|error| base::errors::chain(&error))
+    verbs.run("filters", move |host| host.filters.apply(&wanted)).await.map_err(|error| base::errors::chain(&error))
 }

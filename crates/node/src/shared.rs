@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
@@ -11,14 +14,8 @@ use nodeapi::link::HeadnodeLink;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    board::Board,
-    config::AgentConfig,
-    ids::IdPool,
-    images::Images,
-    ledger::Ledgers,
-    metadata::Metadata,
-    network::Network,
-    verbs::Verbs,
+    board::Board, config::AgentConfig, ids::IdPool, images::Images, ledger::Ledgers, metadata::Metadata,
+    network::Network, verbs::Verbs,
 };
 
 /// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
@@ -39,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     /// The target held; the keeper in `link` writes it.
     pub(crate) target: watch::Sender<Arc<Target>>,
+    /// Generation of which reports may say "seen": every instance in it is on the board. Zero until the first look.
+    pub(crate) seen: AtomicU64,
     /// Whether a headnode has confirmed or replaced the target in this run.
     pub(crate) confirmed: AtomicBool,
     pub(crate) ledgers: Ledgers,

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
-use host::zone::{IdRange, ZoneSpec, ZoneStatus};
+use host::zone::{IdRange, ZoneStatus};
 use model::{
     diff::{self, Ended, Observed, Step, Wiring},
     id::InstanceId,
@@ -21,15 +21,7 @@ use model::{
 };
 use tokio::sync::Notify;
 
-use crate::{
-    error::StepError,
-    files::Durability,
-    images,
-    ledger::Ledger,
-    metadata,
-    network,
-    shared::Shared,
-};
+use crate::{error::StepError, files::Durability, images, ledger::Ledger, metadata, network, shared::Shared, spec};
 
 /// Failures before giving up. With the pauses between, about ten seconds: long enough for a passing shortage, short enough
 /// for somebody who waits for a create.
@@ -44,9 +36,6 @@ const PAUSE_CEILING: Duration = Duration::from_secs(15);
 /// Plans carried out in one go without reaching rest. Two are usual (a reboot); more means that somebody else changes
 /// the zone as fast as we do.
 const ROUNDS: u32 = 8;
-
-/// A resolver's `resolv.conf` holds this many name servers; more are ignored by everyone.
-const RESOLVERS_MAX: usize = 3;
 
 /// What is known of one instance.
 #[derive(Debug, Clone, Default)]
@@ -253,7 +242,13 @@ impl Worker<'_> {
     }
 
     /// Root, namespaces and network of a zone that has none of them, at once.
-    async fn prepare(&mut self, target: &Target, zone: &ZoneTarget, wiring: &Wiring, first: bool) -> Result<(), StepError> {
+    async fn prepare(
+        &mut self,
+        target: &Target,
+        zone: &ZoneTarget,
+        wiring: &Wiring,
+        first: bool,
+    ) -> Result<(), StepError> {
         let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
         self.post(ZoneState::Preparing, None);
         let ids = self.begin_ledger()?;
@@ -275,7 +270,13 @@ impl Worker<'_> {
         Ok(())
     }
 
-    async fn make_root(&mut self, target: &Target, zone: &ZoneTarget, wiring: &Wiring, first: bool) -> Result<(), StepError> {
+    async fn make_root(
+        &mut self,
+        target: &Target,
+        zone: &ZoneTarget,
+        wiring: &Wiring,
+        first: bool,
+    ) -> Result<(), StepError> {
         let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
         if !self.held.observed.running {
             self.post(ZoneState::Preparing, None);
@@ -286,7 +287,12 @@ impl Worker<'_> {
         self.note(Step::Root, zone, wiring)
     }
 
-    async fn make_namespaces_and_network(&mut self, zone: &ZoneTarget, wiring: &Wiring, first: bool) -> Result<(), StepError> {
+    async fn make_namespaces_and_network(
+        &mut self,
+        zone: &ZoneTarget,
+        wiring: &Wiring,
+        first: bool,
+    ) -> Result<(), StepError> {
         let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
         if !self.held.observed.running {
             self.post(if first { ZoneState::Preparing } else { ZoneState::Starting }, None);
@@ -355,7 +361,7 @@ impl Worker<'_> {
         self.open_metadata(ids)?;
         let (id, image, quota) = (self.id, zone.image, zone.limits.disk);
         let begun = self.shared.now();
-        let mut spec = spec(self.shared, id, zone, ids);
+        let mut spec = spec::of(self.shared, id, zone, ids);
         let status = self
             .shared
             .verbs
@@ -533,12 +539,20 @@ impl Worker<'_> {
     }
 }
 
+/// Says how an instance is that a worker will see to.
+pub(crate) fn post(shared: &Shared, id: InstanceId, held: &Held, state: ZoneState) {
+    shared.board.post(id, fact(held, state, held.error.clone()), shared.now_ms());
+}
+
 /// Says how an instance is that nobody works on.
 pub(crate) fn post_rest(shared: &Shared, id: InstanceId, held: &Held) {
     let state = if held.observed.running {
         ZoneState::Running
     } else if held.given_up {
         ZoneState::Failed
+    } else if held.observed.connected {
+        // Not off before it is off the network.
+        ZoneState::Stopping
     } else if held.observed.root {
         ZoneState::Stopped
     } else {
@@ -569,56 +583,16 @@ fn phase(name: &str, begun: Timestamp, ended: Timestamp) -> Phase {
     Phase { name: name.to_owned(), at: begun, ms: ended.millis_since(begun) }
 }
 
-/// What the host must know to start a zone; the root is filled in where it is made.
-fn spec(shared: &Shared, id: InstanceId, zone: &ZoneTarget, ids: IdRange) -> ZoneSpec {
-    ZoneSpec {
-        instance: id,
-        hostname: zone.hostname.clone(),
-        ids,
-        root: std::path::PathBuf::new(),
-        init: shared.config.init.clone(),
-        limits: zone.limits.clone(),
-        control_dir: shared.metadata.directory(id),
-        resolv_conf: resolv_conf(zone),
-        hosts: Some(hosts(zone)),
-    }
-}
-
-/// `/etc/resolv.conf`; `None` when the networks name no resolvers.
-fn resolv_conf(zone: &ZoneTarget) -> Option<String> {
-    if zone.resolvers.is_empty() {
-        return None;
-    }
-    let mut text = String::new();
-    if let Some(domain) = &zone.dns_domain {
-        text.push_str(&format!("search {domain}\n"));
-    }
-    for resolver in zone.resolvers.iter().take(RESOLVERS_MAX) {
-        text.push_str(&format!("nameserver {resolver}\n"));
-    }
-    Some(text)
-}
-
-/// `/etc/hosts`: the zone knows its own name without asking anybody.
-fn hosts(zone: &ZoneTarget) -> String {
-    let name = match &zone.dns_domain {
-        Some(domain) => format!("{0}.{domain} {0}", zone.hostname),
-        None => zone.hostname.clone(),
-    };
-    let own = zone.nics.iter().find(|nic| nic.primary).map_or_else(|| "127.0.1.1".to_owned(), |nic| nic.address.addr().to_string());
-    format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{own} {name}\n")
-}
-
 /// Removes NICs and kernel traces of an instance that nobody knows. They hold no data; its root stays.
 pub(crate) async fn disconnect_leftover(shared: Arc<Shared>, id: InstanceId, mut held: Held) -> Held {
     tracing::warn!(instance = %id, "removing NICs and kernel traces of an instance that nobody knows; its root stays");
-    let destroyed = shared
-        .verbs
-        .run("leftover", move |host| host.zones.destroy(id).and_then(|()| host.links.detach(id)))
-        .await;
+    let destroyed =
+        shared.verbs.run("leftover", move |host| host.zones.destroy(id).and_then(|()| host.links.detach(id))).await;
     match destroyed {
         Ok(()) => held.observed = Observed { root: held.observed.root, ..Observed::default() },
-        Err(error) => tracing::warn!(instance = %id, error = %base::errors::chain(&error), "failed to remove a leftover"),
+        Err(error) => {
+            tracing::warn!(instance = %id, error = %base::errors::chain(&error), "failed to remove a leftover")
+        }
     }
     if let Err(error) = shared.network.dismiss(id).await {
         tracing::warn!(instance = %id, error = %base::errors::chain(&error), "failed to remove a leftover's filters");

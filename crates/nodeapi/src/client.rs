@@ -80,8 +80,11 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls(settings)?).https_only().enable_http2().wrap_connector(tcp);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(settings)?)
+            .https_only()
+            .enable_http2()
+            .wrap_connector(tcp);
         let http = HttpClient::builder(TokioExecutor::new())
             .http2_only(true)
             .timer(TokioTimer::new())
@@ -136,7 +139,8 @@ fn tls(settings: &Settings) -> Result<ClientConfig, LinkError> {
         roots.add(certificate).map_err(|error| setup("authority", error.to_string()))?;
     }
     let chain = certificates("certificate", &settings.certificate_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(settings.key_pem.as_bytes()).map_err(|error| setup("key", error.to_string()))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(settings.key_pem.as_bytes()).map_err(|error| setup("key", error.to_string()))?;
     ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| setup("TLS version", error.to_string()))?

@@ -14,7 +14,7 @@ use model::{
     placement::Demand,
     rules,
     server::{Reserved, Server},
-    target::{Report, ZoneFact, ZoneState},
+    target::{Report, ZoneFact, ZoneState, is_internal_key},
     time::Timestamp,
 };
 use nodeapi::ReportAnswer;
@@ -175,14 +175,16 @@ fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Times
             continue;
         }
         instance.guest_metadata_seen = change.sequence;
-        let mut metadata = instance.metadata.clone();
+        let internal = is_internal_key(&change.key);
+        let half = if internal { &mut instance.internal_metadata } else { &mut instance.metadata };
+        let mut metadata = half.clone();
         match change.value {
             Some(value) => metadata.insert(change.key.clone(), value),
             None => metadata.remove(&change.key),
         };
         match rules::check_metadata(&metadata) {
             Ok(()) => {
-                instance.metadata = metadata;
+                *half = metadata;
                 instance.updated_at = now;
             }
             Err((field, why)) => {

@@ -45,7 +45,8 @@ impl Queue {
         pending.retain(|change| change.key != key);
         let sequence = self.last_sequence.max(seen) + 1;
         pending.push(GuestMetadata { sequence, key: key.to_owned(), value });
-        let bytes: usize = pending.iter().map(|change| change.key.len() + change.value.as_ref().map_or(0, String::len)).sum();
+        let bytes: usize =
+            pending.iter().map(|change| change.key.len() + change.value.as_ref().map_or(0, String::len)).sum();
         if pending.len() > PENDING_MAX || bytes > PENDING_MAX_BYTES {
             return Err(Full);
         }
@@ -96,7 +97,8 @@ mod tests {
         let queue = Queue::default().with("a", Some("1".to_owned()), 0).unwrap();
         let queue = queue.with("b", Some("2".to_owned()), 0).unwrap();
         let queue = queue.with("a", None, 0).unwrap();
-        let names = |seen| queue.unseen(seen).iter().map(|change| (change.sequence, change.key.clone())).collect::<Vec<_>>();
+        let names =
+            |seen| queue.unseen(seen).iter().map(|change| (change.sequence, change.key.clone())).collect::<Vec<_>>();
         assert_eq!(names(0), [(2, "b".to_owned()), (3, "a".to_owned())]);
         assert_eq!(queue.lookup("a", 0), Some(None));
         assert_eq!(queue.lookup("b", 0), Some(Some("2")));

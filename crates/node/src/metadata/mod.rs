@@ -148,9 +148,9 @@ async fn answer(shared: &Arc<Shared>, guest: &Arc<Guest>, command: Command) -> A
             None => found(lookup(&guest.queue(), zone, &key)),
         },
         Command::Keys => Answer::Success(Some(keys(&guest.queue(), zone).join("\n"))),
-        Command::Put { key, .. } | Command::Delete(key) if key.starts_with("sdc:") => {
-            Answer::Failure(format!("\"{key}\" cannot be changed from inside: keys with sdc: are properties of the instance"))
-        }
+        Command::Put { key, .. } | Command::Delete(key) if key.starts_with("sdc:") => Answer::Failure(format!(
+            "\"{key}\" cannot be changed from inside: keys with sdc: are properties of the instance"
+        )),
         Command::Put { key, value } => change(shared, guest, key, Some(value), zone.guest_metadata_seen).await,
         Command::Delete(key) => {
             if lookup(&guest.queue(), zone, &key).is_none() {

@@ -83,7 +83,10 @@ async fn accept(
 async fn converse(shared: &Arc<Shared>, guest: &Arc<Guest>, mut stream: UnixStream) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     if peer != guest.root_id && peer != 0 {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("host user {peer} is not the zone's root")));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("host user {peer} is not the zone's root"),
+        ));
     }
     let mut session = Session::default();
     let mut buffer = Vec::new();
@@ -112,7 +115,10 @@ async fn next_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> io::Result<
         }
         searched = buffer.len();
         if searched > LINE_MAX_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a line is longer than {LINE_MAX_BYTES} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a line is longer than {LINE_MAX_BYTES} bytes"),
+            ));
         }
         buffer.reserve(READ_BYTES);
         if stream.read_buf(buffer).await? == 0 {

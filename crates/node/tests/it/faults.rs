@@ -8,7 +8,15 @@ use crate::world::{World, eventually};
 async fn a_passing_failure_is_survived() {
     let world = World::new();
     let agent = world.start();
-    for verb in ["zones.prepare", "zones.start", "datasets.clone_image", "datasets.import", "links.attach", "links.ensure_bridge", "filters.apply"] {
+    for verb in [
+        "zones.prepare",
+        "zones.start",
+        "datasets.clone_image",
+        "datasets.import",
+        "links.attach",
+        "links.ensure_bridge",
+        "filters.apply",
+    ] {
         world.machine.faults.arm(verb, 1, "not now");
     }
     let id = world.create(1);
@@ -92,7 +100,8 @@ async fn a_wrong_image_file_is_refused() {
     assert_eq!(world.machine.host().datasets.images().unwrap(), []);
     world.headnode.deliver(vec![0; 2000]);
     world.headnode.zone(id, |zone| zone.starts += 1);
-    let longer = |error: &Option<String>| error.as_ref().is_some_and(|error| error.contains("longer than the 1024 bytes"));
+    let longer =
+        |error: &Option<String>| error.as_ref().is_some_and(|error| error.contains("longer than the 1024 bytes"));
     world.headnode.wait_fact(id, "the reason", |fact| longer(&fact.error)).await;
     world.headnode.deliver(vec![0; 1000]);
     let shorter = |error: &Option<String>| error.as_ref().is_some_and(|error| error.contains("has 1000 bytes"));

@@ -48,7 +48,13 @@ impl Killer {
 
     pub(crate) fn host(&self) -> Host {
         let this = Arc::new(self.clone());
-        Host { zones: this.clone(), datasets: this.clone(), links: this.clone(), filters: this, machine: self.inner.machine.clone() }
+        Host {
+            zones: this.clone(),
+            datasets: this.clone(),
+            links: this.clone(),
+            filters: this,
+            machine: self.inner.machine.clone(),
+        }
     }
 
     pub(crate) async fn died(&self) {

@@ -48,6 +48,7 @@ pub(crate) struct Headnode {
 struct State {
     cut: bool,
     image_requests: usize,
+    reports: Vec<Report>,
     archive: Option<Vec<u8>>,
 }
 
@@ -117,7 +118,8 @@ impl Headnode {
     /// Waits for a report that fits.
     pub(crate) async fn wait(&self, what: &str, fits: impl Fn(&Report) -> bool) -> Report {
         let mut reports = self.report.subscribe();
-        let waited = tokio::time::timeout(DEADLINE, reports.wait_for(|report| report.as_ref().is_some_and(&fits))).await;
+        let waited =
+            tokio::time::timeout(DEADLINE, reports.wait_for(|report| report.as_ref().is_some_and(&fits))).await;
         match waited {
             Ok(report) => report.expect("the headnode outlives its waiters").clone().expect("it fits"),
             Err(_) => panic!("no report with {what}; the last one: {:#?}", self.last_report()),
@@ -138,6 +140,17 @@ impl Headnode {
     pub(crate) async fn wait_seen(&self) -> Report {
         let generation = self.target.borrow().generation;
         self.wait("the newest target", |report| report.target_seen >= generation).await
+    }
+
+    /// Forgets what was reported, so that the next wait sees the next agent's words.
+    pub(crate) fn forget_reports(&self) {
+        self.report.send_replace(None);
+    }
+
+    /// Every report until the newest target was seen.
+    pub(crate) async fn reports_until_seen(&self) -> Vec<Report> {
+        self.wait_seen().await;
+        self.state.lock().unwrap().reports.clone()
     }
 
     fn check(&self, doing: &str) -> Result<(), LinkError> {
@@ -168,6 +181,7 @@ impl HeadnodeLink for Headnode {
     fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
         Box::pin(async move {
             self.check("report")?;
+            self.state.lock().unwrap().reports.push(report.clone());
             self.report.send_replace(Some(report.clone()));
             Ok(ReportAnswer { generation: self.target.borrow().generation })
         })
@@ -253,7 +267,9 @@ impl World {
         assert_eq!(host.datasets.roots().unwrap(), []);
         assert_eq!(host.links.nics().unwrap(), []);
         assert!(self.machine.filters.current().nics.is_empty());
-        for directory in [self.config.data_dir.join("zones"), self.config.data_dir.join("incoming"), self.config.control_dir.clone()] {
+        for directory in
+            [self.config.data_dir.join("zones"), self.config.data_dir.join("incoming"), self.config.control_dir.clone()]
+        {
             let left: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(left.is_empty(), "{left:?}");
         }
