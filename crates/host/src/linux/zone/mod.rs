@@ -30,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base::clock::{Clock, SystemClock};
 use model::{
     id::InstanceId,
     target::{Exit, Limits},
@@ -481,8 +482,7 @@ fn read_until_closed(mut output: impl Read + AsFd, deadline: Instant) -> io::Res
 
 /// Wall-clock time, for people to read.
 fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    Timestamp(SystemClock.now_ms())
 }
 
 /// An error and its causes in one line; a cause that only repeats what was said is left out.
