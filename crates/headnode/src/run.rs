@@ -86,7 +86,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
     let members_tls = TlsSource::open(&pki, ClientCertificates::Required)?;
     let mut loops = Loops::new(clock.clone());
-    // control::loops::register(&control, &mut loops);
+    control::loops::add_all(&mut loops, &control);
     loops.add(Certificates {
         settings: settings.clone(),
         clock: clock.clone(),
@@ -100,7 +100,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops: loops.board(),
         started_at,
     });
-    let flows = flow::Engine::new(control.store.clone(), clock, control.clone());
+    let flows = control::flows::register(flow::Engine::new(control.store.clone(), clock, control.clone()));
 
     let background = [
         base::task::spawn("flows", flows.run(shutdown.clone())),
