@@ -4,16 +4,9 @@
 //! front of `control`: CloudAPI for tenants ([`cloudapi`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
 //! process holds no state of its own: kill it at any moment and start it again.
 
-pub mod listen;
+pub mod cloudapi;
 pub mod manual;
-pub mod nodelink;
-pub mod ops;
 pub mod pki;
 pub mod settings;
-pub mod tls;
-
-mod run;
-
-pub use run::{RunError, run};
 
 pub use settings::Settings;

@@ -10,7 +10,7 @@
 //! is noticed then. It also finds leftovers; [`model::diff::leftover`] says what may be done with them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -31,10 +31,9 @@ use tokio::{
 };
 
 use crate::{
-    facts::{self, Held},
     ledger::Ledger,
     shared::Shared,
-    worker,
+    worker::{self, Held},
 };
 
 /// Between audits. Everything an audit finds is an accident, and a list of 300 zones costs some milliseconds.
@@ -100,7 +99,7 @@ type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// See the head of this file.
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
-    slots: BTreeMap<InstanceId, Slot>,
+    slots: HashMap<InstanceId, Slot>,
     working: FuturesUnordered<Job<(InstanceId, Option<Held>)>>,
     /// The audit under way, with the counter at its begin.
     auditing: Option<(u64, Job<Result<Survey, host::Error>>)>,
@@ -111,7 +110,7 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     /// A dispatcher that knows what `ledgers` remember and `survey` saw.
     pub(crate) fn new(shared: Arc<Shared>, ledgers: Vec<(InstanceId, Ledger)>, survey: &Survey) -> Self {
-        let mut slots = BTreeMap::new();
+        let mut slots = HashMap::new();
         for (id, ledger) in ledgers {
             slots.insert(id, Slot::new(Held { ledger, written: true, ..Held::default() }));
         }
@@ -209,12 +208,12 @@ impl Dispatcher {
             };
             match zone.wanted {
                 Wanted::Absent if busy || !held.is_empty() => {
-                    facts::post(&self.shared, *id, held, ZoneState::Removing);
+                    worker::post(&self.shared, *id, held, ZoneState::Removing);
                 }
                 Wanted::Running | Wanted::Stopped if held.is_empty() => {
-                    facts::post(&self.shared, *id, held, ZoneState::Preparing);
+                    worker::post(&self.shared, *id, held, ZoneState::Preparing);
                 }
-                _ => facts::post_rest(&self.shared, *id, held),
+                _ => worker::post_rest(&self.shared, *id, held),
             }
         }
         self.shared.seen.store(target.generation, Ordering::Release);

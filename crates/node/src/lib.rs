@@ -24,7 +24,6 @@ pub mod error;
 
 mod board;
 mod dispatch;
-mod facts;
 mod files;
 mod ids;
 mod images;

@@ -26,7 +26,6 @@ mod mirror;
 mod pipeline;
 mod rows;
 mod snapshot;
-pub mod sqlite;
 mod store;
 mod table;
 mod transaction;

@@ -1,4 +1,3 @@
 //! The doors as the Linux kernel opens them.
 
 pub mod imagebuild;
-pub mod zone;

@@ -1,0 +1,76 @@
+//! Endpoints of the contract for things this datacenter does not have yet. Where the truth is "none", the answer is an
+//! empty list or 404, exactly as if they were there and unused; asking to make one is answered 501.
+
+use cloudapi::error::Code;
+use control::instances;
+
+use super::{call::Call, error::ApiError, machines::not_here, reply::Reply};
+
+/// None of these.
+pub(super) async fn list(_call: Call) -> Result<Reply, ApiError> {
+    Ok(Reply::json::<[u8; 0]>(&[]))
+}
+
+/// Not this one.
+pub(super) async fn one(call: Call) -> Result<Reply, ApiError> {
+    Err(ApiError::not_found(format!("{} does not exist", call.segment(0))))
+}
+
+/// Nobody can make one.
+pub(super) async fn unavailable(_call: Call) -> Result<Reply, ApiError> {
+    Err(not_here("this"))
+}
+
+/// None of these on this instance.
+pub(super) async fn machine_list(call: Call) -> Result<Reply, ApiError> {
+    instances::get(call.control(), call.scope(), call.machine()?)?;
+    Ok(Reply::json::<[u8; 0]>(&[]).counted(0, None))
+}
+
+/// Not this one on this instance.
+pub(super) async fn machine_one(call: Call) -> Result<Reply, ApiError> {
+    instances::get(call.control(), call.scope(), call.machine()?)?;
+    Err(ApiError::not_found(format!("{} does not exist", call.segment(1))))
+}
+
+/// Nobody can do this to an instance.
+pub(super) async fn machine_unavailable(call: Call) -> Result<Reply, ApiError> {
+    instances::get(call.control(), call.scope(), call.machine()?)?;
+    Err(not_here("this for its instances"))
+}
+
+/// Containers have no screen.
+pub(super) async fn vnc(call: Call) -> Result<Reply, ApiError> {
+    instances::get(call.control(), call.scope(), call.machine()?)?;
+    Err(ApiError::new(Code::MachineHasNoVnc, "only virtual machines have a screen to look at"))
+}
+
+/// Images from instances and from other datacenters.
+pub(super) async fn image_create(_call: Call) -> Result<Reply, ApiError> {
+    Err(not_here("making images out of instances, or importing them from other datacenters"))
+}
+
+/// Overlay networks.
+pub(super) async fn fabric(_call: Call) -> Result<Reply, ApiError> {
+    Err(not_here("fabrics"))
+}
+
+/// Not this volume.
+pub(super) async fn volume(call: Call) -> Result<Reply, ApiError> {
+    Err(ApiError::new(Code::VolumeNotFound, format!("volume {} does not exist", call.segment(0))))
+}
+
+/// Roles do not exist, so nothing can carry one.
+pub(super) async fn role_tags(_call: Call) -> Result<Reply, ApiError> {
+    Err(not_here("role tags"))
+}
+
+/// Changes as they happen need a connection that can carry them.
+pub(super) async fn changefeed(_call: Call) -> Result<Reply, ApiError> {
+    Err(ApiError::new(Code::UpgradeRequired, "the changefeed speaks WebSocket only"))
+}
+
+/// What only a delegated token opens.
+pub(super) async fn delegated(_call: Call) -> Result<Reply, ApiError> {
+    Err(ApiError::new(Code::NotAuthorized, "this needs a delegated token"))
+}

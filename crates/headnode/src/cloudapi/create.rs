@@ -1,0 +1,212 @@
+//! Making an instance: all the ways in which the contract lets tenants say what they want.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use cloudapi::error::Code;
+use control::{
+    Error,
+    instances::{self, CreateInstance, NetworkChoice},
+};
+use http::{StatusCode, header};
+use model::{
+    id::NetworkId,
+    instance::{Brand, TagValue},
+};
+use serde_json::Value;
+
+use super::{
+    call::Call,
+    error::ApiError,
+    machine_view::machine,
+    machines::{not_here, show},
+    params::{Params, scalar},
+    reply::Reply,
+};
+
+/// `POST /:account/machines`.
+pub(super) async fn create(call: Call) -> Result<Reply, ApiError> {
+    let request = read(&call.params)?;
+    let view = instances::create(call.control(), &call.caller(), call.account.id, request).await.map_err(|error| {
+        // Creating refers to things; what is not there is a wrong argument, not a missing endpoint.
+        match error {
+            Error::NotFound { what, id } => ApiError::invalid(what, format!("{what} {id} does not exist")),
+            other => other.into(),
+        }
+    })?;
+    let location = format!("/{}/machines/{}", call.account.login, view.instance.id);
+    let machine = machine(&view, call.version, show(&call)?);
+    Ok(Reply::json(&machine).status(StatusCode::CREATED).header(header::LOCATION, location))
+}
+
+fn read(params: &Params) -> Result<CreateInstance, ApiError> {
+    if params.get("locality").is_some() && params.get("affinity").is_some() {
+        return Err(ApiError::invalid("locality", "locality and affinity cannot be given together; use affinity"));
+    }
+    for (field, what) in [
+        ("volumes", "volumes"),
+        ("disks", "disks of one's own"),
+        ("delegate_dataset", "delegated datasets"),
+        ("delegated_dataset", "delegated datasets"),
+        ("encrypted", "encrypted instances"),
+    ] {
+        let asked = params.get(field).is_some_and(|value| !matches!(value, Value::Bool(false)) && *value != "false");
+        if asked && *params.get(field).unwrap_or(&Value::Null) != Value::Array(Vec::new()) {
+            return Err(not_here(what));
+        }
+    }
+    let (metadata, internal_metadata) = metadata(params)?;
+    Ok(CreateInstance {
+        alias: params.text("name")?.filter(|name| !name.is_empty()),
+        package: params.required("package")?,
+        image: params.required("image")?,
+        networks: networks(params)?,
+        metadata,
+        internal_metadata,
+        tags: tags(params)?,
+        deletion_protection: params.flag("deletion_protection")?.unwrap_or(false),
+        firewall_enabled: params.flag("firewall_enabled")?.unwrap_or(false),
+        brand: brand(params)?,
+        affinity: affinity(params)?,
+    })
+}
+
+fn brand(params: &Params) -> Result<Option<Brand>, ApiError> {
+    match params.text("brand")?.as_deref() {
+        None | Some("") => Ok(None),
+        Some("lx") => Ok(Some(Brand::Lx)),
+        Some("kvm") => Ok(Some(Brand::Kvm)),
+        Some(other) => Err(ApiError::invalid("brand", format!("brand \"{other}\" is not offered here; use lx or kvm"))),
+    }
+}
+
+fn affinity(params: &Params) -> Result<Vec<String>, ApiError> {
+    let rule = |value: &Value| {
+        scalar(value).ok_or_else(|| ApiError::invalid("affinity", "affinity must be a list of rules like instance!=web*"))
+    };
+    params.list("affinity").iter().map(rule).collect()
+}
+
+/// Networks as ids or as objects with wishes, never mixed.
+fn networks(params: &Params) -> Result<Vec<NetworkChoice>, ApiError> {
+    let list = params.list("networks");
+    if list.iter().any(Value::is_string) && list.iter().any(Value::is_object) {
+        return Err(ApiError::invalid("networks", "networks must be all ids or all objects"));
+    }
+    let mut choices: Vec<NetworkChoice> = Vec::new();
+    for value in &list {
+        let choice = network("networks", value)?;
+        // Naming a network twice is one NIC, as it always was.
+        if choices.iter().all(|other| other.network != choice.network) {
+            choices.push(choice);
+        }
+    }
+    if choices.iter().filter(|choice| choice.primary).count() > 1 {
+        return Err(ApiError::invalid("networks", "only one network can be the primary one"));
+    }
+    Ok(choices)
+}
+
+/// One network of a request.
+pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiError> {
+    let id = |value: &Value| -> Result<NetworkId, ApiError> {
+        let text = value.as_str().unwrap_or_default();
+        text.parse().map_err(|_| ApiError::invalid(field, format!("{value} is not the id of a network")))
+    };
+    let object = match value {
+        Value::String(_) => return Ok(NetworkChoice { network: id(value)?, ip: None, primary: false }),
+        Value::Object(object) => object,
+        _ => return Err(ApiError::invalid(field, format!("{field}: ids of networks or objects with ipv4_uuid are expected"))),
+    };
+    if let Some(unknown) =
+        object.keys().find(|key| !matches!(key.as_str(), "ipv4_uuid" | "ipv4_ips" | "ipv4_count" | "primary"))
+    {
+        return Err(ApiError::invalid(field, format!("{field}: \"{unknown}\" cannot be chosen for a network")));
+    }
+    if object.get("ipv4_count").is_some_and(|count| *count != 1) {
+        return Err(ApiError::invalid(field, format!("{field}: ipv4_count can only be 1")));
+    }
+    let ip = match object.get("ipv4_ips") {
+        None => None,
+        Some(Value::Array(ips)) if ips.len() == 1 => {
+            let ip = ips[0].as_str().and_then(|text| text.parse::<Ipv4Addr>().ok());
+            Some(ip.ok_or_else(|| ApiError::invalid(field, format!("{field}: {} is not an IPv4 address", ips[0])))?)
+        }
+        Some(_) => return Err(ApiError::invalid(field, format!("{field}: ipv4_ips must be a list of one address"))),
+    };
+    let primary = object.get("primary").is_some_and(|value| *value == true);
+    let uuid = object.get("ipv4_uuid").ok_or_else(|| ApiError::invalid(field, format!("{field}: ipv4_uuid is missing")))?;
+    Ok(NetworkChoice { network: id(uuid)?, ip, primary })
+}
+
+/// `metadata.key` parameters and a `metadata` object; generated passwords go where tenants do not see them by chance.
+fn metadata(params: &Params) -> Result<(BTreeMap<String, String>, BTreeMap<String, String>), ApiError> {
+    let (mut open, mut internal) = (BTreeMap::new(), BTreeMap::new());
+    for (key, value) in dotted(params, "metadata")? {
+        if key == "credentials" {
+            for (user, password) in credentials(&value)? {
+                internal.insert(user, password);
+            }
+        } else if !key.ends_with("_pw") {
+            let text = scalar(&value)
+                .ok_or_else(|| ApiError::invalid(&format!("metadata.{key}"), "metadata values must be text"))?;
+            open.insert(key, text);
+        }
+    }
+    for field in ["password", "administrator_pw"] {
+        if let Some(password) = params.text(field)? {
+            internal.insert("administrator_pw".to_owned(), password);
+        }
+    }
+    Ok((open, internal))
+}
+
+fn credentials(value: &Value) -> Result<Vec<(String, String)>, ApiError> {
+    let parsed = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+    let Value::Object(users) = parsed.as_ref().unwrap_or(value) else {
+        return Err(ApiError::invalid("metadata.credentials", "credentials must be an object of passwords by user"));
+    };
+    let suffixed = |user: &String| if user.ends_with("_pw") { user.clone() } else { format!("{user}_pw") };
+    Ok(users.iter().filter_map(|(user, password)| Some((suffixed(user), scalar(password)?))).collect())
+}
+
+/// `tag.key` parameters and a `tags` object.
+fn tags(params: &Params) -> Result<BTreeMap<String, TagValue>, ApiError> {
+    let mut tags = BTreeMap::new();
+    for (key, value) in dotted(params, "tag")?.into_iter().chain(dotted(params, "tags")?) {
+        let value = tag(&key, &value)?;
+        tags.insert(key, value);
+    }
+    Ok(tags)
+}
+
+/// One tag's value.
+pub(super) fn tag(key: &str, value: &Value) -> Result<TagValue, ApiError> {
+    match value {
+        Value::Bool(flag) => Ok(TagValue::Bool(*flag)),
+        Value::Number(number) => Ok(TagValue::Number(number.clone())),
+        Value::String(text) => Ok(TagValue::Text(text.clone())),
+        _ => Err(ApiError::invalid(&format!("tag.{key}"), "tag values must be text, numbers or booleans")),
+    }
+}
+
+/// All of `name.key = value`, and of `name = {key: value}` where the object may also be JSON text.
+fn dotted(params: &Params, name: &str) -> Result<Vec<(String, Value)>, ApiError> {
+    let mut found = Vec::new();
+    for (key, value) in params.iter() {
+        if let Some(rest) = key.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) {
+            if rest.is_empty() {
+                return Err(ApiError::new(Code::InvalidArgument, format!("\"{key}\" has no name after the dot")));
+            }
+            found.push((rest.to_owned(), value.clone()));
+        }
+    }
+    let Some(value) = params.get(name) else {
+        return Ok(found);
+    };
+    let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    match parsed.as_ref().unwrap_or(value) {
+        Value::Object(map) => found.extend(map.iter().map(|(key, value)| (key.clone(), value.clone()))),
+        _ => return Err(ApiError::invalid(name, format!("{name} must be an object"))),
+    }
+    Ok(found)
+}

@@ -1,0 +1,85 @@
+//! From an instance to the contract's machine, borrowing all that is in the record already.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::Ipv4Addr,
+};
+
+use cloudapi::types::{
+    Machine, Nic,
+    machine::Metadata,
+};
+use control::instances::{InstanceView, NicView};
+use model::instance::{Brand, Instance};
+
+use super::version::Version;
+
+/// What is shown beyond the usual.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Show {
+    /// Generated passwords, when the client asks for them.
+    pub(super) credentials: bool,
+    /// What only operators see.
+    pub(super) operator: bool,
+}
+
+/// The contract's shape of `view`.
+pub(super) fn machine(view: &InstanceView, version: Version, show: Show) -> Machine<'_> {
+    let instance: &Instance = &view.instance;
+    Machine {
+        id: instance.id,
+        name: Cow::Borrowed(&instance.alias),
+        kind: Cow::Borrowed(kind(instance.brand)),
+        brand: Cow::Borrowed(if version.at_least(8, 0) { instance.brand.as_str() } else { "" }),
+        state: Cow::Borrowed(view.state.as_str()),
+        image: instance.image,
+        ips: view.ips().collect(),
+        memory: instance.limits.memory,
+        disk: instance.limits.disk,
+        deletion_protection: instance.deletion_protection,
+        metadata: Metadata {
+            credentials: show.credentials.then(|| credentials(instance)).filter(|found| !found.is_empty()),
+            entries: Cow::Borrowed(&instance.metadata),
+        },
+        tags: Cow::Borrowed(&instance.tags),
+        created: instance.created_at,
+        updated: instance.updated_at,
+        networks: version.at_least(7, 1).then(|| view.networks().collect()),
+        nics: view.nics.iter().map(nic).collect(),
+        primary_ip: view.primary_ip(),
+        firewall_enabled: instance.firewall_enabled,
+        compute_node: Some(instance.server),
+        package: Cow::Borrowed(&instance.package_name),
+        dns_names: None,
+        failure: instance.failure.as_deref().map(Cow::Borrowed),
+        timeline: Cow::Borrowed(if show.operator { &instance.timeline } else { &[] }),
+    }
+}
+
+/// The contract's older word for a brand.
+pub(super) const fn kind(brand: Brand) -> &'static str {
+    match brand {
+        Brand::Lx => "smartmachine",
+        Brand::Kvm => "virtualmachine",
+    }
+}
+
+/// A NIC as it is shown. A network that is gone leaves a host mask.
+pub(super) fn nic(view: &NicView) -> Nic {
+    Nic {
+        ip: view.nic.ip,
+        mac: view.nic.mac,
+        primary: view.nic.primary,
+        netmask: view.network.as_ref().map_or(Ipv4Addr::BROADCAST, |network| network.subnet.netmask()),
+        gateway: view.network.as_ref().and_then(|network| network.gateway),
+        network: view.nic.network,
+        state: Some(Cow::Borrowed(view.state.as_str())),
+    }
+}
+
+/// Generated passwords by user.
+pub(super) fn credentials(instance: &Instance) -> BTreeMap<String, String> {
+    let passwords = instance.internal_metadata.iter();
+    passwords.filter_map(|(key, value)| Some((key.strip_suffix("_pw")?.to_owned(), value.clone()))).collect()
+}

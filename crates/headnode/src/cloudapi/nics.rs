@@ -1,0 +1,45 @@
+//! NICs of an instance.
+
+use control::instances::nics;
+use http::{StatusCode, header};
+use model::id::{InstanceId, MacAddr};
+
+use super::{call::Call, create, error::ApiError, machine_view::nic, reply::Reply};
+
+/// `GET /:account/machines/:machine/nics`.
+pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
+    let views = nics::list(call.control(), call.scope(), call.machine()?)?;
+    let shown: Vec<_> = views.iter().map(nic).collect();
+    Ok(Reply::json(&shown).counted(shown.len(), None))
+}
+
+/// `POST /:account/machines/:machine/nics`.
+pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
+    let id = call.machine()?;
+    let wanted = call.params.get("network").ok_or_else(|| ApiError::missing("network"))?;
+    let mut choice = create::network("network", wanted)?;
+    choice.primary |= call.params.flag("primary")?.unwrap_or(false);
+    if let Some(there) = nics::on_network(call.control(), call.scope(), id, &choice)? {
+        return Ok(Reply::empty(StatusCode::FOUND).header(header::LOCATION, location(&call, id, there.nic.mac)));
+    }
+    let view = nics::add(call.control(), &call.caller(), call.scope(), id, choice).await?;
+    let location = location(&call, id, view.nic.mac);
+    Ok(Reply::json(&nic(&view)).status(StatusCode::CREATED).header(header::LOCATION, location))
+}
+
+/// `GET /:account/machines/:machine/nics/:mac`.
+pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
+    let view = nics::get(call.control(), call.scope(), call.machine()?, call.id("NIC", 1)?)?;
+    Ok(Reply::json(&nic(&view)))
+}
+
+/// `DELETE /:account/machines/:machine/nics/:mac`.
+pub(super) async fn remove(call: Call) -> Result<Reply, ApiError> {
+    let (id, mac) = (call.machine()?, call.id("NIC", 1)?);
+    nics::remove(call.control(), &call.caller(), call.scope(), id, mac).await?;
+    Ok(Reply::empty(StatusCode::NO_CONTENT))
+}
+
+fn location(call: &Call, id: InstanceId, mac: MacAddr) -> String {
+    format!("/{}/machines/{id}/nics/{}", call.account.login, mac.bare())
+}
