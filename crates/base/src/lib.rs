@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod channel;
 pub mod clock;
 pub mod crash;
+pub mod daemon;
 pub mod errors;
 pub mod log;
 pub mod process;

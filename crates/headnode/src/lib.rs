@@ -5,8 +5,16 @@
 //! process holds no state of its own: kill it at any moment and start it again.
 
 pub mod cloudapi;
+pub mod listen;
 pub mod manual;
+pub mod nodelink;
+pub mod ops;
 pub mod pki;
 pub mod settings;
+pub mod tls;
+
+mod run;
+
+pub use run::{RunError, run};
 
 pub use settings::Settings;

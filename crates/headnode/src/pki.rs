@@ -21,8 +21,8 @@ use std::{
 
 use model::{id::ServerId, time::Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -101,19 +101,14 @@ pub struct Identity {
 
 impl Identity {
     fn named(directory: &Path, name: &str) -> Self {
-        Self {
-            certificate: directory.join(format!("{name}.pem")),
-            key: directory.join(format!("{name}.key")),
-        }
+        Self { certificate: directory.join(format!("{name}.pem")), key: directory.join(format!("{name}.key")) }
     }
 
     /// The certificate chain and key, ready for TLS.
     pub fn load(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
         let certificate = load_certificate(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| PkiError::Damaged {
-            path: self.key.clone(),
-            why: error.to_string(),
-        })?;
+        let key = PrivateKeyDer::from_pem_file(&self.key)
+            .map_err(|error| PkiError::Damaged { path: self.key.clone(), why: error.to_string() })?;
         Ok((vec![certificate], key))
     }
 
@@ -177,10 +172,7 @@ pub fn ensure(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiErr
     let leaves = [
         (&pki.server, Leaf::server(settings)),
         (&pki.node, Leaf::client(Role::Node, server_id.to_string())),
-        (
-            &pki.operator,
-            Leaf::client(Role::Operator, settings.first_run.operator.clone()),
-        ),
+        (&pki.operator, Leaf::client(Role::Operator, settings.first_run.operator.clone())),
     ];
     for (identity, leaf) in leaves {
         if !leaf.is_fresh(identity, &authority, now)? {
@@ -205,8 +197,7 @@ struct Leaf {
 
 impl Leaf {
     fn server(settings: &Settings) -> Self {
-        let mut names: BTreeSet<String> =
-            ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        let mut names: BTreeSet<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
         names.extend(settings.listen.names.iter().cloned());
         let listen = &settings.listen;
         for address in [listen.cloudapi, listen.node_link, listen.ops] {
@@ -219,36 +210,19 @@ impl Leaf {
         }
         if let Ok(hostname) = fs::read_to_string("/proc/sys/kernel/hostname") {
             let hostname = hostname.trim().to_ascii_lowercase();
-            if !hostname.is_empty()
-                && hostname
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-            {
+            if !hostname.is_empty() && hostname.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') {
                 names.insert(hostname);
             }
         }
-        Self {
-            common_name: format!("{} headnode", settings.datacenter.name),
-            unit: None,
-            names,
-        }
+        Self { common_name: format!("{} headnode", settings.datacenter.name), unit: None, names }
     }
 
     fn client(role: Role, common_name: String) -> Self {
-        Self {
-            common_name,
-            unit: Some(role),
-            names: BTreeSet::new(),
-        }
+        Self { common_name, unit: Some(role), names: BTreeSet::new() }
     }
 
     /// There, signed by this authority, with enough life left and the wanted names.
-    fn is_fresh(
-        &self,
-        identity: &Identity,
-        authority: &CertificateDer<'_>,
-        now: Timestamp,
-    ) -> Result<bool, PkiError> {
+    fn is_fresh(&self, identity: &Identity, authority: &CertificateDer<'_>, now: Timestamp) -> Result<bool, PkiError> {
         if !identity.certificate.exists() || !identity.key.exists() {
             return Ok(false);
         }
@@ -258,33 +232,19 @@ impl Leaf {
         let (from, to) = validity(&identity.certificate, &der)?;
         let seconds = now.0 / 1_000;
         let young = seconds < from + (to - from) / 3 * 2;
-        let ours = certificate
-            .verify_signature(Some(issuer.public_key()))
-            .is_ok();
+        let ours = certificate.verify_signature(Some(issuer.public_key())).is_ok();
         Ok(young
             && ours
             && names_of(&certificate) == self.names
             && common_name(&certificate) == Some(self.common_name.as_str()))
     }
 
-    fn make(
-        &self,
-        identity: &Identity,
-        issuer: &Issuer<'_, KeyPair>,
-        now: Timestamp,
-    ) -> Result<(), PkiError> {
-        let fail = |source| PkiError::Make {
-            what: self.common_name.clone(),
-            source,
-        };
+    fn make(&self, identity: &Identity, issuer: &Issuer<'_, KeyPair>, now: Timestamp) -> Result<(), PkiError> {
+        let fail = |source| PkiError::Make { what: self.common_name.clone(), source };
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, self.common_name.clone());
+        params.distinguished_name.push(DnType::CommonName, self.common_name.clone());
         if let Some(role) = self.unit {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationalUnitName, role.unit());
+            params.distinguished_name.push(DnType::OrganizationalUnitName, role.unit());
         }
         for name in &self.names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
@@ -308,14 +268,9 @@ impl Leaf {
 
 fn make_authority(settings: &Settings, ca: &Identity, now: Timestamp) -> Result<(), PkiError> {
     let name = format!("Neso {} authority", settings.datacenter.name);
-    let fail = |source| PkiError::Make {
-        what: name.clone(),
-        source,
-    };
+    let fail = |source| PkiError::Make { what: name.clone(), source };
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, name.clone());
+    params.distinguished_name.push(DnType::CommonName, name.clone());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, now, CA_DAYS);
@@ -326,10 +281,8 @@ fn make_authority(settings: &Settings, ca: &Identity, now: Timestamp) -> Result<
 }
 
 fn load_issuer(ca: &Identity) -> Result<Issuer<'static, KeyPair>, PkiError> {
-    let damaged = |path: &Path, error: rcgen::Error| PkiError::Damaged {
-        path: path.to_owned(),
-        why: error.to_string(),
-    };
+    let damaged =
+        |path: &Path, error: rcgen::Error| PkiError::Damaged { path: path.to_owned(), why: error.to_string() };
     let key_text = String::from_utf8_lossy(&read(&ca.key)?).into_owned();
     let key = KeyPair::from_pem(&key_text).map_err(|error| damaged(&ca.key, error))?;
     let certificate = load_certificate(&ca.certificate)?;
@@ -348,10 +301,7 @@ fn ensure_server_id(path: &Path) -> Result<ServerId, PkiError> {
         return text
             .trim()
             .parse()
-            .map_err(|error: uuid::Error| PkiError::Damaged {
-                path: path.to_owned(),
-                why: error.to_string(),
-            });
+            .map_err(|error: uuid::Error| PkiError::Damaged { path: path.to_owned(), why: error.to_string() });
     }
     let id = ServerId::random();
     write_file(path, format!("{id}\n").as_bytes(), 0o644)?;
@@ -359,38 +309,25 @@ fn ensure_server_id(path: &Path) -> Result<ServerId, PkiError> {
 }
 
 fn load_certificate(path: &Path) -> Result<CertificateDer<'static>, PkiError> {
-    CertificateDer::from_pem_slice(&read(path)?).map_err(|error| PkiError::Damaged {
-        path: path.to_owned(),
-        why: error.to_string(),
-    })
+    CertificateDer::from_pem_slice(&read(path)?)
+        .map_err(|error| PkiError::Damaged { path: path.to_owned(), why: error.to_string() })
 }
 
 fn parse<'a>(path: &Path, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PkiError> {
     X509Certificate::from_der(der)
         .map(|(_, certificate)| certificate)
-        .map_err(|error| PkiError::Damaged {
-            path: path.to_owned(),
-            why: error.to_string(),
-        })
+        .map_err(|error| PkiError::Damaged { path: path.to_owned(), why: error.to_string() })
 }
 
 /// First and last second.
 fn validity(path: &Path, der: &CertificateDer<'_>) -> Result<(i64, i64), PkiError> {
     let certificate = parse(path, der)?;
     let validity = certificate.validity();
-    Ok((
-        validity.not_before.timestamp(),
-        validity.not_after.timestamp(),
-    ))
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
-    certificate
-        .subject()
-        .iter_common_name()
-        .next()?
-        .as_str()
-        .ok()
+    certificate.subject().iter_common_name().next()?.as_str().ok()
 }
 
 fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
@@ -407,12 +344,7 @@ fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
         }
         _ => None,
     };
-    extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(name)
-        .collect()
+    extension.value.general_names.iter().filter_map(name).collect()
 }
 
 /// Who a client is, by its verified certificate.
@@ -429,52 +361,30 @@ impl Peer {
     pub fn of(der: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let name = common_name(&certificate)?.to_owned();
-        let unit = certificate
-            .subject()
-            .iter_organizational_unit()
-            .next()?
-            .as_str()
-            .ok()?
-            .to_owned();
+        let unit = certificate.subject().iter_organizational_unit().next()?.as_str().ok()?.to_owned();
         Some(Self { name, unit })
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
-    fs::read(path).map_err(|source| PkiError::Io {
-        doing: "read",
+    fs::read(path).map_err(|source| PkiError::Io { doing: "read", path: path.to_owned(), source })
+}
+
+fn make_directory(path: &Path) -> Result<(), PkiError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| PkiError::Io {
+        doing: "create directory",
         path: path.to_owned(),
         source,
     })
 }
 
-fn make_directory(path: &Path) -> Result<(), PkiError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| PkiError::Io {
-            doing: "create directory",
-            path: path.to_owned(),
-            source,
-        })
-}
-
 /// Writes beside, syncs, renames: a reader sees the old file or the new one.
 fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let beside = path.with_extension("new");
-    let fail = |source| PkiError::Io {
-        doing: "write",
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| PkiError::Io { doing: "write", path: path.to_owned(), source };
     let write = || {
         let _ = fs::remove_file(&beside);
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&beside)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, path)
@@ -499,16 +409,10 @@ mod tests {
         let now = Timestamp(1_800_000_000_000);
         let (pki, made) = ensure(&settings, now).unwrap();
         assert_eq!(made.0.len(), 4);
-        assert_eq!(
-            fs::metadata(&pki.node.key).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&pki.node.key).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(
             Peer::of(&pki.node.load().unwrap().0[0]).unwrap(),
-            Peer {
-                name: pki.server_id.to_string(),
-                unit: "node".into()
-            }
+            Peer { name: pki.server_id.to_string(), unit: "node".into() }
         );
 
         assert_eq!(ensure(&settings, now).unwrap().1, Made::default());

@@ -131,12 +131,16 @@ pub struct NetworkSettings {
 pub struct Placement {
     /// Whether the machine that runs the headnode takes instances.
     pub headnode_takes_instances: bool,
-    /// Memory promised per memory there is.
-    pub memory_ratio: f64,
-    /// Disk promised per disk there is.
-    pub disk_ratio: f64,
-    /// CPU promised per CPU there is.
-    pub cpu_ratio: f64,
+    /// Memory kept for the machine itself, MiB.
+    pub memory_kept_mib: u64,
+    /// Percent of the remaining memory that may be promised.
+    pub memory_percent: u32,
+    /// Percent of the pool that quotas may add up to.
+    pub disk_percent: u32,
+    /// Percent of all cores' time that CPU caps may add up to.
+    pub cpu_percent: u32,
+    /// Most instances on one machine.
+    pub instances_max: u32,
 }
 
 /// What the first `neso up` makes.
@@ -198,10 +202,7 @@ impl Settings {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text).map_err(|why| SettingsError::Invalid {
-            path: path.to_owned(),
-            why,
-        })
+        Self::parse(&text).map_err(|why| SettingsError::Invalid { path: path.to_owned(), why })
     }
 
     /// Reads and checks a text.
@@ -212,60 +213,30 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), String> {
-        let Paths {
-            data,
-            run,
-            log,
-            operator,
-        } = &self.paths;
-        for (name, path) in [
-            ("data", data),
-            ("run", run),
-            ("log", log),
-            ("operator", operator),
-        ] {
+        let Paths { data, run, log, operator } = &self.paths;
+        for (name, path) in [("data", data), ("run", run), ("log", log), ("operator", operator)] {
             if !path.is_absolute() {
-                return Err(format!(
-                    "paths.{name} must be an absolute path, not `{}`",
-                    path.display()
-                ));
+                return Err(format!("paths.{name} must be an absolute path, not `{}`", path.display()));
             }
         }
         let kernel = &self.kernel;
-        name_is_plain(
-            "kernel.bridge_prefix",
-            &kernel.bridge_prefix,
-            BRIDGE_PREFIX_MAX,
-        )?;
+        name_is_plain("kernel.bridge_prefix", &kernel.bridge_prefix, BRIDGE_PREFIX_MAX)?;
         name_is_plain("kernel.nic_prefix", &kernel.nic_prefix, NIC_PREFIX_MAX)?;
         name_is_plain("kernel.nft_table", &kernel.nft_table, 32)?;
         name_is_plain("kernel.cgroup", &kernel.cgroup, 64)?;
         if !kernel.id_base.is_multiple_of(ID_RANGE) || kernel.id_base == 0 {
-            return Err(format!(
-                "kernel.id_base must be a multiple of {ID_RANGE} above 0, not {}",
-                kernel.id_base
-            ));
+            return Err(format!("kernel.id_base must be a multiple of {ID_RANGE} above 0, not {}", kernel.id_base));
         }
         for (name, network) in [("external", &self.external), ("private", &self.private)] {
             if !(8..=29).contains(&network.subnet.prefix_len()) {
-                return Err(format!(
-                    "{name}.subnet must be between /8 and /29, not {}",
-                    network.subnet
-                ));
+                return Err(format!("{name}.subnet must be between /8 and /29, not {}", network.subnet));
             }
             if network.resolvers.len() > 4 {
-                return Err(format!(
-                    "{name}.resolvers may be 4 at most, not {}",
-                    network.resolvers.len()
-                ));
+                return Err(format!("{name}.resolvers may be 4 at most, not {}", network.resolvers.len()));
             }
         }
-        if self.external.subnet.contains(&self.private.subnet)
-            || self.private.subnet.contains(&self.external.subnet)
-        {
-            return Err(
-                "external.subnet and private.subnet overlap; give each a range of its own".into(),
-            );
+        if self.external.subnet.contains(&self.private.subnet) || self.private.subnet.contains(&self.external.subnet) {
+            return Err("external.subnet and private.subnet overlap; give each a range of its own".into());
         }
         Ok(())
     }
@@ -302,18 +273,12 @@ impl Settings {
 
     /// Where the pool is mounted, or the directory it is.
     pub fn pool_dir(&self) -> PathBuf {
-        self.pool
-            .directory
-            .clone()
-            .unwrap_or_else(|| self.paths.data.join("pool"))
+        self.pool.directory.clone().unwrap_or_else(|| self.paths.data.join("pool"))
     }
 
     /// The pool's loop file; `None` when the pool is a directory.
     pub fn pool_file(&self) -> Option<PathBuf> {
-        self.pool
-            .directory
-            .is_none()
-            .then(|| self.paths.data.join("pool.img"))
+        self.pool.directory.is_none().then(|| self.paths.data.join("pool.img"))
     }
 
     /// URL tenants on this machine use.
@@ -340,9 +305,7 @@ const ZONES_PER_ROOT: u32 = 256;
 fn name_is_plain(field: &str, name: &str, max: usize) -> Result<(), String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if name.is_empty() || name.len() > max || !name.bytes().all(plain) {
-        return Err(format!(
-            "{field} must be 1 to {max} letters, digits, `-` or `_`, not `{name}`"
-        ));
+        return Err(format!("{field} must be 1 to {max} letters, digits, `-` or `_`, not `{name}`"));
     }
     Ok(())
 }
@@ -466,34 +429,21 @@ fn quoted(path: &Path) -> String {
 
 /// Three different ports nobody listens on now. Held until all are known, so that they differ.
 fn free_ports() -> Result<[SocketAddr; 3], SettingsError> {
-    let choose = |error: io::Error| SettingsError::Choose {
-        what: "a free port",
-        why: error.to_string(),
-    };
+    let choose = |error: io::Error| SettingsError::Choose { what: "a free port", why: error.to_string() };
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held = [
-        bind().map_err(choose)?,
-        bind().map_err(choose)?,
-        bind().map_err(choose)?,
-    ];
+    let held = [bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?];
     let [a, b, c] = &held;
-    Ok([
-        a.local_addr().map_err(choose)?,
-        b.local_addr().map_err(choose)?,
-        c.local_addr().map_err(choose)?,
-    ])
+    Ok([a.local_addr().map_err(choose)?, b.local_addr().map_err(choose)?, c.local_addr().map_err(choose)?])
 }
 
 fn choose_subnet(candidates: &[Ipv4Net], taken: &[Ipv4Net]) -> Result<Ipv4Net, SettingsError> {
     let clashes = |net: &Ipv4Net, other: &Ipv4Net| net.contains(other) || other.contains(net);
-    candidates
-        .iter()
-        .find(|net| !taken.iter().any(|other| clashes(net, other)))
-        .copied()
-        .ok_or_else(|| SettingsError::Choose {
+    candidates.iter().find(|net| !taken.iter().any(|other| clashes(net, other))).copied().ok_or_else(|| {
+        SettingsError::Choose {
             what: "a private subnet",
             why: "the machine has routes to every candidate; write the file by hand".into(),
-        })
+        }
+    })
 }
 
 /// Subnets the machine has routes to now, the default route aside. Unreadable means none.
@@ -503,17 +453,12 @@ fn subnets_in_use() -> Vec<Ipv4Net> {
 
 /// The kernel prints addresses as the machine's own integers in hex.
 fn parse_routes(text: &str) -> Vec<Ipv4Net> {
-    let address = |hex: &str| {
-        u32::from_str_radix(hex, 16)
-            .ok()
-            .map(|raw| Ipv4Addr::from(raw.to_ne_bytes()))
-    };
+    let address = |hex: &str| u32::from_str_radix(hex, 16).ok().map(|raw| Ipv4Addr::from(raw.to_ne_bytes()));
     text.lines()
         .skip(1)
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let net =
-                Ipv4Net::with_netmask(address(fields.get(1)?)?, address(fields.get(7)?)?).ok()?;
+            let net = Ipv4Net::with_netmask(address(fields.get(1)?)?, address(fields.get(7)?)?).ok()?;
             (net.prefix_len() > 0).then_some(net)
         })
         .collect()
@@ -529,10 +474,8 @@ mod tests {
         assert_eq!(machine.paths.data, Path::new("/var/lib/neso"));
         assert_eq!(machine.kernel.nic_prefix, "v");
 
-        let one =
-            Settings::parse(&Settings::generate(Some(Path::new("/tmp/one"))).unwrap()).unwrap();
-        let two =
-            Settings::parse(&Settings::generate(Some(Path::new("/tmp/two"))).unwrap()).unwrap();
+        let one = Settings::parse(&Settings::generate(Some(Path::new("/tmp/one"))).unwrap()).unwrap();
+        let two = Settings::parse(&Settings::generate(Some(Path::new("/tmp/two"))).unwrap()).unwrap();
         assert!(one.paths.run.starts_with("/tmp/one"));
         assert_ne!(one.kernel.bridge_prefix, two.kernel.bridge_prefix);
         assert_ne!(one.kernel.nft_table, two.kernel.nft_table);

@@ -1,10 +1,13 @@
-//! The command line: what can be typed, and which module answers.
+//! The command line: what can be typed, and which module answers. The runtime is made here, as small as each command
+//! allows.
 
-use std::process::ExitCode;
+use std::{future::Future, process::ExitCode};
 
+use base::shutdown::Shutdown;
 use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
-use crate::{context::Place, failure::Outcome, image};
+use crate::{adm, context::Place, doctor, down, failure::Outcome, image, install, manual, processes, tenant, up};
 
 /// A public cloud on your own machines.
 #[derive(Debug, Parser)]
@@ -30,22 +33,38 @@ enum Command {
         #[arg(long)]
         keep_instances: bool,
     },
-    /// Remove every trace of the datacenter: data, instances, certificates, settings.
+    /// Remove every trace of the datacenter: instances, data, certificates, settings.
     CleanData {
         /// Do not ask.
         #[arg(long)]
         yes: bool,
     },
     /// Run the headnode in the foreground.
-    Headnode,
+    Headnode {
+        /// End when standard input closes.
+        #[arg(long, hide = true)]
+        supervised: bool,
+    },
     /// Run the node's agent in the foreground.
-    Node,
+    Node {
+        /// End when standard input closes.
+        #[arg(long, hide = true)]
+        supervised: bool,
+    },
+    /// Keep headnode and node running; `neso up` starts this in the background.
+    #[command(hide = true)]
+    Supervise,
     /// Write systemd units, so that the datacenter starts with the machine.
     Install {
         /// Print the units instead.
         #[arg(long)]
         print: bool,
     },
+    /// Operators' commands.
+    Adm(adm::Command),
+    /// Tenants' commands: instances over CloudAPI, with triton's profiles.
+    #[command(visible_alias = "inst")]
+    Instance(tenant::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor {
         /// Print JSON.
@@ -74,8 +93,33 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    let place = cli.place;
     match cli.command {
+        Command::Up { foreground } => small(|shutdown| async move { up::run(&place, foreground, shutdown).await }),
+        Command::Down { keep_instances } => small(|_| async move { down::run(&place, keep_instances).await }),
+        Command::CleanData { yes } => small(|_| async move { down::clean(&place, yes).await }),
+        Command::Headnode { supervised } => processes::headnode(&place, supervised),
+        Command::Node { supervised } => processes::node(&place, supervised),
+        Command::Supervise => processes::supervisor(&place),
+        Command::Install { print } => small(|_| async move { install::run(&place, print).await }),
+        Command::Adm(command) => small(|_| async move { adm::run(&place, command).await }),
+        Command::Instance(command) => small(|_| async move { tenant::run(command).await }),
+        Command::Doctor { json } => small(|_| async move { doctor::run(&place, json).await }),
         Command::Image(command) => image::run(command),
-        _ => Err(crate::failure::Failure::new("this command is being built")),
+        Command::Manual { chapter } => manual::run(chapter.as_deref()),
     }
+}
+
+/// Runs a command on a runtime of one thread, with a shutdown that Ctrl-C and SIGTERM set.
+fn small<F: Future<Output = Outcome>>(command: impl FnOnce(Shutdown) -> F) -> Outcome {
+    on(&Builder::new_current_thread().enable_all().build()?, command)
+}
+
+/// Runs a command on a runtime.
+pub(crate) fn on<F: Future<Output = Outcome>>(runtime: &Runtime, command: impl FnOnce(Shutdown) -> F) -> Outcome {
+    runtime.block_on(async {
+        let (trigger, shutdown) = Shutdown::new();
+        processes::listen_for_signals(trigger);
+        command(shutdown).await
+    })
 }

@@ -31,11 +31,8 @@ impl Place {
     pub(crate) fn settings(&self) -> Outcome<Settings> {
         let path = self.settings_path();
         if !path.exists() {
-            return Err(Failure::new(format!(
-                "there is no datacenter here: `{}` does not exist",
-                path.display()
-            ))
-            .mend("run `neso up`, or name another place with --root or --config"));
+            return Err(Failure::new(format!("there is no datacenter here: `{}` does not exist", path.display()))
+                .mend("run `neso up`, or name another place with --root or --config"));
         }
         Ok(Settings::load(&path)?)
     }

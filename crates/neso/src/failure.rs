@@ -12,21 +12,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure without advice.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            remedy: None,
-        }
+        Self { message: message.into(), remedy: None }
     }
 
     /// Adds what to do about it.
     pub(crate) fn mend(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
-        self
-    }
-
-    /// Puts what was being done in front.
-    pub(crate) fn while_doing(mut self, doing: &str) -> Self {
-        self.message = format!("{doing}: {}", self.message);
         self
     }
 }

@@ -4,20 +4,29 @@
 //! The supervisor is dispatched before anything else happens: it must stay a small single-threaded process, so no
 //! runtime, no argument parser and no logger may exist before it.
 
+mod adm;
 mod cli;
 mod context;
+mod doctor;
+mod down;
 mod failure;
 mod image;
+mod importing;
+mod install;
+mod machine;
+mod manual;
+mod processes;
+mod progress;
+mod supervise;
+mod tenant;
+mod up;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    if arguments
-        .get(1)
-        .is_some_and(|word| word == "zone-supervisor")
-    {
-        return ExitCode::FAILURE;
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|word| word == "zone-supervisor") {
+        return machine::zone_supervisor(arguments.collect());
     }
     cli::main()
 }

@@ -10,7 +10,7 @@
 //! is noticed then. It also finds leftovers; [`model::diff::leftover`] says what may be done with them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -31,9 +31,10 @@ use tokio::{
 };
 
 use crate::{
+    facts::{self, Held},
     ledger::Ledger,
     shared::Shared,
-    worker::{self, Held},
+    worker,
 };
 
 /// Between audits. Everything an audit finds is an accident, and a list of 300 zones costs some milliseconds.
@@ -99,7 +100,7 @@ type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// See the head of this file.
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
-    slots: HashMap<InstanceId, Slot>,
+    slots: BTreeMap<InstanceId, Slot>,
     working: FuturesUnordered<Job<(InstanceId, Option<Held>)>>,
     /// The audit under way, with the counter at its begin.
     auditing: Option<(u64, Job<Result<Survey, host::Error>>)>,
@@ -110,7 +111,7 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     /// A dispatcher that knows what `ledgers` remember and `survey` saw.
     pub(crate) fn new(shared: Arc<Shared>, ledgers: Vec<(InstanceId, Ledger)>, survey: &Survey) -> Self {
-        let mut slots = HashMap::new();
+        let mut slots = BTreeMap::new();
         for (id, ledger) in ledgers {
             slots.insert(id, Slot::new(Held { ledger, written: true, ..Held::default() }));
         }
@@ -208,12 +209,12 @@ impl Dispatcher {
             };
             match zone.wanted {
                 Wanted::Absent if busy || !held.is_empty() => {
-                    worker::post(&self.shared, *id, held, ZoneState::Removing);
+                    facts::post(&self.shared, *id, held, ZoneState::Removing);
                 }
                 Wanted::Running | Wanted::Stopped if held.is_empty() => {
-                    worker::post(&self.shared, *id, held, ZoneState::Preparing);
+                    facts::post(&self.shared, *id, held, ZoneState::Preparing);
                 }
-                _ => worker::post_rest(&self.shared, *id, held),
+                _ => facts::post_rest(&self.shared, *id, held),
             }
         }
         self.shared.seen.store(target.generation, Ordering::Release);

@@ -16,12 +16,19 @@ use model::{
     diff::{self, Ended, Observed, Step, Wiring},
     id::InstanceId,
     instance::Wanted,
-    target::{Exit, Phase, Target, ZoneFact, ZoneState, ZoneTarget},
+    target::{Exit, Phase, Target, ZoneState, ZoneTarget},
     time::Timestamp,
 };
 use tokio::sync::Notify;
 
-use crate::{error::StepError, files::Durability, images, ledger::Ledger, metadata, network, shared::Shared, spec};
+use crate::{
+    error::StepError,
+    facts::{Held, fact, post_rest},
+    files::Durability,
+    images, metadata, network,
+    shared::Shared,
+    spec,
+};
 
 /// Failures before giving up. With the pauses between, about ten seconds: long enough for a passing shortage, short enough
 /// for somebody who waits for a create.
@@ -36,27 +43,6 @@ const PAUSE_CEILING: Duration = Duration::from_secs(15);
 /// Plans carried out in one go without reaching rest. Two are usual (a reboot); more means that somebody else changes
 /// the zone as fast as we do.
 const ROUNDS: u32 = 8;
-
-/// What is known of one instance.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Held {
-    pub(crate) ledger: Ledger,
-    /// Whether a ledger lies on the disk.
-    pub(crate) written: bool,
-    pub(crate) observed: Observed,
-    pub(crate) started_at: Option<Timestamp>,
-    /// Why the last attempt failed.
-    pub(crate) error: Option<String>,
-    /// Whether the last worker gave up; whoever sees the target change takes this back.
-    pub(crate) given_up: bool,
-}
-
-impl Held {
-    /// Whether nothing is known and nothing is there.
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.written && !self.observed.anything()
-    }
-}
 
 /// Works on one instance until it is as it should be, or cannot be made so.
 pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: Arc<Notify>) -> Held {
@@ -536,46 +522,6 @@ impl Worker<'_> {
             (false, _) => ZoneState::Stopped,
         };
         self.post(state, self.held.error.clone());
-    }
-}
-
-/// Says how an instance is that a worker will see to.
-pub(crate) fn post(shared: &Shared, id: InstanceId, held: &Held, state: ZoneState) {
-    shared.board.post(id, fact(held, state, held.error.clone()), shared.now_ms());
-}
-
-/// Says how an instance is that nobody works on.
-pub(crate) fn post_rest(shared: &Shared, id: InstanceId, held: &Held) {
-    let state = if held.observed.running {
-        ZoneState::Running
-    } else if held.given_up {
-        ZoneState::Failed
-    } else if held.observed.connected {
-        // Not off before it is off the network.
-        ZoneState::Stopping
-    } else if held.observed.root {
-        ZoneState::Stopped
-    } else {
-        ZoneState::Absent
-    };
-    shared.board.post(id, fact(held, state, held.error.clone()), shared.now_ms());
-}
-
-fn fact(held: &Held, state: ZoneState, error: Option<String>) -> ZoneFact {
-    let (ledger, remembered) = (&held.ledger, &held.ledger.remembered);
-    let macs = |wiring: &Wiring| wiring.nics.iter().map(|(nic, _)| nic.mac).collect();
-    ZoneFact {
-        state,
-        starts_done: remembered.starts_done,
-        reboots_done: remembered.reboots_done,
-        started_at: held.started_at,
-        exit: ledger.exit.clone(),
-        error,
-        timeline: ledger.timeline.clone(),
-        limits: remembered.limits.clone(),
-        nics: remembered.wiring.as_ref().map(macs).unwrap_or_default(),
-        // Added when the report is made.
-        guest_metadata: Vec::new(),
     }
 }
 

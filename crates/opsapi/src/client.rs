@@ -24,8 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey, NewNetwork,
-    NewPackage, ServerView,
+    Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey, NewNetwork, NewPackage, ServerView,
 };
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
@@ -33,11 +32,7 @@ const ANSWER_MAX_BYTES: usize = 256 << 20;
 /// Bytes read from an image file at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'~');
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -97,13 +92,7 @@ pub enum Error {
 impl Error {
     /// The object was not there.
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                status: StatusCode::NOT_FOUND,
-                ..
-            }
-        )
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, .. })
     }
 
     /// Nobody listens there (yet).
@@ -124,70 +113,41 @@ pub struct Client {
 impl Client {
     /// Reads `operator.pem`, `operator.key` and `ca.pem` from `directory`; connects on first use.
     pub fn open(address: SocketAddr, directory: &Path) -> Result<Self, Error> {
-        let fail = |path: &Path, why: String| Error::Certificate {
-            path: path.display().to_string(),
-            why,
-        };
+        let fail = |path: &Path, why: String| Error::Certificate { path: path.display().to_string(), why };
         let certificate = |name: &str| {
             let path = directory.join(name);
             CertificateDer::from_pem_file(&path).map_err(|error| fail(&path, error.to_string()))
         };
         let mut roots = RootCertStore::empty();
-        roots
-            .add(certificate("ca.pem")?)
-            .map_err(|error| fail(&directory.join("ca.pem"), error.to_string()))?;
+        roots.add(certificate("ca.pem")?).map_err(|error| fail(&directory.join("ca.pem"), error.to_string()))?;
         let key_path = directory.join("operator.key");
-        let key = PrivateKeyDer::from_pem_file(&key_path)
-            .map_err(|error| fail(&key_path, error.to_string()))?;
-        let tls = ClientConfig::builder_with_provider(
-            rustls::crypto::aws_lc_rs::default_provider().into(),
-        )
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| {
-            builder.with_root_certificates(roots).with_client_auth_cert(
-                vec![
-                    certificate("operator.pem")
-                        .map_err(|error| rustls::Error::General(error.to_string()))?,
-                ],
-                key,
-            )
-        })
-        .map_err(|error| fail(directory, error.to_string()))?;
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_http1()
-            .build();
+        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|error| fail(&key_path, error.to_string()))?;
+        let tls = ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| {
+                builder.with_root_certificates(roots).with_client_auth_cert(
+                    vec![certificate("operator.pem").map_err(|error| rustls::Error::General(error.to_string()))?],
+                    key,
+                )
+            })
+            .map_err(|error| fail(directory, error.to_string()))?;
+        let connector =
+            hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
         let http = HttpClient::builder(TokioExecutor::new()).build(connector);
         Ok(Self { http, address })
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        kind: &str,
-        body: Body,
-    ) -> Result<Bytes, Error> {
+    async fn send(&self, method: Method, path: &str, kind: &str, body: Body) -> Result<Bytes, Error> {
         let request = Request::builder()
             .method(method)
             .uri(format!("https://{}{path}", self.address))
             .header(header::CONTENT_TYPE, kind)
             .body(body)
             .expect("path segments are percent-encoded and the content type is a constant");
-        let answer =
-            self.http
-                .request(request)
-                .await
-                .map_err(|error| match error.is_connect() {
-                    true => Error::Connect {
-                        address: self.address,
-                        source: error.into(),
-                    },
-                    false => Error::Broken {
-                        source: error.into(),
-                    },
-                })?;
+        let answer = self.http.request(request).await.map_err(|error| match error.is_connect() {
+            true => Error::Connect { address: self.address, source: error.into() },
+            false => Error::Broken { source: error.into() },
+        })?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_MAX_BYTES)
             .collect()
@@ -199,10 +159,7 @@ impl Client {
         }
         let body = serde_json::from_slice(&body).unwrap_or_else(|_| ErrorBody {
             code: status.as_str().to_owned(),
-            message: format!(
-                "{status}: {}",
-                String::from_utf8_lossy(&body[..body.len().min(400)])
-            ),
+            message: format!("{status}: {}", String::from_utf8_lossy(&body[..body.len().min(400)])),
             fields: Vec::new(),
         });
         Err(Error::Refused { status, body })
@@ -215,16 +172,13 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T, Error> {
         let json = match body {
-            Some(body) => serde_json::to_vec(body).map_err(|source| Error::Answer {
-                what: format!("{method} {path}"),
-                source,
-            })?,
+            Some(body) => {
+                serde_json::to_vec(body).map_err(|source| Error::Answer { what: format!("{method} {path}"), source })?
+            }
             None => Vec::new(),
         };
         let what = format!("{method} {path}");
-        let body = Full::new(Bytes::from(json))
-            .map_err(|never| match never {})
-            .boxed_unsync();
+        let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
         let answer = self.send(method, path, "application/json", body).await?;
         let text: &[u8] = if answer.is_empty() { b"null" } else { &answer };
         serde_json::from_slice(text).map_err(|source| Error::Answer { what, source })
@@ -234,11 +188,7 @@ impl Client {
         self.call(Method::GET, path, None::<&()>).await
     }
 
-    async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, Error> {
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
         self.call(Method::POST, path, Some(body)).await
     }
 
@@ -269,8 +219,7 @@ impl Client {
 
     /// One account, by login or id.
     pub async fn account(&self, account: &str) -> Result<Account, Error> {
-        self.get(&format!("/v1/accounts/{}", segment(account)))
-            .await
+        self.get(&format!("/v1/accounts/{}", segment(account))).await
     }
 
     /// Makes an account.
@@ -279,36 +228,24 @@ impl Client {
     }
 
     /// Refuses (or again takes) an account's requests.
-    pub async fn set_account_disabled(
-        &self,
-        account: &str,
-        disabled: bool,
-    ) -> Result<Account, Error> {
+    pub async fn set_account_disabled(&self, account: &str, disabled: bool) -> Result<Account, Error> {
         let verb = if disabled { "disable" } else { "enable" };
-        self.act(&format!("/v1/accounts/{}/{verb}", segment(account)))
-            .await
+        self.act(&format!("/v1/accounts/{}/{verb}", segment(account))).await
     }
 
     /// An account's keys.
     pub async fn keys(&self, account: &str) -> Result<Vec<AccountKey>, Error> {
-        self.get(&format!("/v1/accounts/{}/keys", segment(account)))
-            .await
+        self.get(&format!("/v1/accounts/{}/keys", segment(account))).await
     }
 
     /// Adds a key to an account.
     pub async fn add_key(&self, account: &str, key: &NewKey) -> Result<AccountKey, Error> {
-        self.post(&format!("/v1/accounts/{}/keys", segment(account)), key)
-            .await
+        self.post(&format!("/v1/accounts/{}/keys", segment(account)), key).await
     }
 
     /// Removes a key, by name or fingerprint.
     pub async fn remove_key(&self, account: &str, key: &str) -> Result<(), Error> {
-        self.remove(&format!(
-            "/v1/accounts/{}/keys/{}",
-            segment(account),
-            segment(key)
-        ))
-        .await
+        self.remove(&format!("/v1/accounts/{}/keys/{}", segment(account), segment(key))).await
     }
 
     /// Every package.
@@ -318,8 +255,7 @@ impl Client {
 
     /// One package, by name or id.
     pub async fn package(&self, package: &str) -> Result<Package, Error> {
-        self.get(&format!("/v1/packages/{}", segment(package)))
-            .await
+        self.get(&format!("/v1/packages/{}", segment(package))).await
     }
 
     /// Makes a package.
@@ -330,8 +266,7 @@ impl Client {
     /// Offers a package, or no longer.
     pub async fn set_package_active(&self, package: &str, active: bool) -> Result<Package, Error> {
         let verb = if active { "activate" } else { "deactivate" };
-        self.act(&format!("/v1/packages/{}/{verb}", segment(package)))
-            .await
+        self.act(&format!("/v1/packages/{}/{verb}", segment(package))).await
     }
 
     /// Every network.
@@ -341,8 +276,7 @@ impl Client {
 
     /// One network, by name or id.
     pub async fn network(&self, network: &str) -> Result<Network, Error> {
-        self.get(&format!("/v1/networks/{}", segment(network)))
-            .await
+        self.get(&format!("/v1/networks/{}", segment(network))).await
     }
 
     /// Makes a network.
@@ -352,14 +286,12 @@ impl Client {
 
     /// Removes a network nobody uses.
     pub async fn delete_network(&self, network: &str) -> Result<(), Error> {
-        self.remove(&format!("/v1/networks/{}", segment(network)))
-            .await
+        self.remove(&format!("/v1/networks/{}", segment(network))).await
     }
 
     /// Addresses of a network that are in use or reserved.
     pub async fn addresses(&self, network: &str) -> Result<Vec<Address>, Error> {
-        self.get(&format!("/v1/networks/{}/ips", segment(network)))
-            .await
+        self.get(&format!("/v1/networks/{}/ips", segment(network))).await
     }
 
     /// Every image.
@@ -377,7 +309,8 @@ impl Client {
         self.post("/v1/images", manifest).await
     }
 
-    /// Sends an image's file; `progress` hears of bytes sent so far.
+    /// Sends an image's file, which must be what the manifest said; then the image is active. `progress` hears of bytes
+    /// sent so far.
     pub async fn add_image_file(
         &self,
         image: &str,
@@ -387,13 +320,9 @@ impl Client {
         let path = format!("/v1/images/{}/file", segment(image));
         let opened = tokio::fs::File::open(file)
             .await
-            .map_err(|source| Error::File {
-                path: file.display().to_string(),
-                source,
-            })?;
-        let chunks = futures_util::stream::unfold(
-            (opened, 0, progress),
-            |(mut opened, sent, mut progress)| async move {
+            .map_err(|source| Error::File { path: file.display().to_string(), source })?;
+        let chunks =
+            futures_util::stream::unfold((opened, 0, progress), |(mut opened, sent, mut progress)| async move {
                 let mut chunk = Vec::with_capacity(CHUNK_BYTES);
                 let mut limited = (&mut opened).take(CHUNK_BYTES as u64);
                 match limited.read_to_end(&mut chunk).await {
@@ -401,29 +330,14 @@ impl Client {
                     Ok(read) => {
                         let sent = sent + read as u64;
                         progress(sent);
-                        Some((
-                            Ok(Frame::data(Bytes::from(chunk))),
-                            (opened, sent, progress),
-                        ))
+                        Some((Ok(Frame::data(Bytes::from(chunk))), (opened, sent, progress)))
                     }
                     Err(error) => Some((Err(error), (opened, sent, progress))),
                 }
-            },
-        );
+            });
         let body = StreamBody::new(chunks).boxed_unsync();
-        let answer = self
-            .send(Method::PUT, &path, "application/octet-stream", body)
-            .await?;
-        serde_json::from_slice(&answer).map_err(|source| Error::Answer {
-            what: format!("PUT {path}"),
-            source,
-        })
-    }
-
-    /// Makes an image usable.
-    pub async fn activate_image(&self, image: &str) -> Result<Image, Error> {
-        self.act(&format!("/v1/images/{}/activate", segment(image)))
-            .await
+        let answer = self.send(Method::PUT, &path, "application/octet-stream", body).await?;
+        serde_json::from_slice(&answer).map_err(|source| Error::Answer { what: format!("PUT {path}"), source })
     }
 
     /// Removes an image no instance uses.
@@ -442,28 +356,18 @@ impl Client {
     }
 
     /// Lets a server take new instances, or not.
-    pub async fn set_server_accepts(
-        &self,
-        server: &str,
-        accepts: bool,
-    ) -> Result<ServerView, Error> {
+    pub async fn set_server_accepts(&self, server: &str, accepts: bool) -> Result<ServerView, Error> {
         let verb = if accepts { "accept" } else { "refuse" };
-        self.act(&format!("/v1/servers/{}/{verb}", segment(server)))
-            .await
+        self.act(&format!("/v1/servers/{}/{verb}", segment(server))).await
     }
 
     /// Forgets a server that holds nothing.
     pub async fn forget_server(&self, server: &str) -> Result<(), Error> {
-        self.remove(&format!("/v1/servers/{}", segment(server)))
-            .await
+        self.remove(&format!("/v1/servers/{}", segment(server))).await
     }
 
     /// Instances; of one account (login or id) or on one server, when named.
-    pub async fn instances(
-        &self,
-        account: Option<&str>,
-        server: Option<&str>,
-    ) -> Result<Vec<InstanceView>, Error> {
+    pub async fn instances(&self, account: Option<&str>, server: Option<&str>) -> Result<Vec<InstanceView>, Error> {
         let mut query = String::new();
         for (name, value) in [("account", account), ("server", server)] {
             if let Some(value) = value {
@@ -476,30 +380,22 @@ impl Client {
 
     /// One instance, by id, short id, or alias when only one has it.
     pub async fn instance(&self, instance: &str) -> Result<InstanceView, Error> {
-        self.get(&format!("/v1/instances/{}", segment(instance)))
-            .await
+        self.get(&format!("/v1/instances/{}", segment(instance))).await
     }
 
     /// `start`, `stop` or `reboot` an instance.
     pub async fn instance_action(&self, instance: &str, verb: &str) -> Result<InstanceView, Error> {
-        self.act(&format!(
-            "/v1/instances/{}/{}",
-            segment(instance),
-            segment(verb)
-        ))
-        .await
+        self.act(&format!("/v1/instances/{}/{}", segment(instance), segment(verb))).await
     }
 
     /// Deletes an instance.
     pub async fn delete_instance(&self, instance: &str) -> Result<(), Error> {
-        self.remove(&format!("/v1/instances/{}", segment(instance)))
-            .await
+        self.remove(&format!("/v1/instances/{}", segment(instance))).await
     }
 
     /// Flows, newest first; only those that have not ended, when asked.
     pub async fn flows(&self, unfinished: bool) -> Result<Vec<FlowView>, Error> {
-        self.get(&format!("/v1/flows?unfinished={unfinished}"))
-            .await
+        self.get(&format!("/v1/flows?unfinished={unfinished}")).await
     }
 
     /// One flow.

@@ -12,7 +12,7 @@
 //! | `GET /v1/accounts/:account/keys`, `POST`, `DELETE …/:key` | [`NewKey`] | [`model::account::AccountKey`] |
 //! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
 //! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`] |
-//! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file`, `POST …/activate` | manifest, file | [`model::image::Image`] |
+//! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file` | manifest, file | [`model::image::Image`] |
 //! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
 //! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
 //! | `GET /v1/flows?unfinished=`, `GET /:flow` | | [`FlowView`] |
@@ -21,14 +21,14 @@
 pub mod client;
 
 use model::{
-    id::{AccountId, FlowId, NetworkId, PackageId},
+    id::{AccountId, PackageId},
     instance::Instance,
     server::Server,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
-pub use client::Client;
+pub use client::{Client, Error};
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.
 pub const BODY_MAX_BYTES: usize = 256 << 10;
@@ -185,9 +185,6 @@ pub struct NewPackage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewNetwork {
-    /// Chosen at random when absent.
-    #[serde(default)]
-    pub id: Option<NetworkId>,
     /// See [`model::network::Network::name`].
     pub name: String,
     /// See [`model::network::Network::description`].
@@ -206,10 +203,10 @@ pub struct NewNetwork {
     pub vlan: u16,
     /// The subnet.
     pub subnet: ipnet::Ipv4Net,
-    /// First address given out; the second of the subnet when absent.
+    /// First address given out; the first after the gateway when absent.
     #[serde(default)]
     pub range_start: Option<std::net::Ipv4Addr>,
-    /// Last address given out; the last but one of the subnet when absent.
+    /// Last address given out; the last of the subnet when absent.
     #[serde(default)]
     pub range_end: Option<std::net::Ipv4Addr>,
     /// See [`model::network::Network::gateway`].
@@ -259,7 +256,7 @@ pub struct InstanceView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowView {
     /// Its id.
-    pub id: FlowId,
+    pub id: String,
     /// What it does, e.g. `provision`.
     pub kind: String,
     /// What it works on.
@@ -300,7 +297,7 @@ pub struct LoopView {
     pub name: String,
     /// Milliseconds between passes.
     pub period_ms: u64,
-    /// Milliseconds since the last pass ended; `None` before the first.
+    /// Milliseconds since the last good pass ended; `None` before the first.
     pub age_ms: Option<u64>,
     /// How often it ran.
     pub passes: u64,
@@ -319,15 +316,13 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_by_name() {
-        let error =
-            serde_json::from_str::<NewKey>(r#"{"key":"ssh-ed25519 AAAA","nmae":"x"}"#).unwrap_err();
+        let error = serde_json::from_str::<NewKey>(r#"{"key":"ssh-ed25519 AAAA","nmae":"x"}"#).unwrap_err();
         assert!(error.to_string().contains("nmae"), "{error}");
     }
 
     #[test]
     fn absent_fields_take_their_defaults() {
-        let package: NewPackage =
-            serde_json::from_str(r#"{"name":"small","memory":256,"disk":1024}"#).unwrap();
+        let package: NewPackage = serde_json::from_str(r#"{"name":"small","memory":256,"disk":1024}"#).unwrap();
         assert_eq!((package.swap, package.vcpus), (None, 0));
     }
 }

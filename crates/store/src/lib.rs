@@ -26,6 +26,7 @@ mod mirror;
 mod pipeline;
 mod rows;
 mod snapshot;
+pub mod sqlite;
 mod store;
 mod table;
 mod transaction;

@@ -1,3 +1,4 @@
 //! The doors as the Linux kernel opens them.
 
 pub mod imagebuild;
+pub mod zone;

@@ -1,0 +1,157 @@
+//! A listener: accepts, shakes hands, speaks HTTP/1.1 or HTTP/2, and stops when told.
+//!
+//! Strangers connect here, so everything has an end: connections are counted (a full house leaves newcomers in the
+//! kernel's queue), handshakes and headers have deadlines, and idle connections are closed by the same header deadline.
+//! At shutdown nothing new is accepted, what is under way gets [`Limits::drain`] to finish, and the rest is cut.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, extract::ConnectInfo};
+use base::shutdown::Shutdown;
+use hyper::{Request, body::Incoming};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tower::ServiceExt as _;
+
+use crate::{pki::Peer, tls::TlsSource};
+
+/// How much a listener takes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// From TCP to TLS.
+    pub handshake: Duration,
+    /// For the headers of a request; also how long a connection may be idle.
+    pub headers: Duration,
+    /// Requests at once on one HTTP/2 connection.
+    pub streams: u32,
+    /// What is under way at shutdown gets this long.
+    pub drain: Duration,
+}
+
+impl Limits {
+    /// CloudAPI: the whole world, mostly one short request per connection.
+    pub const TENANTS: Self = Self {
+        connections: 4_096,
+        handshake: Duration::from_secs(10),
+        headers: Duration::from_secs(60),
+        streams: 100,
+        drain: Duration::from_secs(10),
+    };
+    /// Node link: one connection per node, long polls.
+    pub const NODES: Self = Self {
+        connections: 4_096,
+        handshake: Duration::from_secs(10),
+        headers: Duration::from_secs(120),
+        streams: 200,
+        drain: Duration::from_secs(2),
+    };
+    /// Ops API: a few people and their scripts.
+    pub const OPERATORS: Self = Self {
+        connections: 128,
+        handshake: Duration::from_secs(10),
+        headers: Duration::from_secs(60),
+        streams: 100,
+        drain: Duration::from_secs(10),
+    };
+}
+
+/// Wait after a failed accept, e.g. when the process has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `router` until `shutdown`. Requests carry [`ConnectInfo`] and, when the client showed a certificate, [`Peer`].
+pub async fn serve(
+    name: &'static str,
+    listener: TcpListener,
+    tls: TlsSource,
+    router: Router,
+    limits: Limits,
+    shutdown: Shutdown,
+) {
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let slot = tokio::select! {
+            () = shutdown.wait() => break,
+            slot = slots.clone().acquire_owned() => slot.expect("nobody closes this semaphore"),
+        };
+        let accepted = tokio::select! {
+            () = shutdown.wait() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(listener = name, %error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection =
+            Connection { remote, tls: tls.clone(), router: router.clone(), limits, shutdown: shutdown.clone() };
+        base::task::spawn("connection", async move {
+            if let Err(reason) = connection.run(stream).await {
+                tracing::debug!(listener = name, %remote, %reason, "connection ended early");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
+    if timeout(limits.drain, slots.acquire_many(all)).await.is_err() {
+        tracing::info!(listener = name, "cutting connections that did not finish in time");
+    }
+}
+
+struct Connection {
+    remote: SocketAddr,
+    tls: TlsSource,
+    router: Router,
+    limits: Limits,
+    shutdown: Shutdown,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        stream.set_nodelay(true)?;
+        let stream = timeout(self.limits.handshake, TlsAcceptor::from(self.tls.current()).accept(stream)).await??;
+        let peer = peer_of(&stream);
+        let remote = self.remote;
+        let service = self.router.map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(remote));
+            if let Some(peer) = &peer {
+                request.extensions_mut().insert(peer.clone());
+            }
+            request.map(axum::body::Body::new)
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.headers);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.limits.streams)
+            .keep_alive_interval(self.limits.headers)
+            .keep_alive_timeout(self.limits.handshake);
+        let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+        tokio::pin!(served);
+        tokio::select! {
+            done = served.as_mut() => return done,
+            () = self.shutdown.wait() => served.as_mut().graceful_shutdown(),
+        }
+        timeout(self.limits.drain, served).await?
+    }
+}
+
+fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
+    let (_, session) = stream.get_ref();
+    Peer::of(session.peer_certificates()?.first()?)
+}

@@ -1,0 +1,177 @@
+//! The node link's door: targets down, reports up, image files out. See [`nodeapi`] for the contract.
+//!
+//! Who speaks is known from the client certificate and from nothing in the request: a node can only ask for its own target
+//! and report for itself. Image files are named by their SHA-256 and may be fetched from any offset, so a cut transfer
+//! goes on where it stopped.
+
+use std::io::SeekFrom;
+
+use axum::{
+    Extension, Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base::shutdown::Shutdown;
+use control::Control;
+use model::{id::ServerId, target::Report};
+use nodeapi::{DOCUMENT_MAX_BYTES, ErrorBody};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::io::ReaderStream;
+
+use crate::pki::{Peer, Role};
+
+/// Bytes of an image read at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+#[derive(Clone)]
+struct Link {
+    control: Control,
+    shutdown: Shutdown,
+}
+
+/// The routes. `shutdown` ends long polls early.
+pub fn router(control: Control, shutdown: Shutdown) -> Router {
+    Router::new()
+        .route("/v1/target", get(target))
+        .route("/v1/report", post(report).layer(DefaultBodyLimit::max(DOCUMENT_MAX_BYTES)))
+        .route("/v1/images/{sha256}", get(image))
+        .with_state(Link { control, shutdown })
+}
+
+/// A refusal in the contract's shape.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorBody { message: self.1 })).into_response()
+    }
+}
+
+impl From<control::Error> for Refusal {
+    fn from(error: control::Error) -> Self {
+        let status = match &error {
+            control::Error::NotFound { .. } => StatusCode::NOT_FOUND,
+            control::Error::Invalid(_) => StatusCode::BAD_REQUEST,
+            control::Error::NotAuthorized(_) => StatusCode::FORBIDDEN,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self(status, base::errors::chain(&error))
+    }
+}
+
+/// The server behind a connection.
+fn server_of(peer: Option<Extension<Peer>>) -> Result<ServerId, Refusal> {
+    let refuse = |why: String| Refusal(StatusCode::FORBIDDEN, why);
+    let Some(Extension(peer)) = peer else {
+        return Err(refuse("the connection carries no client certificate".to_owned()));
+    };
+    if peer.unit != Role::Node.unit() {
+        return Err(refuse(format!("the certificate of \"{}\" is not a node's", peer.name)));
+    }
+    peer.name.parse().map_err(|_| refuse(format!("\"{}\" in the certificate is no server id", peer.name)))
+}
+
+#[derive(Deserialize)]
+struct Have {
+    have: u64,
+}
+
+async fn target(
+    State(link): State<Link>,
+    peer: Option<Extension<Peer>>,
+    Query(Have { have }): Query<Have>,
+) -> Result<Response, Refusal> {
+    let server = server_of(peer)?;
+    tokio::select! {
+        newer = control::servers::watch_target(&link.control, server, have) => Ok(match newer? {
+            Some(target) => Json(target).into_response(),
+            None => StatusCode::NO_CONTENT.into_response(),
+        }),
+        () = link.shutdown.wait() => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned())),
+    }
+}
+
+async fn report(
+    State(link): State<Link>,
+    peer: Option<Extension<Peer>>,
+    Json(report): Json<Report>,
+) -> Result<Response, Refusal> {
+    let server = server_of(peer)?;
+    if report.server != server {
+        let why = format!("the certificate is server {server}'s, the report server {}'s", report.server);
+        return Err(Refusal(StatusCode::FORBIDDEN, why));
+    }
+    Ok(Json(control::servers::apply_report(&link.control, server, &report).await?).into_response())
+}
+
+async fn image(
+    State(link): State<Link>,
+    peer: Option<Extension<Peer>>,
+    Path(sha256): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    server_of(peer)?;
+    let gone = |why: String| Refusal(StatusCode::NOT_FOUND, why);
+    let path = control::images::file_path(&link.control, &sha256)?;
+    let mut file = tokio::fs::File::open(&path)
+        .await
+        .map_err(|error| gone(format!("image file {sha256} is not on this headnode: {error}")))?;
+    let size = file.metadata().await.map_err(|error| gone(error.to_string()))?.len();
+    let first = match headers.get(header::RANGE) {
+        None => None,
+        Some(range) => {
+            Some(range.to_str().ok().and_then(first_byte).filter(|first| *first < size).ok_or_else(|| {
+                Refusal(StatusCode::RANGE_NOT_SATISFIABLE, format!("only `bytes=N-` with N below {size} is understood"))
+            })?)
+        }
+    };
+    let start = first.unwrap_or(0);
+    file.seek(SeekFrom::Start(start)).await.map_err(|error| gone(error.to_string()))?;
+    let rest = size - start;
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(rest), CHUNK_BYTES));
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, rest.into());
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    if first.is_some() {
+        let value = format!("bytes {start}-{}/{size}", size.saturating_sub(1));
+        if let Ok(value) = value.parse() {
+            headers.insert(header::CONTENT_RANGE, value);
+        }
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    Ok(response)
+}
+
+/// `bytes=N-` as N.
+fn first_byte(range: &str) -> Option<u64> {
+    range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_to_the_end_are_understood() {
+        assert_eq!(first_byte("bytes=0-"), Some(0));
+        assert_eq!(first_byte("bytes=17-"), Some(17));
+        for wrong in ["bytes=-5", "bytes=1-2", "items=1-", "bytes=x-", ""] {
+            assert_eq!(first_byte(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_nodes_certificate_speaks_for_a_server() {
+        let id = ServerId::random();
+        let peer = |name: String, unit: &str| Some(Extension(Peer { name, unit: unit.into() }));
+        assert_eq!(server_of(peer(id.to_string(), "node")).ok(), Some(id));
+        assert!(server_of(peer(id.to_string(), "operator")).is_err());
+        assert!(server_of(peer("admin".into(), "node")).is_err());
+        assert!(server_of(None).is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! Packages, networks and servers.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{get, post},
+};
+use control::{Control, Scope, networks, packages, servers};
+use model::{
+    network::{Address, Network},
+    package::Package,
+    state::Reachability,
+    unit::{CpuCap, CpuShares, Mib},
+};
+use opsapi::{NewNetwork, NewPackage, ServerView};
+use store::Entry;
+
+use super::{Answer, Body, Ops, Refusal, value, values};
+
+/// Processes of a package that names no number.
+const MAX_PROCESSES: u32 = 2_000;
+/// Weight of a package that names none.
+const CPU_SHARES: u32 = 100;
+/// Bytes, of a network that names none.
+const MTU: u16 = 1_500;
+
+pub(super) fn routes() -> Router<Ops> {
+    Router::new()
+        .route("/v1/packages", get(list_packages).post(create_package))
+        .route("/v1/packages/{package}", get(one_package))
+        .route("/v1/packages/{package}/activate", post(activate_package))
+        .route("/v1/packages/{package}/deactivate", post(deactivate_package))
+        .route("/v1/networks", get(list_networks).post(create_network))
+        .route("/v1/networks/{network}", get(one_network).delete(delete_network))
+        .route("/v1/networks/{network}/ips", get(list_ips))
+        .route("/v1/servers", get(list_servers))
+        .route("/v1/servers/{server}", get(one_server).delete(forget_server))
+        .route("/v1/servers/{server}/accept", post(accept_server))
+        .route("/v1/servers/{server}/refuse", post(refuse_server))
+}
+
+async fn list_packages(State(ops): State<Ops>) -> Answer<Vec<Package>> {
+    let filter = packages::PackageFilter { inactive: true, ..Default::default() };
+    Ok(Json(values(&packages::list(&ops.control, &filter))))
+}
+
+async fn one_package(State(ops): State<Ops>, Path(package): Path<String>) -> Answer<Package> {
+    Ok(Json(value(&packages::get(&ops.control, &package)?)))
+}
+
+async fn create_package(State(ops): State<Ops>, Body(new): Body<NewPackage>) -> Answer<Package> {
+    let new = packages::NewPackage {
+        id: new.id,
+        name: new.name,
+        version: new.version.unwrap_or_else(|| "1.0.0".to_owned()),
+        group: new.group,
+        description: new.description,
+        memory: Mib(new.memory),
+        swap: new.swap.map(Mib),
+        disk: Mib(new.disk),
+        max_processes: new.max_processes.unwrap_or(MAX_PROCESSES),
+        vcpus: new.vcpus,
+        cpu_cap: new.cpu_cap.map(CpuCap),
+        cpu_shares: CpuShares(new.cpu_shares.unwrap_or(CPU_SHARES)),
+        brand: None,
+    };
+    Ok(Json(value(&packages::create(&ops.control, new).await?)))
+}
+
+async fn activate_package(State(ops): State<Ops>, Path(package): Path<String>) -> Answer<Package> {
+    Ok(Json(value(&packages::set_active(&ops.control, &package, true).await?)))
+}
+
+async fn deactivate_package(State(ops): State<Ops>, Path(package): Path<String>) -> Answer<Package> {
+    Ok(Json(value(&packages::set_active(&ops.control, &package, false).await?)))
+}
+
+/// A network by id or name; a name that several have is refused.
+fn find_network(control: &Control, network: &str) -> Result<Arc<Entry<Network>>, Refusal> {
+    if let Ok(id) = network.parse() {
+        return Ok(networks::get(control, Scope::All, id)?);
+    }
+    let mut named: Vec<_> =
+        networks::list(control, Scope::All).into_iter().filter(|found| found.name == network).collect();
+    match (named.pop(), named.len()) {
+        (Some(found), 0) => Ok(found),
+        (None, _) => Err(control::Error::not_found("network", network).into()),
+        (Some(_), more) => {
+            let why = format!("{} networks are called \"{network}\"; name one by its id", more + 1);
+            Err(control::Error::Conflict(why).into())
+        }
+    }
+}
+
+async fn list_networks(State(ops): State<Ops>) -> Answer<Vec<Network>> {
+    Ok(Json(values(&networks::list(&ops.control, Scope::All))))
+}
+
+async fn one_network(State(ops): State<Ops>, Path(network): Path<String>) -> Answer<Network> {
+    Ok(Json(value(&find_network(&ops.control, &network)?)))
+}
+
+async fn create_network(State(ops): State<Ops>, Body(new): Body<NewNetwork>) -> Answer<Network> {
+    let new = networks::NewNetwork {
+        name: new.name,
+        description: new.description,
+        owners: new.owners,
+        public: new.public,
+        nic_tag: new.nic_tag,
+        vlan: new.vlan,
+        subnet: new.subnet,
+        range_start: new.range_start,
+        range_end: new.range_end,
+        gateway: new.gateway,
+        resolvers: new.resolvers,
+        routes: Default::default(),
+        mtu: new.mtu.unwrap_or(MTU),
+        host_gateway: new.host_gateway,
+        nat: new.nat,
+    };
+    Ok(Json(value(&networks::create(&ops.control, new).await?)))
+}
+
+async fn delete_network(State(ops): State<Ops>, Path(network): Path<String>) -> Answer<()> {
+    let id = find_network(&ops.control, &network)?.id;
+    Ok(Json(networks::delete(&ops.control, id).await?))
+}
+
+async fn list_ips(State(ops): State<Ops>, Path(network): Path<String>) -> Answer<Vec<Address>> {
+    let id = find_network(&ops.control, &network)?.id;
+    let found = networks::ips(&ops.control, Scope::All, id)?;
+    Ok(Json(found.into_iter().filter_map(|view| view.record).collect()))
+}
+
+/// A server by id or host name.
+fn find_server(control: &Control, server: &str) -> Result<servers::ServerView, Refusal> {
+    if let Ok(id) = server.parse() {
+        return Ok(servers::get(control, id)?);
+    }
+    let found = servers::list(control).into_iter().find(|found| found.server.hostname == server);
+    found.ok_or_else(|| control::Error::not_found("server", server).into())
+}
+
+fn view(control: &Control, found: &servers::ServerView) -> ServerView {
+    let now = control.now();
+    let mut server = value(&found.server);
+    server.target_seen = found.target_seen;
+    ServerView {
+        server,
+        reachable: control.nodes.heard(found.server.id).is_some() && found.reachability == Reachability::Reachable,
+        last_heard_ms: found.last_seen_at.map(|at| now.millis_since(at)),
+    }
+}
+
+async fn list_servers(State(ops): State<Ops>) -> Answer<Vec<ServerView>> {
+    Ok(Json(servers::list(&ops.control).iter().map(|server| view(&ops.control, server)).collect()))
+}
+
+async fn one_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
+    Ok(Json(view(&ops.control, &find_server(&ops.control, &server)?)))
+}
+
+async fn accept_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
+    set_accepts(&ops, &server, true).await
+}
+
+async fn refuse_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
+    set_accepts(&ops, &server, false).await
+}
+
+async fn set_accepts(ops: &Ops, server: &str, accepts: bool) -> Answer<ServerView> {
+    let id = find_server(&ops.control, server)?.server.id;
+    let changed = servers::set_accepts_instances(&ops.control, id, accepts).await?;
+    Ok(Json(view(&ops.control, &changed)))
+}
+
+async fn forget_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<()> {
+    let id = find_server(&ops.control, &server)?.server.id;
+    Ok(Json(servers::forget(&ops.control, id).await?))
+}

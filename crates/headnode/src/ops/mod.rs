@@ -1,0 +1,174 @@
+//! The ops API: what operators may see and do. See [`opsapi`] for the contract.
+//!
+//! Every handler turns a request into one call of `control` and its answer into JSON. Operators stand outside accounts:
+//! they see every account's objects, and what they change is written down under the name in their certificate.
+
+mod accounts;
+mod images;
+mod infra;
+mod instances;
+mod overview;
+
+use std::{ops::Deref, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, FromRequest, Request},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use control::{Control, FieldError};
+use model::{instance::Caller, time::Timestamp};
+use opsapi::{BODY_MAX_BYTES, ErrorBody, FieldBody};
+use serde::de::DeserializeOwned;
+use store::Entry;
+
+use crate::{
+    pki::{Peer, Pki, Role},
+    settings::Settings,
+};
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Ops(Arc<Inner>);
+
+/// See [`Ops`].
+pub struct Inner {
+    /// The control plane.
+    pub control: Control,
+    /// Where everything lies.
+    pub settings: Settings,
+    /// The certificates, for their ends.
+    pub pki: Pki,
+    /// The loops, for their state.
+    pub loops: flow::loops::Board,
+    /// When this process began.
+    pub started_at: Timestamp,
+}
+
+impl Ops {
+    /// Shares `inner` with the handlers.
+    pub fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+}
+
+impl Deref for Ops {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// The routes.
+pub fn router(ops: Ops) -> Router {
+    Router::new()
+        .merge(overview::routes())
+        .merge(accounts::routes())
+        .merge(infra::routes())
+        .merge(instances::routes())
+        .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
+        .merge(images::routes())
+        .fallback(async || {
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "there is no such resource; see the manual's chapter on the ops API",
+            )
+        })
+        .layer(middleware::from_fn(only_operators))
+        .with_state(ops)
+}
+
+/// Lets only operators' certificates through, and tells handlers who it is.
+async fn only_operators(mut request: Request, next: Next) -> Response {
+    let caller = match request.extensions().get::<Peer>() {
+        Some(peer) if peer.unit == Role::Operator.unit() => Caller::Operator { user: peer.name.clone() },
+        Some(peer) => {
+            let why = format!("the certificate of \"{}\" is not an operator's", peer.name);
+            return Refusal::new(StatusCode::FORBIDDEN, "NotAuthorized", why).into_response();
+        }
+        None => {
+            let why = "the connection carries no client certificate";
+            return Refusal::new(StatusCode::FORBIDDEN, "NotAuthorized", why).into_response();
+        }
+    };
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// A refusal in the contract's shape.
+struct Refusal {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self { status, body: ErrorBody { code: code.to_owned(), message: message.into(), fields: Vec::new() } }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+impl From<control::Error> for Refusal {
+    fn from(error: control::Error) -> Self {
+        use control::Error;
+        let (status, code) = match &error {
+            Error::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
+            Error::Gone(_) => (StatusCode::GONE, "Gone"),
+            Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
+            Error::NotAuthorized(_) => (StatusCode::FORBIDDEN, "NotAuthorized"),
+            Error::InUse(_) => (StatusCode::CONFLICT, "InUse"),
+            Error::AlreadyExists { .. } => (StatusCode::CONFLICT, "AlreadyExists"),
+            Error::InsufficientCapacity(_) | Error::NoAddress { .. } => (StatusCode::CONFLICT, "InsufficientCapacity"),
+            Error::Conflict(_) | Error::DeletionProtected | Error::InvalidState { .. } => {
+                (StatusCode::CONFLICT, "Conflict")
+            }
+            Error::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        };
+        // Operators may know the causes; for them they are the answer.
+        let mut refusal = Self::new(status, code, base::errors::chain(&error));
+        if let Error::Invalid(fields) = error {
+            let body = |field: FieldError| FieldBody { field: field.field, message: field.message };
+            refusal.body.fields = fields.into_iter().map(body).collect();
+        }
+        refusal
+    }
+}
+
+/// What a handler returns.
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// A JSON body, refused in the contract's words.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let bytes = axum::body::Bytes::from_request(request, state)
+            .await
+            .map_err(|error| Refusal::new(error.status(), "Invalid", error.body_text()))?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            Refusal::new(StatusCode::BAD_REQUEST, "Invalid", format!("the body is not what is needed here: {error}"))
+        })
+    }
+}
+
+/// The value of a record.
+fn value<T: Clone>(entry: &Arc<Entry<T>>) -> T {
+    entry.value.clone()
+}
+
+/// The values of records.
+fn values<T: Clone>(entries: &[Arc<Entry<T>>]) -> Vec<T> {
+    entries.iter().map(value).collect()
+}

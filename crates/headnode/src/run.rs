@@ -1,0 +1,224 @@
+//! One headnode, from settings to listeners and back.
+//!
+//! ```text
+//! certificates ─► store ─► control ─► flows, loops ─► listeners ─► (shutdown) ─► listeners drain ─► flows and loops end
+//! ```
+//! Listeners are bound before anything runs, so a port that is taken fails the start and not an hour later. At shutdown
+//! everything hears of it at once; the store is the last to go, when its last user has.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{Router, http::StatusCode};
+use base::{clock::Clock, shutdown::Shutdown};
+use control::{Control, ControlConfig, servers};
+use flow::loops::{Loop, Loops};
+use model::{placement::Policy, time::Timestamp, unit::Mib};
+use store::{BoxFuture, Store};
+use tokio::net::TcpListener;
+
+use crate::{
+    listen::{self, Limits},
+    nodelink,
+    ops::{self, Ops},
+    pki::{self, Pki, PkiError},
+    settings::Settings,
+    tls::{ClientCertificates, TlsError, TlsSource},
+};
+
+/// How often certificates are looked at.
+const CERTIFICATE_PERIOD: Duration = Duration::from_secs(3_600);
+
+/// Why a headnode could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A directory could not be made.
+    #[error("failed to make directory `{path}`")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A port could not be had.
+    #[error("failed to listen on {address} for {what}")]
+    Listen {
+        /// Which listener.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Certificates.
+    #[error("failed to prepare certificates")]
+    Pki(#[from] PkiError),
+    /// TLS.
+    #[error("failed to prepare the listeners")]
+    Tls(#[from] TlsError),
+    /// The store could not be opened.
+    #[error("failed to open the store")]
+    Store(#[from] store::Error),
+    /// The store's engine could not be opened.
+    #[error("failed to open store file `{path}`")]
+    Engine {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: store::EngineError,
+    },
+    /// The control plane refused this machine's own server record.
+    #[error("failed to register this machine")]
+    Register(#[source] control::Error),
+}
+
+/// Runs a headnode until `shutdown`.
+pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) -> Result<(), RunError> {
+    let started_at = Timestamp(clock.now_ms());
+    let (pki, _) = pki::ensure(&settings, started_at)?;
+    let sockets = Sockets::bind(&settings).await?;
+    let control = start_control(&settings, clock.clone(), &shutdown).await?;
+    let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
+    servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
+
+    let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
+    let members_tls = TlsSource::open(&pki, ClientCertificates::Required)?;
+    let mut loops = Loops::new(clock.clone());
+    control::loops::add_all(&mut loops, &control);
+    loops.add(Certificates {
+        settings: settings.clone(),
+        clock: clock.clone(),
+        tenants: tenants_tls.clone(),
+        members: members_tls.clone(),
+    });
+    let ops = Ops::new(ops::Inner {
+        control: control.clone(),
+        settings: settings.clone(),
+        pki,
+        loops: loops.board(),
+        started_at,
+    });
+    let flows = control::flows::register(flow::Engine::new(control.store.clone(), clock, control.clone()));
+
+    let background = [
+        base::task::spawn("flows", flows.run(shutdown.clone())),
+        base::task::spawn("loops", loops.run(shutdown.clone())),
+    ];
+    tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
+    let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
+    tokio::join!(
+        serve("cloudapi", sockets.cloudapi, tenants_tls, tenants_router(&control), Limits::TENANTS),
+        serve(
+            "node link",
+            sockets.node_link,
+            members_tls.clone(),
+            nodelink::router(control.clone(), shutdown.clone()),
+            Limits::NODES
+        ),
+        serve("ops", sockets.ops, members_tls, ops::router(ops), Limits::OPERATORS),
+    );
+    for task in background {
+        // A task that panicked has been logged by its name.
+        let _ = task.await;
+    }
+    tracing::info!("headnode has ended");
+    Ok(())
+}
+
+/// CloudAPI's routes.
+fn tenants_router(_control: &Control) -> Router {
+    Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Control, RunError> {
+    let directory = settings.headnode_dir();
+    let images_dir = directory.join("images");
+    std::fs::create_dir_all(&images_dir).map_err(|source| RunError::Directory { path: images_dir.clone(), source })?;
+    let path = directory.join("store.db");
+    let _ = &path;
+    let engine = store::memory::Memory::new();
+    let store = Store::open(Arc::new(engine), control::schema()).await?;
+    Ok(Control::start(store, clock, control_config(settings, images_dir), shutdown.clone()))
+}
+
+fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {
+    let datacenter = &settings.datacenter;
+    let placement = &settings.placement;
+    ControlConfig {
+        region: datacenter.region.clone(),
+        dns_suffix: datacenter.dns_suffix.clone(),
+        guest_dns_domain: Some(datacenter.dns_suffix.clone()),
+        placement: Policy {
+            headnode_takes_instances: placement.headnode_takes_instances,
+            memory_kept: Mib(placement.memory_kept_mib),
+            memory_percent: placement.memory_percent,
+            cpu_percent: placement.cpu_percent,
+            disk_percent: placement.disk_percent,
+            instances_max: placement.instances_max,
+        },
+        ..ControlConfig::new(datacenter.name.clone(), images_dir)
+    }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+struct Sockets {
+    cloudapi: TcpListener,
+    node_link: TcpListener,
+    ops: TcpListener,
+}
+
+impl Sockets {
+    async fn bind(settings: &Settings) -> Result<Self, RunError> {
+        let bind = async |what, address| {
+            TcpListener::bind(address).await.map_err(|source| RunError::Listen { what, address, source })
+        };
+        Ok(Self {
+            cloudapi: bind("CloudAPI", settings.listen.cloudapi).await?,
+            node_link: bind("the node link", settings.listen.node_link).await?,
+            ops: bind("the ops API", settings.listen.ops).await?,
+        })
+    }
+}
+
+/// Renews certificates in time and hands them to the listeners.
+struct Certificates {
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    tenants: TlsSource,
+    members: TlsSource,
+}
+
+impl Certificates {
+    fn renew(&self) -> Result<String, TlsError> {
+        let (pki, made): (Pki, _) = pki::ensure(&self.settings, Timestamp(self.clock.now_ms()))?;
+        if made.0.is_empty() {
+            return Ok(String::new());
+        }
+        self.tenants.reload(&pki, ClientCertificates::NotAsked)?;
+        self.members.reload(&pki, ClientCertificates::Required)?;
+        Ok(format!("renewed {}", made.0.join(", ")))
+    }
+}
+
+impl Loop for Certificates {
+    fn name(&self) -> &'static str {
+        "renew certificates"
+    }
+
+    fn period(&self) -> Duration {
+        CERTIFICATE_PERIOD
+    }
+
+    fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
+        Box::pin(async { self.renew().map_err(Into::into) })
+    }
+}

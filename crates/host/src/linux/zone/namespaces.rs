@@ -1,0 +1,183 @@
+//! Namespaces that exist before any process of a zone does, and the mounts a zone's root is made of.
+//!
+//! A user namespace must be entered by a process with one thread, and the agent has many; so a short-lived child is
+//! forked straight into the two new namespaces, its ids are mapped from outside, its namespaces are pinned by bind mounts
+//! of their files, and it is killed. The network namespace is made in the same call, hence owned by the user namespace:
+//! only then may the zone mount `/sys` and open raw sockets.
+
+#![expect(unsafe_code, reason = "calls nix has no words for: open_tree, mount_setattr, move_mount, clone")]
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::statfs,
+    sys::wait::waitpid,
+    unistd::Pid,
+};
+
+use crate::{
+    error::{Error, Result},
+    zone::IdRange,
+};
+
+/// `struct mount_attr` of `mount_setattr(2)`, first version.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+const MOUNT_ATTR_NODEV: u64 = 0x4;
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+const OPEN_TREE_CLONE: u64 = 1;
+const OPEN_TREE_CLOEXEC: u64 = libc::O_CLOEXEC as u64;
+const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+
+/// Makes a user namespace with the given ids and a network namespace it owns, and pins both at the given paths.
+pub(crate) fn make(ids: IdRange, user: &Path, net: &Path) -> Result<()> {
+    let holder = Holder::fork().map_err(|source| Error::os("make a user and a network namespace", source))?;
+    let map = format!("0 {} {}\n", ids.first, ids.count);
+    for (file, what) in [("uid_map", "user"), ("gid_map", "group")] {
+        fs::write(format!("/proc/{}/{file}", holder.0), &map).map_err(|source| {
+            Error::os(format!("map {what} ids {}..{}", ids.first, u64::from(ids.first) + u64::from(ids.count)), source)
+        })?;
+    }
+    for (name, path) in [("user", user), ("net", net)] {
+        pin(&format!("/proc/{}/ns/{name}", holder.0), path)?;
+    }
+    Ok(())
+}
+
+/// Whether a namespace is pinned at `path`.
+pub(crate) fn is_pinned(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type().0 == libc::NSFS_MAGIC)
+}
+
+/// Lets go of a pinned namespace and removes its file. One that is not there is no error.
+pub(crate) fn unpin(path: &Path) -> Result<()> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Once more: an agent killed half-way may have pinned twice.
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(error) => return Err(Error::os(format!("unmount `{}`", path.display()), error.into())),
+        }
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::os(format!("remove `{}`", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Mounts the tree at `source` on `target` with its ids shifted into a user namespace: what is owned by 0 on disk is owned
+/// by the namespace's root. Device files on it do not work.
+pub(crate) fn mount_shifted(source: &Path, target: &Path, user: &OwnedFd) -> Result<()> {
+    let doing = || format!("mount `{}` with shifted ids", source.display());
+    let source_text = c_path(source)?;
+    let tree_flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is a NUL-terminated string that outlives the call.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source_text.as_ptr(), tree_flags) };
+    let tree = owned(tree).map_err(|source| Error::os(doing(), source))?;
+    let attr = MountAttr {
+        set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_NODEV,
+        clear: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user.as_raw_fd()).unwrap_or(u64::MAX),
+    };
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; `attr` has the size told and outlives the call.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    Errno::result(set).map_err(|error| match error {
+        Errno::EINVAL => Error::Lacking {
+            what: format!("id-mapped mounts on the file system of `{}`", source.display()),
+            remedy: "put the pool on btrfs, ext4 or xfs".to_owned(),
+        },
+        other => Error::os(doing(), other.into()),
+    })?;
+    let target_text = c_path(target)?;
+    // SAFETY: as above: both paths are NUL-terminated and outlive the call, the descriptor is open.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target_text.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(moved).map(drop).map_err(|error| Error::os(doing(), error.into()))
+}
+
+fn pin(namespace: &str, path: &Path) -> Result<()> {
+    let doing = || format!("pin `{namespace}` at `{}`", path.display());
+    fs::File::create(path).map_err(|source| Error::os(doing(), source))?;
+    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|error| Error::os(doing(), error.into()))
+}
+
+/// A child that does nothing but live in its new namespaces until it is dropped.
+struct Holder(Pid);
+
+impl Holder {
+    fn fork() -> io::Result<Self> {
+        let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::SIGCHLD) as libc::c_long;
+        // SAFETY: without CLONE_VM and with no stack this is fork(2). The child of a process with many threads may only
+        // make calls that are safe in a signal handler: it makes two plain system calls and never returns.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        match Errno::result(pid)? {
+            0 => {
+                // SAFETY: plain system calls with integers. If the agent dies first, the kernel ends the child.
+                unsafe {
+                    libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                    loop {
+                        libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
+                    }
+                }
+            }
+            pid => Ok(Self(Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?))),
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // It is our child and not yet reaped, so the pid is still its own.
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Refused {
+        what: format!("path `{}`", path.display()),
+        why: "it holds a NUL byte".to_owned(),
+    })
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(Errno::result(result)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,331 @@
+//! The supervisor of one zone: a process of its own that outlives the agent.
+//!
+//! ```text
+//! agent ──exec──► supervisor ──fork──► launcher ──libcontainer──► init of the zone
+//!    ◄─one line────┘   │                  └─ ends when init executes
+//!                      ├─ copies the console to its log
+//!                      ├─ waits for init, says in status.json how it ended
+//!                      └─ removes the zone's control groups, and ends
+//! ```
+//! It has one thread, no runtime and, once the zone runs, next to no memory of its own: libcontainer works in the launcher,
+//! whose heap ends with it, yet init is the supervisor's child (libcontainer clones it as the launcher's sibling). It lives
+//! in a mount namespace with a small root of its own ([`tree`]) and in its own control group and session, so nothing that
+//! befalls the agent reaches it. The agent finds it again by the process named in `status.json`.
+//!
+//! It takes no orders: the agent stops a zone by signals to init. The only word to it is `because`, which it reads when
+//! init was killed, to say why.
+
+#![expect(unsafe_code, reason = "an ioctl nix does not have")]
+
+mod launch;
+mod tree;
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use model::target::Exit;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    unistd::{Pid, setsid},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    cgroup::{Group, Layout},
+    console::{self, Budget},
+    files::{Because, Document, Launch, Status, ZoneDir, console_name},
+    halt, now,
+    process::{PidFd, ProcessRef},
+};
+use crate::error::{Error, Result};
+
+/// How long processes a dead init leaves behind may take to end after SIGKILL.
+const REMAINS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Piece read from a terminal at once; the kernel's own buffer for one is 4 KiB.
+const CONSOLE_PIECE: usize = 4096;
+
+/// The one line a supervisor says to the agent that started it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Answer {
+    /// Init executes.
+    Started(Status),
+    /// It does not, and nothing is left of the attempt.
+    Failed(String),
+}
+
+/// Runs a supervisor. `args` are those after the program's name and the word that chose this function: the zone's runtime
+/// directory. To be called first thing in `main`, while the process has one thread.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter();
+    let (Some(directory), None) = (args.next(), args.next()) else {
+        return ExitCode::from(2);
+    };
+    match supervise(&ZoneDir::at(PathBuf::from(directory))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            answer(&Answer::Failed(super::words(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn supervise(zone: &ZoneDir) -> Result<()> {
+    let orders = Launch::load(zone)?.ok_or_else(|| Error::Missing("launch.json".to_owned()))?;
+    detach();
+    let place = Place::take(zone, &orders)?;
+    let mut running = match boot(&place, &orders) {
+        Ok(running) => running,
+        Err(error) => {
+            let _ = place.group.kill(Instant::now() + REMAINS_DEADLINE);
+            let _ = place.group.remove();
+            return Err(error);
+        }
+    };
+    running.status.store(&place.zone)?;
+    answer(&Answer::Started(running.status.clone()));
+    drop_stdio();
+    let ended = watch(&place, &mut running)?;
+    place.group.kill(Instant::now() + REMAINS_DEADLINE)?;
+    let because = Because::load(&place.zone).unwrap_or_default().map(|because| because.0);
+    let (code, signal, reason) = halt::ending(ended, place.group.oom_kills(), because.as_deref());
+    let exit = Some(Exit { at: now(), code, signal, reason });
+    // The groups go first: who sees that the zone ended may start it again at once.
+    let removed = place.group.remove();
+    Status { exit, ..running.status }.store(&place.zone)?;
+    removed
+}
+
+/// What a supervisor holds of the host: directories, kept open, since its root shows none of them.
+struct Place {
+    zone: ZoneDir,
+    logs: File,
+    log_name: String,
+    group: Group,
+    user_ns: OwnedFd,
+    net_ns: OwnedFd,
+    _kept: Vec<File>,
+}
+
+impl Place {
+    fn take(zone: &ZoneDir, orders: &Launch) -> Result<Self> {
+        let open = |path: &std::path::Path| {
+            File::open(path).map_err(|source| Error::os(format!("open `{}`", path.display()), source))
+        };
+        let directory = open(zone.path())?;
+        let logs = open(&orders.log_dir)?;
+        let (user_ns, net_ns) = (open(&zone.user_ns())?, open(&zone.net_ns())?);
+        let mut kept = Vec::new();
+        let mut roots = Vec::new();
+        for root in orders.cgroups.roots().into_iter().chain(orders.cgroups.named.as_deref()) {
+            let held = open(root)?;
+            roots.push((root.to_owned(), by_descriptor(&held)));
+            kept.push(held);
+        }
+        let layout: Layout = orders.cgroups.moved(|from| {
+            let found = roots.iter().find(|(root, _)| root == from);
+            found.map_or_else(|| from.to_owned(), |(_, held)| held.clone())
+        });
+        let group = Group::new(&layout, &orders.cgroup_parent, &orders.spec.instance.to_string());
+        layout.ensure_parent(&orders.cgroup_parent)?;
+        layout.enter_supervisors(&orders.cgroup_parent)?;
+        if group.exists() {
+            // Left by a supervisor that was killed.
+            group.kill(Instant::now() + REMAINS_DEADLINE)?;
+            group.remove()?;
+        }
+        group.create()?;
+        let held = ZoneDir::at(by_descriptor(&directory));
+        kept.push(directory);
+        let log_name = console_name(orders.spec.instance);
+        let (user_ns, net_ns) = (user_ns.into(), net_ns.into());
+        let place = Self { zone: held, logs, log_name, group, user_ns, net_ns, _kept: kept };
+        let ready = place.group.apply(&orders.spec.limits).and_then(|()| tree::enter(zone, &orders.spec, &place.user_ns));
+        if ready.is_err() {
+            let _ = place.group.remove();
+        }
+        ready.map(|()| place)
+    }
+}
+
+/// A booted zone.
+struct Running {
+    status: Status,
+    console: Console,
+    init: Init,
+}
+
+/// What is known of init.
+enum Init {
+    /// It ran when it was looked at.
+    Runs(PidFd),
+    /// It ended as soon as it was started, and is reaped.
+    Ended(WaitStatus),
+}
+
+/// The host's side of a zone's terminal.
+struct Console {
+    master: File,
+    /// The zone's side, held so that the terminal does not hang up while no process of the zone has it open.
+    _slave: Option<OwnedFd>,
+}
+
+fn boot(place: &Place, orders: &Launch) -> Result<Running> {
+    let launcher = launch::Launcher::start(place, orders)?;
+    let outcome = launcher.wait()?;
+    let console = Console::open(launcher.console()?)?;
+    let init = outcome.init;
+    let mut ended = None;
+    // The launcher and libcontainer's own helper are our children too.
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(_) => break,
+            Ok(status) if status.pid() == Some(init) => ended = Some(status),
+            Ok(_) => {}
+        }
+    }
+    let doing = || format!("find init, process {init}");
+    let pid = u32::try_from(init.as_raw()).map_err(|error| Error::os(doing(), io::Error::other(error)))?;
+    let supervisor = ProcessRef::of(std::process::id()).map_err(|source| Error::os("find myself", source))?;
+    let (init, process) = match ended {
+        Some(status) => (Init::Ended(status), ProcessRef { pid, start_ticks: 0 }),
+        None => {
+            let process = ProcessRef::of(pid).map_err(|source| Error::os(doing(), source))?;
+            (Init::Runs(PidFd::of_child(pid).map_err(|source| Error::os(doing(), source))?), process)
+        }
+    };
+    let status = Status { supervisor, init: process, started_at: now(), exit: None };
+    Ok(Running { status, console, init })
+}
+
+impl Console {
+    fn open(master: OwnedFd) -> Result<Self> {
+        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
+            .map_err(|error| Error::os("set up the console", error.into()))?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        // SAFETY: the request takes open flags as an integer and returns a new descriptor or -1.
+        let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+        let slave = match Errno::result(slave) {
+            // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
+            Ok(fd) => Some(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) }),
+            Err(_) => None,
+        };
+        Ok(Self { master: master.into(), _slave: slave })
+    }
+
+    /// Copies the last words, as many as a terminal's buffers can hold.
+    fn drain(&mut self, log: &mut console::Writer) {
+        for _ in 0..16 {
+            if self.copy(log, CONSOLE_PIECE).0 == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Copies what is there to the log, and tells how much that was. False once the terminal is gone for good.
+    fn copy(&mut self, log: &mut console::Writer, limit: usize) -> (usize, bool) {
+        let mut piece = [0; CONSOLE_PIECE];
+        let wanted = limit.min(piece.len());
+        match self.master.read(&mut piece[..wanted]) {
+            Ok(0) => (0, false),
+            Ok(read) => {
+                // A full disk loses console output; the zone must not stop for it.
+                let _ = log.write(&piece[..read]);
+                (read, true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => (0, true),
+            Err(_) => (0, false),
+        }
+    }
+}
+
+/// Copies the console until init ends, and returns how it ended.
+fn watch(place: &Place, running: &mut Running) -> Result<WaitStatus> {
+    let fail = |doing: &str, source: io::Error| Error::os(doing.to_owned(), source);
+    let logs = place.logs.try_clone().map_err(|source| fail("hold the log directory", source))?;
+    let mut log =
+        console::Writer::open(logs, &place.log_name).map_err(|source| fail("open the console log", source))?;
+    let console = &mut running.console;
+    let mut budget = Budget::new(Instant::now());
+    let mut open = true;
+    let handle = match &running.init {
+        Init::Runs(handle) => handle,
+        Init::Ended(status) => {
+            console.drain(&mut log);
+            return Ok(*status);
+        }
+    };
+    loop {
+        let (limit, pause) = match budget.available(Instant::now()) {
+            Ok(limit) => (limit, None),
+            Err(pause) => (0, Some(pause)),
+        };
+        let mut fds = vec![PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
+        if open && limit > 0 {
+            fds.push(PollFd::new(console.master.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = pause.map_or(PollTimeout::NONE, |pause| {
+            PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(fail("wait for the zone", error.into())),
+        }
+        let happened: Vec<bool> =
+            fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
+        if happened.get(1) == Some(&true) {
+            let (read, still_open) = console.copy(&mut log, limit);
+            budget.take(read);
+            open = still_open;
+        }
+        if happened[0] {
+            console.drain(&mut log);
+            let init = Pid::from_raw(i32::try_from(running.status.init.pid).unwrap_or(-1));
+            return waitpid(init, None).map_err(|error| fail("reap init", error.into()));
+        }
+    }
+}
+
+/// Leaves the agent's session and everything that would tie this process's life to the agent's.
+fn detach() {
+    // A leader of a process group cannot; a child of the agent is none.
+    let _ = setsid();
+    let _ = std::env::set_current_dir("/");
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    // The kernel should take a zone's processes before the one that says why.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    let _ = std::fs::write("/proc/self/comm", "zone-supervisor");
+}
+
+fn answer(answer: &Answer) {
+    let line = serde_json::to_string(answer).unwrap_or_else(|_| r#"{"failed":"?"}"#.to_owned());
+    // An agent that was killed meanwhile does not hear it, and reads status.json later.
+    let _ = writeln!(io::stdout(), "{line}");
+    let _ = io::stdout().flush();
+}
+
+/// Closes what was inherited from the agent: it waits for the end of our output, and its log is not ours to hold.
+fn drop_stdio() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdin(&null);
+        let _ = nix::unistd::dup2_stdout(&null);
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
+/// A path by which an open file is reached wherever the process's root is.
+fn by_descriptor(file: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}

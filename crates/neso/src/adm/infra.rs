@@ -1,0 +1,453 @@
+//! `neso adm package|network|image|server …`: what instances are made of.
+
+use std::path::PathBuf;
+
+use model::{image::Image, network::Network, package::Package, server::Server};
+use opsapi::{Client, NewNetwork, NewPackage, ServerView};
+
+use super::{Output, bytes, details, or_dash, table};
+use crate::{failure::Outcome, importing, progress::Progress};
+
+/// What to do with packages.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Packages {
+    /// List packages.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one package.
+    Get {
+        /// Name or id.
+        package: String,
+    },
+    /// Make a package. Sizes in MiB.
+    Create {
+        /// Name tenants use.
+        name: String,
+        /// Memory.
+        #[arg(long)]
+        memory: u64,
+        /// Memory plus swap; twice the memory when absent.
+        #[arg(long)]
+        swap: Option<u64>,
+        /// Disk quota.
+        #[arg(long)]
+        disk: u64,
+        /// Most processes.
+        #[arg(long)]
+        max_processes: Option<u32>,
+        /// Ceiling on CPU time, percent of one core.
+        #[arg(long)]
+        cpu_cap: Option<u32>,
+        /// Weight under contention.
+        #[arg(long)]
+        cpu_shares: Option<u32>,
+        /// Groups packages of one family.
+        #[arg(long)]
+        group: Option<String>,
+        /// Shown to tenants.
+        #[arg(long)]
+        description: Option<String>,
+    },
+    /// Offer a package.
+    Activate {
+        /// Name or id.
+        package: String,
+    },
+    /// Offer a package no longer; instances keep it.
+    Deactivate {
+        /// Name or id.
+        package: String,
+    },
+}
+
+/// Runs it.
+pub(crate) async fn packages(client: &Client, output: Output, command: Packages) -> Outcome {
+    match command {
+        Packages::List => output.show(&client.packages().await?, |packages| package_listing(packages)),
+        Packages::Get { package } => output.show(&vec![client.package(&package).await?], |one| package_listing(one)),
+        Packages::Create { name, memory, swap, disk, max_processes, cpu_cap, cpu_shares, group, description } => {
+            let wish = NewPackage {
+                id: None,
+                name,
+                version: None,
+                group,
+                description,
+                memory,
+                swap,
+                disk,
+                max_processes,
+                vcpus: 0,
+                cpu_cap,
+                cpu_shares,
+            };
+            output.show(&vec![client.create_package(&wish).await?], |one| package_listing(one))
+        }
+        Packages::Activate { package } => {
+            output.show(&vec![client.set_package_active(&package, true).await?], |one| package_listing(one))
+        }
+        Packages::Deactivate { package } => {
+            output.show(&vec![client.set_package_active(&package, false).await?], |one| package_listing(one))
+        }
+    }
+}
+
+fn package_listing(packages: &[Package]) -> comfy_table::Table {
+    table(
+        &["name", "id", "memory", "swap", "disk", "cpu cap", "processes", "state"],
+        packages.iter().map(|package| {
+            vec![
+                package.name.clone(),
+                package.id.to_string(),
+                package.memory.to_string(),
+                package.swap.to_string(),
+                package.disk.to_string(),
+                package.cpu_cap.map_or_else(|| "none".to_owned(), |cap| format!("{}%", cap.0)),
+                package.max_processes.to_string(),
+                if package.active { "active" } else { "inactive" }.to_owned(),
+            ]
+        }),
+    )
+}
+
+/// What to do with networks.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Networks {
+    /// List networks.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one network.
+    Get {
+        /// Name or id.
+        network: String,
+    },
+    /// Make a network.
+    Create {
+        /// Name tenants see.
+        name: String,
+        /// The subnet, e.g. 10.5.0.0/24.
+        #[arg(long)]
+        subnet: ipnet::Ipv4Net,
+        /// Bridge tag: networks with the same tag and VLAN share a segment.
+        #[arg(long)]
+        nic_tag: String,
+        /// 802.1Q VLAN; 0 is untagged.
+        #[arg(long, default_value_t = 0)]
+        vlan: u16,
+        /// First address given out.
+        #[arg(long)]
+        range_start: Option<std::net::Ipv4Addr>,
+        /// Last address given out.
+        #[arg(long)]
+        range_end: Option<std::net::Ipv4Addr>,
+        /// The gateway.
+        #[arg(long)]
+        gateway: Option<std::net::Ipv4Addr>,
+        /// Name servers, up to 4.
+        #[arg(long)]
+        resolver: Vec<std::net::IpAddr>,
+        /// Login or id of an account that sees it; everybody when absent.
+        #[arg(long)]
+        owner: Vec<String>,
+        /// Reachable from outside.
+        #[arg(long)]
+        public: bool,
+        /// The node holds the gateway's address.
+        #[arg(long)]
+        host_gateway: bool,
+        /// Masquerade towards the outside.
+        #[arg(long)]
+        nat: bool,
+        /// Bytes.
+        #[arg(long)]
+        mtu: Option<u16>,
+    },
+    /// List a network's addresses that are in use or reserved.
+    Ips {
+        /// Name or id.
+        network: String,
+    },
+    /// Remove a network nobody uses.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Name or id.
+        network: String,
+    },
+}
+
+/// Runs it.
+pub(crate) async fn networks(client: &Client, output: Output, command: Networks) -> Outcome {
+    match command {
+        Networks::List => output.show(&client.networks().await?, |networks| network_listing(networks)),
+        Networks::Get { network } => output.show(&client.network(&network).await?, network_details),
+        Networks::Create {
+            name,
+            subnet,
+            nic_tag,
+            vlan,
+            range_start,
+            range_end,
+            gateway,
+            resolver,
+            owner,
+            public,
+            host_gateway,
+            nat,
+            mtu,
+        } => {
+            let mut owners = Vec::new();
+            for owner in owner {
+                owners.push(client.account(&owner).await?.id);
+            }
+            let wish = NewNetwork {
+                name,
+                description: None,
+                owners,
+                public,
+                nic_tag,
+                vlan,
+                subnet,
+                range_start,
+                range_end,
+                gateway,
+                resolvers: resolver,
+                mtu,
+                host_gateway,
+                nat,
+            };
+            output.show(&client.create_network(&wish).await?, network_details)
+        }
+        Networks::Ips { network } => output.show(&client.addresses(&network).await?, |addresses| {
+            table(
+                &["ip", "instance", "owner", "reserved", "since"],
+                addresses.iter().map(|address| {
+                    vec![
+                        address.ip.to_string(),
+                        or_dash(address.instance),
+                        or_dash(address.owner),
+                        address.reserved.to_string(),
+                        address.created_at.to_string(),
+                    ]
+                }),
+            )
+        }),
+        Networks::Delete { network } => {
+            client.delete_network(&network).await?;
+            output.say(format!("Deleted network {network}."))
+        }
+    }
+}
+
+fn network_listing(networks: &[Network]) -> comfy_table::Table {
+    table(
+        &["name", "id", "subnet", "gateway", "tag", "vlan", "nat", "seen by"],
+        networks.iter().map(|network| {
+            vec![
+                network.name.clone(),
+                network.id.to_string(),
+                network.subnet.to_string(),
+                or_dash(network.gateway),
+                network.nic_tag.clone(),
+                network.vlan.to_string(),
+                network.nat.to_string(),
+                if network.owners.is_empty() {
+                    "everybody".to_owned()
+                } else {
+                    format!("{} accounts", network.owners.len())
+                },
+            ]
+        }),
+    )
+}
+
+fn network_details(network: &Network) -> comfy_table::Table {
+    let resolvers: Vec<String> = network.resolvers.iter().map(ToString::to_string).collect();
+    details(&[
+        ("name", network.name.clone()),
+        ("id", network.id.to_string()),
+        ("subnet", network.subnet.to_string()),
+        ("given out", format!("{} to {}", network.range_start, network.range_end)),
+        ("gateway", or_dash(network.gateway)),
+        ("resolvers", resolvers.join(", ")),
+        ("nic tag, vlan", format!("{}, {}", network.nic_tag, network.vlan)),
+        ("mtu", network.mtu.to_string()),
+        ("public", network.public.to_string()),
+        ("node holds gateway", network.host_gateway.to_string()),
+        ("nat", network.nat.to_string()),
+    ])
+}
+
+/// What to do with images.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Images {
+    /// List images.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one image.
+    Get {
+        /// Id, name, or name@version.
+        image: String,
+    },
+    /// Import an image from its manifest and file.
+    Import {
+        /// The manifest (`.imgmanifest`, JSON).
+        manifest: PathBuf,
+        /// The file; beside the manifest with the same name when absent.
+        #[arg(long, short)]
+        file: Option<PathBuf>,
+    },
+    /// Remove an image no instance uses.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Id, name, or name@version.
+        image: String,
+    },
+}
+
+/// Runs it.
+pub(crate) async fn images(client: &Client, output: Output, command: Images) -> Outcome {
+    match command {
+        Images::List => output.show(&client.images().await?, |images| image_listing(images)),
+        Images::Get { image } => output.show(&client.image(&image).await?, image_details),
+        Images::Import { manifest, file } => {
+            let progress = if output.json { Progress::silent() } else { Progress::new() };
+            let image = importing::import(client, &manifest, file.as_deref(), &progress).await?;
+            output.show(&image, image_details)
+        }
+        Images::Delete { image } => {
+            client.delete_image(&image).await?;
+            output.say(format!("Deleted image {image}."))
+        }
+    }
+}
+
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+fn image_listing(images: &[Image]) -> comfy_table::Table {
+    table(
+        &["name", "version", "id", "state", "size", "published"],
+        images.iter().map(|image| {
+            vec![
+                image.name.clone(),
+                image.version.clone(),
+                image.id.to_string(),
+                word(&image.state),
+                image.file.as_ref().map_or_else(|| "-".to_owned(), |file| bytes(file.size)),
+                or_dash(image.published_at),
+            ]
+        }),
+    )
+}
+
+fn image_details(image: &Image) -> comfy_table::Table {
+    let mut lines = vec![
+        ("name", image.name.clone()),
+        ("version", image.version.clone()),
+        ("id", image.id.to_string()),
+        ("state", word(&image.state)),
+        ("public", image.public.to_string()),
+        ("description", or_dash(image.description.as_ref())),
+        ("published", or_dash(image.published_at)),
+    ];
+    if let Some(file) = &image.file {
+        lines.push(("size", bytes(file.size)));
+        lines.push(("sha256", file.sha256.clone()));
+    }
+    if let Some(error) = &image.error {
+        lines.push(("error", error.clone()));
+    }
+    details(&lines)
+}
+
+/// What to do with servers.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Servers {
+    /// List servers.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one server.
+    Get {
+        /// Id or host name.
+        server: String,
+    },
+    /// Let a server take new instances.
+    Accept {
+        /// Id or host name.
+        server: String,
+    },
+    /// Let a server take no new instances.
+    Refuse {
+        /// Id or host name.
+        server: String,
+    },
+    /// Forget a server that holds nothing.
+    Forget {
+        /// Id or host name.
+        server: String,
+    },
+}
+
+/// Runs it.
+pub(crate) async fn servers(client: &Client, output: Output, command: Servers) -> Outcome {
+    match command {
+        Servers::List => output.show(&client.servers().await?, |servers| server_listing(servers)),
+        Servers::Get { server } => output.show(&client.server(&server).await?, server_details),
+        Servers::Accept { server } => output.show(&client.set_server_accepts(&server, true).await?, server_details),
+        Servers::Refuse { server } => output.show(&client.set_server_accepts(&server, false).await?, server_details),
+        Servers::Forget { server } => {
+            client.forget_server(&server).await?;
+            output.say(format!("Forgot server {server}."))
+        }
+    }
+}
+
+fn heard(view: &ServerView) -> String {
+    match (view.reachable, view.last_heard_ms) {
+        (true, _) => "running".to_owned(),
+        (false, Some(ms)) => format!("silent for {}s", ms / 1_000),
+        (false, None) => "not heard of".to_owned(),
+    }
+}
+
+fn server_listing(servers: &[ServerView]) -> comfy_table::Table {
+    table(
+        &["hostname", "id", "state", "instances", "memory used", "disk used", "takes new"],
+        servers.iter().map(|view| {
+            let Server { hostname, id, reserved, hardware, accepts_instances, .. } = &view.server;
+            vec![
+                hostname.clone(),
+                id.to_string(),
+                heard(view),
+                reserved.instances.to_string(),
+                format!("{} of {}", reserved.memory, hardware.memory),
+                format!("{} of {}", reserved.disk, hardware.pool_size),
+                if *accepts_instances { "yes" } else { "no" }.to_owned(),
+            ]
+        }),
+    )
+}
+
+fn server_details(view: &ServerView) -> comfy_table::Table {
+    let server = &view.server;
+    details(&[
+        ("hostname", server.hostname.clone()),
+        ("id", server.id.to_string()),
+        ("state", heard(view)),
+        ("takes new instances", server.accepts_instances.to_string()),
+        ("headnode", server.headnode.to_string()),
+        ("cpu", format!("{} × {}", server.hardware.cpus, server.hardware.cpu_model)),
+        ("memory", format!("{} promised of {}", server.reserved.memory, server.hardware.memory)),
+        ("disk", format!("{} promised of {}", server.reserved.disk, server.hardware.pool_size)),
+        ("instances", server.reserved.instances.to_string()),
+        ("kernel", server.hardware.kernel.clone()),
+        ("agent", server.hardware.agent_version.clone()),
+        ("boot", or_dash(server.boot_id.as_ref())),
+        ("target written down", server.target_seen.to_string()),
+        ("joined", server.created_at.to_string()),
+    ])
+}

@@ -1,0 +1,229 @@
+//! `neso adm`: the operator's commands over the ops API. Tables for people, `-j` for programs.
+//!
+//! One file per group of nouns; each turns arguments into one request and its answer into one table. Nothing is decided
+//! here: what may be done and why not is the headnode's business.
+
+mod accounts;
+mod infra;
+mod instances;
+
+use std::fmt::Display;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use model::time::Timestamp;
+use opsapi::Client;
+use serde::Serialize;
+
+use crate::{
+    context::Place,
+    failure::{Failure, Outcome},
+};
+
+/// Operators' commands.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Command {
+    /// Print JSON.
+    #[arg(short, long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Noun {
+    /// The datacenter at a glance.
+    Info,
+    /// Accounts and their keys.
+    #[command(subcommand, visible_alias = "accounts")]
+    Account(accounts::Command),
+    /// Packages: sizes of instances.
+    #[command(subcommand, visible_alias = "packages")]
+    Package(infra::Packages),
+    /// Networks and addresses.
+    #[command(subcommand, visible_alias = "networks")]
+    Network(infra::Networks),
+    /// Images.
+    #[command(subcommand, visible_alias = "images")]
+    Image(infra::Images),
+    /// Servers.
+    #[command(subcommand, visible_alias = "servers")]
+    Server(infra::Servers),
+    /// Instances of every account.
+    #[command(subcommand, visible_alias = "instances", visible_alias = "inst")]
+    Instance(instances::Instances),
+    /// Flows: journaled jobs with their steps.
+    #[command(subcommand, visible_alias = "flows")]
+    Flow(instances::Flows),
+    /// Loops of the headnode, how old their last pass is, and what went wrong.
+    Loops,
+    /// Check machine and datacenter, and say how to mend each finding.
+    Doctor,
+}
+
+/// Runs it.
+pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
+    if matches!(command.noun, Noun::Doctor) {
+        return crate::doctor::run(place, command.json).await;
+    }
+    let client = client(&place.settings()?)?;
+    let output = Output { json: command.json };
+    match command.noun {
+        Noun::Info => info(&client, output).await,
+        Noun::Account(command) => accounts::run(&client, output, command).await,
+        Noun::Package(command) => infra::packages(&client, output, command).await,
+        Noun::Network(command) => infra::networks(&client, output, command).await,
+        Noun::Image(command) => infra::images(&client, output, command).await,
+        Noun::Server(command) => infra::servers(&client, output, command).await,
+        Noun::Instance(command) => instances::instances(&client, output, command).await,
+        Noun::Flow(command) => instances::flows(&client, output, command).await,
+        Noun::Loops => instances::loops(&client, output).await,
+        Noun::Doctor => Ok(()),
+    }
+}
+
+/// The ops API of this machine's datacenter, as its operator.
+pub(crate) fn client(settings: &headnode::Settings) -> Outcome<Client> {
+    Client::open(settings.listen.ops, &settings.paths.operator).map_err(|error| {
+        Failure::from(error).mend("run as root (the operator's key is readable by root alone), after `neso up`")
+    })
+}
+
+async fn info(client: &Client, output: Output) -> Outcome {
+    let info = client.datacenter().await?;
+    output.show(&info, |info| {
+        let counts = info.counts;
+        let mut lines = vec![
+            ("datacenter", format!("{} (region {})", info.name, info.region)),
+            ("version", info.version.clone()),
+            ("up since", format!("{} ({})", info.started_at, ago(info.now, Some(info.started_at)))),
+            ("headnode memory", bytes(info.resident_bytes)),
+            ("store", format!("revision {}, {} free", info.store_revision, bytes(info.store_free_bytes))),
+            ("accounts", counts.accounts.to_string()),
+            ("packages, networks, images", format!("{}, {}, {}", counts.packages, counts.networks, counts.images)),
+            ("servers", counts.servers.to_string()),
+            (
+                "instances",
+                format!(
+                    "{} ({} running, {} failed)",
+                    counts.instances, counts.instances_running, counts.instances_failed
+                ),
+            ),
+            ("flows", format!("{} under way, {} parked", counts.flows_running, counts.flows_parked)),
+        ];
+        for certificate in &info.certificates {
+            lines.push(("certificate", format!("{} until {}", certificate.name, certificate.expires_at)));
+        }
+        for finding in &info.findings {
+            lines.push(("finding", finding.clone()));
+        }
+        details(&lines)
+    })
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    /// As JSON.
+    pub(crate) json: bool,
+}
+
+impl Output {
+    /// Prints `value`, or the table made of it.
+    #[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
+    pub(crate) fn show<T: Serialize>(self, value: &T, table: impl FnOnce(&T) -> Table) -> Outcome {
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(value)?);
+        } else {
+            println!("{}", table(value));
+        }
+        Ok(())
+    }
+
+    /// Prints one sentence; nothing as JSON, where success is the exit code.
+    #[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
+    pub(crate) fn say(self, sentence: impl Display) -> Outcome {
+        if !self.json {
+            println!("{sentence}");
+        }
+        Ok(())
+    }
+}
+
+/// A table with a head line, columns parted by spaces.
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head.iter().map(|word| word.to_uppercase()));
+    table.add_rows(rows);
+    trim(&mut table);
+    table
+}
+
+/// A table of names and values.
+pub(crate) fn details(lines: &[(&str, String)]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    for (name, value) in lines {
+        table.add_row(vec![(*name).to_owned(), value.clone()]);
+    }
+    trim(&mut table);
+    table
+}
+
+fn trim(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+}
+
+/// A point in time as its distance from now.
+pub(crate) fn ago(now: Timestamp, then: Option<Timestamp>) -> String {
+    let Some(then) = then else {
+        return "never".into();
+    };
+    let seconds = now.millis_since(then) / 1_000;
+    match seconds {
+        0..120 => format!("{seconds}s ago"),
+        120..7_200 => format!("{}m ago", seconds / 60),
+        7_200..172_800 => format!("{}h ago", seconds / 3_600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut whole = count;
+    while whole >= 10_240 && unit < UNITS.len() - 1 {
+        whole >>= 10;
+        unit += 1;
+    }
+    format!("{whole} {}", UNITS[unit])
+}
+
+/// An optional value for a table.
+pub(crate) fn or_dash(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(512), "512 B");
+        assert_eq!(bytes(64 << 30), "64 GiB");
+        assert_eq!(ago(Timestamp(90_000), Some(Timestamp(0))), "90s ago");
+        assert_eq!(ago(Timestamp(7_199_000), Some(Timestamp(0))), "119m ago");
+        assert_eq!(ago(Timestamp(0), None), "never");
+    }
+
+    #[test]
+    fn tables_are_plain_columns() {
+        let text = table(&["name", "id"], [vec!["a".into(), "1".into()], vec!["long".into(), "2".into()]]).to_string();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        assert_eq!(lines, ["NAME  ID", "a     1", "long  2"]);
+    }
+}

@@ -1,0 +1,145 @@
+//! Checks of the datacenter: processes, certificates, store, nodes, flows, loops.
+
+use std::time::Duration;
+
+use base::daemon::PidFile;
+use headnode::Settings;
+use model::time::Timestamp;
+use opsapi::Client;
+
+use super::Finding;
+use crate::supervise::{self, CHILDREN};
+
+/// A certificate that ends sooner than this deserves a look: renewal should have happened long before, days.
+const CERTIFICATE_DAYS: i64 = 30;
+/// The ops API gets this long.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// A loop whose last pass is this many periods ago is stuck.
+const LOOP_PERIODS: u64 = 5;
+
+/// All datacenter checks.
+pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
+    let mut findings = processes(settings);
+    let asked = tokio::time::timeout(ANSWER_PATIENCE, ask(settings)).await;
+    match asked {
+        Ok(Ok(answers)) => findings.extend(answers),
+        Ok(Err(failure)) => findings.push(Finding::fatal(
+            "ops API",
+            failure.message,
+            failure
+                .remedy
+                .unwrap_or_else(|| format!("look at `{}`", supervise::log_file(settings, "headnode").display())),
+        )),
+        Err(_) => findings.push(Finding::fatal(
+            "ops API",
+            format!("no answer within {} s", ANSWER_PATIENCE.as_secs()),
+            format!("look at `{}`", supervise::log_file(settings, "headnode").display()),
+        )),
+    }
+    findings
+}
+
+fn processes(settings: &Settings) -> Vec<Finding> {
+    CHILDREN
+        .iter()
+        .map(|name| match PidFile::holder(&supervise::pid_file(settings, name)) {
+            Some(pid) => Finding::ok(name, format!("runs as process {pid}")),
+            None => Finding::fatal(
+                name,
+                "does not run",
+                format!("`neso up`; if it ends again, `{}` says why", supervise::log_file(settings, name).display()),
+            ),
+        })
+        .collect()
+}
+
+async fn ask(settings: &Settings) -> crate::failure::Outcome<Vec<Finding>> {
+    let client = crate::adm::client(settings)?;
+    let info = client.datacenter().await?;
+    let mut findings = vec![Finding::ok("ops API", format!("version {} at {}", info.version, settings.listen.ops))];
+    for certificate in &info.certificates {
+        let days = (certificate.expires_at.0 - info.now.0) / 86_400_000;
+        findings.push(match days {
+            ..CERTIFICATE_DAYS => Finding::fatal(
+                "certificate",
+                format!("{} ends at {}", certificate.name, certificate.expires_at),
+                "run `neso up`: it renews certificates",
+            ),
+            days => Finding::ok("certificate", format!("{} is good for {days} days", certificate.name)),
+        });
+    }
+    findings.push(disk(info.store_free_bytes));
+    findings.extend(servers(&client, info.now).await?);
+    findings.extend(flows(&client).await?);
+    findings.extend(loops(&client).await?);
+    findings.extend(info.findings.into_iter().map(|found| Finding::warning("headnode", found, "see `neso adm info`")));
+    Ok(findings)
+}
+
+fn disk(free: u64) -> Finding {
+    let found = format!("{} free", crate::adm::bytes(free));
+    match free {
+        0..0x1000_0000 => Finding::fatal("store", found, "free some space: without it nothing can be written down"),
+        _ => Finding::ok("store", found),
+    }
+}
+
+async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec<Finding>> {
+    let servers = client.servers().await?;
+    if servers.is_empty() {
+        return Ok(vec![Finding::fatal("servers", "none has reported yet", "look at the node's log")]);
+    }
+    Ok(servers
+        .into_iter()
+        .map(|view| match view.reachable {
+            true => Finding::ok("server", format!("{} reports", view.server.hostname)),
+            false => Finding::fatal(
+                "server",
+                format!(
+                    "{} was last heard of {}; its instances go on without it",
+                    view.server.hostname,
+                    crate::adm::ago(now, view.server.last_seen_at)
+                ),
+                "look at that machine and its node's log",
+            ),
+        })
+        .collect())
+}
+
+async fn flows(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
+    let parked: Vec<_> = client.flows(true).await?.into_iter().filter(|flow| flow.state == "parked").collect();
+    if parked.is_empty() {
+        return Ok(vec![Finding::ok("flows", "none is parked")]);
+    }
+    Ok(parked
+        .into_iter()
+        .map(|flow| {
+            Finding::warning(
+                "flow",
+                format!("{} of {} is parked: {}", flow.kind, flow.subject, flow.error.unwrap_or_default()),
+                format!("`neso adm flow show {}` lists its steps and reasons", flow.id),
+            )
+        })
+        .collect())
+}
+
+async fn loops(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
+    let troubled: Vec<Finding> = client
+        .loops()
+        .await?
+        .into_iter()
+        .filter_map(|status| {
+            let late = status.age_ms.is_some_and(|age| age > status.period_ms.saturating_mul(LOOP_PERIODS));
+            let found = match (&status.error, late) {
+                (Some(error), _) => format!("{} failed: {error}", status.name),
+                (None, true) => format!("{} has not run for {} s", status.name, status.age_ms.unwrap_or(0) / 1_000),
+                (None, false) => return None,
+            };
+            Some(Finding::warning("loop", found, "it tries again by itself; `neso adm loops` shows all"))
+        })
+        .collect();
+    Ok(match troubled.is_empty() {
+        true => vec![Finding::ok("loops", "all ran in time")],
+        false => troubled,
+    })
+}

@@ -1,0 +1,107 @@
+//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`. Each takes its pid file, sets up its log and
+//! a runtime fit for its work, and runs until SIGTERM, SIGINT, or the end of its supervisor.
+
+use std::sync::Arc;
+
+use base::{
+    clock::SystemClock,
+    daemon::{self, PidFile},
+    shutdown::{self, Trigger},
+};
+use tokio::runtime::Builder;
+
+use crate::{
+    cli,
+    context::Place,
+    failure::{Failure, Outcome},
+    machine, supervise, up,
+};
+
+/// Threads of the headnode's runtime that do work; waiting threads come on top as needed.
+const HEADNODE_THREADS: usize = 2;
+/// Threads of the node's runtime; zones start on waiting threads.
+const NODE_THREADS: usize = 2;
+/// Most waiting threads of a process: each file or host verb under way holds one.
+const WAITING_THREADS: usize = 64;
+/// Log filter unless NESO_LOG says otherwise.
+const LOG_FILTER: &str = "info";
+
+/// `neso headnode`.
+pub(crate) fn headnode(place: &Place, supervised: bool) -> Outcome {
+    let settings = place.settings()?;
+    base::log::init(LOG_FILTER);
+    let _held = PidFile::take(&supervise::pid_file(&settings, "headnode"))?;
+    let runtime = runtime(HEADNODE_THREADS, "headnode")?;
+    let outcome = cli::on(&runtime, |shutdown| async move {
+        end_with(headnode::run(settings, Arc::new(SystemClock), shutdown), supervised).await
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+/// `neso node`.
+pub(crate) fn node(place: &Place, supervised: bool) -> Outcome {
+    let settings = place.settings()?;
+    base::log::init(LOG_FILTER);
+    let _held = PidFile::take(&supervise::pid_file(&settings, "node"))?;
+    let runtime = runtime(NODE_THREADS, "node")?;
+    let outcome =
+        cli::on(
+            &runtime,
+            |shutdown| async move { end_with(machine::run_agent(&settings, shutdown), supervised).await },
+        );
+    runtime.shutdown_background();
+    outcome
+}
+
+/// `neso supervise`.
+pub(crate) fn supervisor(place: &Place) -> Outcome {
+    // Fails when we lead a session already, which is as good.
+    let _ = daemon::leave_session();
+    base::log::init(LOG_FILTER);
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    cli::on(&runtime, |shutdown| async move { up::supervise(place, shutdown).await })
+}
+
+fn runtime(threads: usize, name: &str) -> Outcome<tokio::runtime::Runtime> {
+    Ok(Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(WAITING_THREADS)
+        .thread_name(name)
+        .enable_all()
+        .build()?)
+}
+
+/// Runs `work`; under a supervisor, also ends when that is gone.
+async fn end_with<E: Into<Failure>>(work: impl Future<Output = Result<(), E>>, supervised: bool) -> Outcome {
+    let orphaned = async {
+        match supervised {
+            true => daemon::parent_gone().await,
+            false => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        done = work => done.map_err(Into::into),
+        gone = orphaned => {
+            tracing::warn!("the supervisor is gone; ending");
+            gone.map_err(|error| Failure::new(format!("failed to watch the supervisor: {error}")))
+        }
+    }
+}
+
+/// Fires `trigger` on SIGTERM or SIGINT; a second one ends the process at once.
+pub(crate) fn listen_for_signals(trigger: Trigger) {
+    base::task::spawn("signals", async move {
+        match shutdown::signal().await {
+            Ok(signal) => tracing::info!(?signal, "asked to end"),
+            Err(error) => {
+                tracing::error!(%error, "failed to listen for signals");
+                std::future::pending::<()>().await;
+            }
+        }
+        trigger.fire();
+        if shutdown::signal().await.is_ok() {
+            std::process::exit(130);
+        }
+    });
+}

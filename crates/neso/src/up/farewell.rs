@@ -1,0 +1,44 @@
+//! The last words of `neso up`: exactly what to type next.
+
+use headnode::Settings;
+
+use super::setup::Ready;
+use crate::context::Place;
+
+/// Prints them.
+#[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
+pub(super) fn print(place: &Place, settings: &Settings, ready: &Ready) {
+    println!("{}", text(place, settings, ready));
+}
+
+fn text(place: &Place, settings: &Settings, ready: &Ready) -> String {
+    let key = ready.tenant_key.path.display();
+    let neso = match (&place.config, &place.root) {
+        (Some(config), _) => format!("neso --config {}", config.display()),
+        (None, Some(root)) => format!("neso --root {}", root.display()),
+        (None, None) => "neso".to_owned(),
+    };
+    let mut text = format!(
+        "\nThe datacenter {} is up.\n\nAs a tenant, with the triton command (npm install -g triton) or `neso instance`:\n\n\
+         \x20 export TRITON_URL={}\n  export TRITON_ACCOUNT={}\n  export TRITON_KEY_ID={}\n  export TRITON_TLS_INSECURE=1\n\
+         \x20 eval \"$(ssh-agent)\" && ssh-add {key}\n\n\
+         \x20 triton inst list\n",
+        settings.datacenter.name,
+        settings.cloudapi_url(),
+        settings.first_run.tenant,
+        ready.key.fingerprint_md5,
+    );
+    let image = match settings.first_run.instance_image.as_str() {
+        "" => settings.first_run.images.first().map_or("IMAGE", String::as_str),
+        image => image,
+    };
+    let package = &settings.first_run.instance_package;
+    text.push_str(&format!("  triton create -w --name web {image} {package}\n"));
+    if let Some(ip) = ready.instance.as_ref().and_then(|instance| instance.ip.as_deref()) {
+        text.push_str(&format!("\nLog in to the first instance:\n\n  ssh -i {key} root@{ip}\n"));
+    }
+    text.push_str(&format!(
+        "\nAs the operator:\n\n  {neso} adm info\n  {neso} doctor\n  {neso} manual\n  {neso} down\n"
+    ));
+    text
+}
