@@ -29,7 +29,13 @@ fn main() {
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
     // What the outer build was told must not leak in: clippy's wrapper, other flags, another target.
-    for leak in ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+    for leak in [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_BUILD_TARGET",
+        "CARGO_TARGET_DIR",
+    ] {
         cargo.env_remove(leak);
     }
     let status = cargo.status().expect("the cargo that runs this script can be run again");

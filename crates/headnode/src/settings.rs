@@ -88,10 +88,8 @@ pub struct Listen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// Start of bridge names, at most 6 characters.
-    pub bridge_prefix: String,
-    /// Start of names of NICs' host ends, at most 3 characters.
-    pub nic_prefix: String,
+    /// Start of interface names: one or two lower-case letters or digits, a letter first.
+    pub link_prefix: String,
     /// nftables tables.
     pub nft_table: String,
     /// Parent cgroup of zones.
@@ -220,8 +218,13 @@ impl Settings {
             }
         }
         let kernel = &self.kernel;
-        name_is_plain("kernel.bridge_prefix", &kernel.bridge_prefix, BRIDGE_PREFIX_MAX)?;
-        name_is_plain("kernel.nic_prefix", &kernel.nic_prefix, NIC_PREFIX_MAX)?;
+        name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
+        if !kernel.link_prefix.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Err(format!(
+                "kernel.link_prefix must start with a lower-case letter, not `{}`",
+                kernel.link_prefix
+            ));
+        }
         name_is_plain("kernel.nft_table", &kernel.nft_table, 32)?;
         name_is_plain("kernel.cgroup", &kernel.cgroup, 64)?;
         if !kernel.id_base.is_multiple_of(ID_RANGE) || kernel.id_base == 0 {
@@ -291,10 +294,8 @@ impl Settings {
     }
 }
 
-/// Longest bridge prefix: an interface name has 15 characters, a tag 7, a VLAN the rest.
-const BRIDGE_PREFIX_MAX: usize = 6;
-/// Longest NIC prefix: 15 characters less 12 of the Ethernet address.
-const NIC_PREFIX_MAX: usize = 3;
+/// Longest prefix of interface names: they have 15 characters, of which an Ethernet address and a letter take 13.
+const LINK_PREFIX_MAX: usize = 2;
 /// User ids of one zone.
 const ID_RANGE: u32 = 65_536;
 /// First of the user ids we hand out; above the host's own and those of other container tools.
@@ -320,8 +321,7 @@ struct Choice {
     cloudapi: SocketAddr,
     node_link: SocketAddr,
     ops: SocketAddr,
-    bridge_prefix: String,
-    nic_prefix: String,
+    link_prefix: String,
     nft_table: String,
     cgroup: String,
     id_base: u32,
@@ -344,8 +344,7 @@ impl Choice {
             cloudapi: any(8443),
             node_link: local(8444),
             ops: local(8445),
-            bridge_prefix: "nb-".into(),
-            nic_prefix: "v".into(),
+            link_prefix: "n".into(),
             nft_table: "neso".into(),
             cgroup: "neso".into(),
             id_base: ID_BASE,
@@ -382,8 +381,7 @@ impl Choice {
             cloudapi,
             node_link,
             ops,
-            bridge_prefix: format!("n{tag}-"),
-            nic_prefix: "v".into(),
+            link_prefix: link_prefix(hash),
             nft_table: format!("neso-{tag}"),
             cgroup: format!("neso-{tag}"),
             id_base: ID_BASE + u32::try_from(hash % 240).unwrap_or(0) * ZONES_PER_ROOT * ID_RANGE,
@@ -408,8 +406,7 @@ impl Choice {
             cloudapi = self.cloudapi,
             node_link = self.node_link,
             ops = self.ops,
-            bridge_prefix = self.bridge_prefix,
-            nic_prefix = self.nic_prefix,
+            link_prefix = self.link_prefix,
             nft_table = self.nft_table,
             cgroup = self.cgroup,
             id_base = self.id_base,
@@ -420,6 +417,14 @@ impl Choice {
         );
         debug_assert!(written.is_ok(), "writing to a string cannot fail");
     }
+}
+
+/// Two characters of a hash: a letter, then a letter or digit.
+fn link_prefix(hash: u64) -> String {
+    const LETTERS: &[u8] = b"abcdefghijklmopqrstuvwxyz";
+    const ALL: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let pick = |from: &[u8], hash: u64| char::from(from[usize::try_from(hash % from.len() as u64).unwrap_or(0)]);
+    [pick(LETTERS, hash >> 16), pick(ALL, hash >> 24)].iter().collect()
 }
 
 /// A path as a TOML string.
@@ -472,12 +477,12 @@ mod tests {
     fn generated_text_parses_to_what_it_says() {
         let machine = Settings::parse(&Settings::generate(None).unwrap()).unwrap();
         assert_eq!(machine.paths.data, Path::new("/var/lib/neso"));
-        assert_eq!(machine.kernel.nic_prefix, "v");
+        assert_eq!(machine.kernel.link_prefix, "n");
 
         let one = Settings::parse(&Settings::generate(Some(Path::new("/tmp/one"))).unwrap()).unwrap();
         let two = Settings::parse(&Settings::generate(Some(Path::new("/tmp/two"))).unwrap()).unwrap();
         assert!(one.paths.run.starts_with("/tmp/one"));
-        assert_ne!(one.kernel.bridge_prefix, two.kernel.bridge_prefix);
+        assert_ne!(one.kernel.link_prefix, two.kernel.link_prefix);
         assert_ne!(one.kernel.nft_table, two.kernel.nft_table);
         assert_ne!(one.listen.cloudapi, one.listen.ops);
     }
@@ -486,7 +491,7 @@ mod tests {
     fn mistakes_are_named() {
         let text = Settings::generate(None).unwrap();
         let wrong = |from: &str, to: &str| Settings::parse(&text.replace(from, to)).unwrap_err();
-        assert!(wrong("\"nb-\"", "\"a-very-long-prefix\"").contains("kernel.bridge_prefix"));
+        assert!(wrong("\"n\"", "\"long\"").contains("kernel.link_prefix"));
         assert!(wrong("[pool]", "[pool]\nsise = 1").contains("sise"));
         assert!(wrong("\"/run/neso\"", "\"run\"").contains("paths.run"));
     }

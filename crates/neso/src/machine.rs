@@ -1,15 +1,11 @@
 //! This machine's doors to the kernel, built from the settings: for the agent, for `neso down` and for `neso clean-data`.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use base::shutdown::Shutdown;
 use headnode::Settings;
 
 use crate::failure::{Failure, Outcome};
-
-pub(crate) fn zone_supervisor(_arguments: Vec<std::ffi::OsString>) -> ExitCode {
-    ExitCode::FAILURE
-}
 
 pub(crate) async fn run_agent(_settings: &Settings, _shutdown: Shutdown) -> Outcome {
     Err(Failure::new("not yet"))

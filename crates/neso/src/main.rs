@@ -26,7 +26,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|word| word == "zone-supervisor") {
-        return machine::zone_supervisor(arguments.collect());
+        return host::linux::zone::supervisor::main(arguments);
     }
     cli::main()
 }
