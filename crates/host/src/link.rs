@@ -68,16 +68,18 @@ impl LinkNames {
     /// Characters of a NIC tag that stand in a bridge's name as they are.
     const TAG_MAX: usize = 7;
 
-    /// Names with `prefix`: one or two lower-case letters or digits, a letter first.
+    /// Names with `prefix`: one or two lower-case letters or digits, a letter first and no `v` second.
     pub fn new(prefix: &str) -> Result<Self> {
         let fits = (1..=Self::PREFIX_MAX).contains(&prefix.len())
             && prefix.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-            && prefix.as_bytes()[0].is_ascii_lowercase();
+            && prefix.as_bytes()[0].is_ascii_lowercase()
+            // A `v` inside would make one datacenter's bridges look like another's NICs.
+            && !prefix[1..].contains('v');
         match fits {
             true => Ok(Self { prefix: prefix.to_owned() }),
             false => Err(Error::Refused {
                 what: format!("interface prefix `{prefix}`"),
-                why: "it is one or two lower-case letters or digits, a letter first".to_owned(),
+                why: "it is one or two lower-case letters or digits, a letter first and no `v` second".to_owned(),
             }),
         }
     }

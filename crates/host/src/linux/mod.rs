@@ -1,4 +1,13 @@
 //! The doors as the Linux kernel opens them.
 
+pub mod dataset;
 pub mod imagebuild;
+pub mod link;
+pub mod pool;
 pub mod zone;
+
+mod archive;
+mod command;
+mod dataset_btrfs;
+mod link_wire;
+mod netlink;

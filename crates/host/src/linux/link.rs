@@ -1,0 +1,408 @@
+//! Links over rtnetlink: one bridge per segment, one veth pair per NIC.
+//!
+//! ```text
+//!    zone's namespace          host
+//!    eth0 ◄───── veth ─────► nv90b8d0…   port of nb-<tag>, alias `neso <instance>`
+//! ```
+//! The alias says whose a NIC is; the other end's index, read in the zone's namespace, finds a zone's NICs without
+//! looking at everybody's. A zone's root may rename, re-address or delete its ends; [`Links::attach`] trusts none of it and
+//! makes again what differs.
+//!
+//! Bridges learn nothing and flood nothing to zones: a static entry per NIC says where its address is, so a zone sees
+//! frames for itself, broadcasts and multicasts, whatever the others send. Only IPv4 for now: bridges and host ends have no
+//! IPv6 address, and the filters drop IPv6 from zones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::Path,
+};
+
+use ipnet::Ipv4Net;
+use model::{
+    id::{InstanceId, MacAddr},
+    target::{NetworkTarget, NicTarget},
+};
+use nix::{errno::Errno, sys::socket::SockProtocol};
+
+use super::{
+    link_wire::{self as wire, Link, NewNic, Route},
+    netlink::{Message, Refusal, Socket},
+};
+use crate::{
+    error::{Error, Result},
+    link::{LinkNames, Links, NetworkSetup, NicStatus},
+};
+
+/// Most NICs of an instance, as CloudAPI has it.
+const NICS_MAX: usize = 32;
+
+/// Links in the network namespace of the calling thread.
+#[derive(Debug, Clone)]
+pub struct LinuxLinks {
+    names: LinkNames,
+}
+
+impl LinuxLinks {
+    /// Links with these names.
+    pub fn new(names: LinkNames) -> Self {
+        Self { names }
+    }
+
+    /// Makes the two ends of a NIC; the host's end is up and known to its bridge when this returns.
+    fn make(&self, host: &mut Socket, instance: InstanceId, netns: &File, plan: &Planned<'_>) -> Result<()> {
+        let host_name = self.names.nic(plan.nic.mac);
+        let doing = || format!("make NIC `{host_name}` of {instance}");
+        let new = NewNic {
+            host_name: &host_name,
+            bridge: plan.bridge,
+            netns: netns.as_raw_fd(),
+            inner_name: &plan.nic.interface,
+            mac: plan.nic.mac,
+            mtu: u32::from(plan.nic.mtu),
+        };
+        let dressed = || {
+            vec![wire::new_nic(&new), wire::dress_port(&host_name, &alias_of(instance)), wire::get_link(&host_name)]
+        };
+        let mut answers = host.batch(dressed()).map_err(|refusal| refusal.doing(doing()))?;
+        if let Some(Err(Refusal { errno: Errno::EEXIST, .. })) = answers.first() {
+            // Left by another life of this zone, whose namespace may be going still.
+            tolerate(host.request(wire::delete_link_named(&host_name)), Errno::ENODEV)
+                .map_err(|refusal| refusal.doing(format!("delete leftover NIC `{host_name}`")))?;
+            answers = host.batch(dressed()).map_err(|refusal| refusal.doing(doing()))?;
+        }
+        let mut found = None;
+        for answer in answers {
+            found = answer.map_err(|refusal| refusal.doing(doing()))?.first().and_then(|link| wire::read_link(link));
+        }
+        let port = found.ok_or_else(|| Error::Missing(format!("NIC `{host_name}`")))?;
+        carry_out(host, vec![wire::set_place(port.index, plan.nic.mac), wire::set_up(port.index)], doing)
+    }
+
+    /// Corrects what can be corrected of a NIC that is kept.
+    fn correct(&self, host: &mut Socket, inner: &mut Socket, found: &Found, plan: &Planned<'_>) -> Result<()> {
+        let doing = || format!("change NIC `{}`", found.port.name);
+        let mtu = u32::from(plan.nic.mtu);
+        let mut changes = Vec::new();
+        if found.port.master != plan.bridge {
+            changes.push(wire::set_master(found.port.index, plan.bridge));
+            changes.push(wire::dress_port(&found.port.name, &found.port.alias));
+        }
+        if found.port.mtu != mtu {
+            changes.push(wire::set_mtu(found.port.index, mtu));
+        }
+        changes.push(wire::set_place(found.port.index, plan.nic.mac));
+        changes.push(wire::set_up(found.port.index));
+        carry_out(host, changes, doing)?;
+        if found.inner.mtu != mtu {
+            carry_out(inner, vec![wire::set_mtu(found.inner.index, mtu)], doing)?;
+        }
+        Ok(())
+    }
+
+    /// The NICs of an instance: its ends inside, each with the host's end it belongs to.
+    fn find(&self, host: &mut Socket, inner: &mut Socket, instance: InstanceId) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        let alias = alias_of(instance);
+        for inner_link in links(inner)?.into_iter().filter(|link| link.kind == "veth" && link.peer != 0) {
+            let answer = match host.request(wire::get_link_at(inner_link.peer)) {
+                Err(Refusal { errno: Errno::ENODEV, .. }) => continue,
+                other => other.map_err(|refusal| refusal.doing("look at a NIC"))?,
+            };
+            let Some(port) = answer.first().and_then(|link| wire::read_link(link)) else { continue };
+            // All three, since a zone's root can make pairs of its own whose indexes happen to fit.
+            if port.peer == inner_link.index && port.alias == alias && self.names.mac_of(&port.name).is_some() {
+                found.push(Found { inner: inner_link, port });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks the bridges up and checks what is wanted.
+    fn plan<'a>(&self, host: &mut Socket, setup: &'a NetworkSetup) -> Result<BTreeMap<MacAddr, Planned<'a>>> {
+        if setup.nics.len() > NICS_MAX {
+            return Err(Error::Refused {
+                what: format!("{} NICs", setup.nics.len()),
+                why: format!("an instance has at most {NICS_MAX}"),
+            });
+        }
+        let mut bridges = BTreeMap::new();
+        let mut planned = BTreeMap::new();
+        for (nic, network) in &setup.nics {
+            let name = self.names.bridge(network);
+            let bridge = match bridges.get(&name) {
+                Some(index) => *index,
+                None => {
+                    let found = one_link(host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?;
+                    bridges.insert(name, found.index);
+                    found.index
+                }
+            };
+            planned.insert(nic.mac, Planned { nic, bridge });
+        }
+        Ok(planned)
+    }
+}
+
+/// A NIC to be there.
+struct Planned<'a> {
+    nic: &'a NicTarget,
+    bridge: u32,
+}
+
+/// A NIC that is there.
+struct Found {
+    inner: Link,
+    port: Link,
+}
+
+impl Found {
+    fn is(&self, names: &LinkNames, nic: &NicTarget) -> bool {
+        names.mac_of(&self.port.name) == Some(nic.mac)
+            && self.inner.mac == Some(nic.mac)
+            && self.inner.name == nic.interface
+    }
+}
+
+// === impl Links ===
+
+impl Links for LinuxLinks {
+    fn ensure_bridge(&self, network: &NetworkTarget) -> Result<String> {
+        let name = self.names.bridge(network);
+        let doing = || format!("make bridge `{name}`");
+        let mut host = open()?;
+        let mtu = u32::from(network.mtu);
+        let bridge = match one_link(&mut host, &name)? {
+            Some(bridge) => bridge,
+            None => {
+                tolerate(host.request(wire::new_bridge(&name, bridge_mac(&name), mtu)), Errno::EEXIST)
+                    .map_err(|refusal| refusal.doing(doing()))?;
+                one_link(&mut host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?
+            }
+        };
+        harden(&name)?;
+        let mut changes = Vec::new();
+        if bridge.mtu != mtu {
+            changes.push(wire::set_mtu(bridge.index, mtu));
+        }
+        let wanted = network.host_address.map(|address| with_prefix(address, network.subnet)).transpose()?;
+        let held: Vec<Ipv4Net> = addresses(&mut host, bridge.index)?;
+        changes.extend(held.iter().filter(|net| Some(**net) != wanted).map(|net| wire::delete_address(bridge.index, *net)));
+        changes.extend(wanted.filter(|net| !held.contains(net)).map(|net| wire::add_address(bridge.index, net)));
+        if !bridge.up {
+            changes.push(wire::set_up(bridge.index));
+        }
+        carry_out(&mut host, changes, doing)?;
+        Ok(name)
+    }
+
+    fn remove_bridges_except(&self, needed: &[NetworkTarget]) -> Result<()> {
+        let needed: BTreeSet<String> = needed.iter().map(|network| self.names.bridge(network)).collect();
+        let mut host = open()?;
+        let prefix = self.names.bridge_prefix();
+        for link in links(&mut host)? {
+            if link.kind == "bridge" && link.name.starts_with(&prefix) && !needed.contains(&link.name) {
+                tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
+                    .map_err(|refusal| refusal.doing(format!("delete bridge `{}`", link.name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&self, instance: InstanceId, netns: &Path, setup: &NetworkSetup) -> Result<()> {
+        let doing = || format!("attach the NICs of {instance}");
+        let namespace = File::open(netns)
+            .map_err(|source| Error::os(format!("open network namespace `{}`", netns.display()), source))?;
+        let mut host = open()?;
+        let mut inner = Socket::open_in(&namespace, SockProtocol::NetlinkRoute)
+            .map_err(|source| Error::os(format!("enter network namespace `{}`", netns.display()), source))?;
+
+        let mut planned = self.plan(&mut host, setup)?;
+        for found in self.find(&mut host, &mut inner, instance)? {
+            let mac = self.names.mac_of(&found.port.name);
+            let kept = mac.and_then(|mac| planned.get(&mac)).filter(|plan| found.is(&self.names, plan.nic));
+            match kept {
+                Some(plan) => {
+                    self.correct(&mut host, &mut inner, &found, plan)?;
+                    planned.remove(&plan.nic.mac.to_owned());
+                }
+                None => tolerate(host.request(wire::delete_link(found.port.index)), Errno::ENODEV)
+                    .map_err(|refusal| refusal.doing(format!("delete NIC `{}`", found.port.name)))?,
+            }
+        }
+        for (nic, _) in &setup.nics {
+            if let Some(plan) = planned.get(&nic.mac) {
+                self.make(&mut host, instance, &namespace, plan)?;
+            }
+        }
+        address_nics(&mut inner, setup, doing)?;
+        route(&mut inner, setup, doing)
+    }
+
+    fn detach(&self, instance: InstanceId) -> Result<()> {
+        let mut host = open()?;
+        let alias = alias_of(instance);
+        for link in links(&mut host)? {
+            if link.alias == alias && self.names.mac_of(&link.name).is_some() {
+                tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
+                    .map_err(|refusal| refusal.doing(format!("delete NIC `{}`", link.name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nics(&self) -> Result<Vec<NicStatus>> {
+        let mut host = open()?;
+        let nics = links(&mut host)?.into_iter().filter_map(|link| {
+            let instance = link.alias.strip_prefix(ALIAS)?.parse().ok()?;
+            Some(NicStatus { instance, mac: self.names.mac_of(&link.name)?, host_name: link.name })
+        });
+        Ok(nics.collect())
+    }
+}
+
+/// What the alias of every host end starts with, before the instance's id.
+const ALIAS: &str = "neso ";
+
+fn alias_of(instance: InstanceId) -> String {
+    format!("{ALIAS}{instance}")
+}
+
+fn open() -> Result<Socket> {
+    Socket::open(SockProtocol::NetlinkRoute).map_err(|source| Error::os("open an rtnetlink socket", source))
+}
+
+/// Carries out changes, all of which must succeed.
+fn carry_out(socket: &mut Socket, changes: Vec<Message>, doing: impl Fn() -> String) -> Result<()> {
+    for answer in socket.batch(changes).map_err(|refusal| refusal.doing(doing()))? {
+        answer.map_err(|refusal| refusal.doing(doing()))?;
+    }
+    Ok(())
+}
+
+/// Takes one refusal for success: what was to be made is there, or what was to go is gone.
+fn tolerate(answer: std::result::Result<Vec<Vec<u8>>, Refusal>, errno: Errno) -> std::result::Result<(), Refusal> {
+    match answer {
+        Err(refusal) if refusal.errno != errno => Err(refusal),
+        _ => Ok(()),
+    }
+}
+
+fn links(socket: &mut Socket) -> Result<Vec<Link>> {
+    let answer = socket.request(wire::get_links()).map_err(|refusal| refusal.doing("list links"))?;
+    Ok(answer.iter().filter_map(|payload| wire::read_link(payload)).collect())
+}
+
+fn one_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+    match socket.request(wire::get_link(name)) {
+        Err(Refusal { errno: Errno::ENODEV, .. }) => Ok(None),
+        other => {
+            let answer = other.map_err(|refusal| refusal.doing(format!("look at link `{name}`")))?;
+            Ok(answer.first().and_then(|payload| wire::read_link(payload)))
+        }
+    }
+}
+
+fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<Ipv4Net>> {
+    let answer = socket.request(wire::get_addresses()).map_err(|refusal| refusal.doing("list addresses"))?;
+    let held = answer.iter().filter_map(|payload| wire::read_address(payload));
+    Ok(held.filter(|(index, _)| *index == link).map(|(_, net)| net).collect())
+}
+
+/// Gives the NICs inside exactly their addresses, and brings them and the loopback up.
+fn address_nics(inner: &mut Socket, setup: &NetworkSetup, doing: impl Fn() -> String) -> Result<()> {
+    let by_name: BTreeMap<String, Link> = links(inner)?.into_iter().map(|link| (link.name.clone(), link)).collect();
+    let mut changes: Vec<Message> = by_name.get("lo").map(|lo| wire::set_up(lo.index)).into_iter().collect();
+    for (nic, _) in &setup.nics {
+        let link = by_name.get(&nic.interface).ok_or_else(|| Error::Missing(format!("NIC `{}`", nic.interface)))?;
+        let held = addresses(inner, link.index)?;
+        let gone = held.iter().filter(|net| **net != nic.address);
+        changes.extend(gone.map(|net| wire::delete_address(link.index, *net)));
+        if !held.contains(&nic.address) {
+            changes.push(wire::add_address(link.index, nic.address));
+        }
+        changes.push(wire::set_up(link.index));
+    }
+    carry_out(inner, changes, doing)
+}
+
+/// Makes our routes inside exactly those of `setup`; routes a tenant added are left alone.
+fn route(inner: &mut Socket, setup: &NetworkSetup, doing: impl Fn() -> String) -> Result<()> {
+    let index_of: BTreeMap<String, u32> = links(inner)?.into_iter().map(|link| (link.name, link.index)).collect();
+    let wanted = wanted_routes(setup, &index_of)?;
+    let answer = inner.request(wire::get_routes()).map_err(|refusal| refusal.doing("list routes"))?;
+    let held: BTreeSet<Route> = answer.iter().filter_map(|payload| wire::read_route(payload)).collect();
+    let mut changes: Vec<Message> = held.difference(&wanted).map(wire::delete_route).collect();
+    changes.extend(wanted.difference(&held).map(wire::add_route));
+    carry_out(inner, changes, doing)
+}
+
+/// The default route goes through the primary NIC; the others through the NIC whose subnet has their next hop.
+fn wanted_routes(setup: &NetworkSetup, index_of: &BTreeMap<String, u32>) -> Result<BTreeSet<Route>> {
+    let out_of = |nic: &NicTarget| index_of.get(&nic.interface).copied().unwrap_or(0);
+    let mut wanted = BTreeSet::new();
+    for (nic, _) in &setup.nics {
+        if let (true, Some(via)) = (nic.primary, nic.gateway) {
+            wanted.insert(Route { to: Ipv4Net::default(), via, out: out_of(nic) });
+        }
+    }
+    for (to, via) in &setup.routes {
+        let nic = setup.nics.iter().map(|(nic, _)| nic).find(|nic| nic.address.trunc().contains(via));
+        let nic = nic.ok_or_else(|| Error::Refused {
+            what: format!("route to {to} via {via}"),
+            why: "no NIC is on the next hop's subnet".to_owned(),
+        })?;
+        wanted.insert(Route { to: to.trunc(), via: *via, out: out_of(nic) });
+    }
+    Ok(wanted)
+}
+
+fn with_prefix(address: Ipv4Addr, subnet: Ipv4Net) -> Result<Ipv4Net> {
+    Ipv4Net::new(address, subnet.prefix_len()).map_err(|source| Error::Refused {
+        what: format!("host address {address}"),
+        why: source.to_string(),
+    })
+}
+
+/// An Ethernet address for a bridge that is the same after every boot: locally administered, from its name's checksum.
+fn bridge_mac(name: &str) -> MacAddr {
+    let sum = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [_, _, _, a, b, c, d, e] = sum.to_be_bytes();
+    MacAddr([0x02, a, b, c, d, e])
+}
+
+/// Sets what the kernel lets only `/proc` set: a bridge answers for its own address alone, believes no redirect, and has
+/// no IPv6.
+fn harden(bridge: &str) -> Result<()> {
+    let v4 = [
+        // Answer ARP only for addresses of this very bridge.
+        ("arp_ignore", "1"),
+        // Take a packet only from where its answer would go.
+        ("rp_filter", "1"),
+        ("accept_redirects", "0"),
+        ("send_redirects", "0"),
+        ("route_localnet", "0"),
+    ];
+    for (name, value) in v4 {
+        set_sysctl(&format!("net/ipv4/conf/{bridge}/{name}"), value)?;
+    }
+    match set_sysctl(&format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1") {
+        // A kernel without IPv6 has none to disable.
+        Err(Error::Os { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Sets a kernel parameter of the calling thread's network namespace, unless it has the value already.
+pub(super) fn set_sysctl(path: &str, value: &str) -> Result<()> {
+    let full = format!("/proc/sys/{path}");
+    let fails = |source| Error::os(format!("set `{full}` to {value}"), source);
+    if fs::read_to_string(&full).map_err(fails)?.trim() == value {
+        return Ok(());
+    }
+    fs::write(&full, value).map_err(fails)
+}
