@@ -1,0 +1,80 @@
+//! The records these tests store, and the engines they store them in.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use store::{Engine, Index, Schema, Store, Table, memory::Memory, sqlite::Sqlite};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Boat {
+    pub(crate) name: String,
+    pub(crate) harbour: String,
+    pub(crate) crew: Vec<String>,
+    pub(crate) voyages: u64,
+}
+
+pub(crate) static BOATS: Table<Boat> = Table {
+    name: "boats",
+    version: 2,
+    key: |boat| boat.name.clone(),
+    indexes: &[
+        Index { name: "harbour", keys: |boat| vec![boat.harbour.clone()] },
+        Index { name: "crew", keys: |boat| boat.crew.clone() },
+    ],
+    upgrade: |from_version, mut value| match from_version {
+        // Version 1 had no voyages.
+        1 => {
+            value["voyages"] = 0.into();
+            Ok(value)
+        }
+        other => Err(format!("version {other} was never written")),
+    },
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counter {
+    pub(crate) name: String,
+    pub(crate) count: u64,
+}
+
+pub(crate) static COUNTERS: Table<Counter> = Table {
+    name: "counters",
+    version: 1,
+    key: |counter| counter.name.clone(),
+    indexes: &[],
+    upgrade: |_, _| Err("never".to_owned()),
+};
+
+pub(crate) fn boat(name: &str, harbour: &str) -> Boat {
+    Boat { name: name.to_owned(), harbour: harbour.to_owned(), crew: vec!["nemo".to_owned()], voyages: 1 }
+}
+
+pub(crate) fn counter(name: &str, count: u64) -> Counter {
+    Counter { name: name.to_owned(), count }
+}
+
+pub(crate) fn schema() -> Schema {
+    Schema::new().with(&BOATS).with(&COUNTERS)
+}
+
+/// An engine to test, and what must live as long.
+pub(crate) struct Bed {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) name: &'static str,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Bed {
+    pub(crate) async fn store(&self) -> Store {
+        Store::open(self.engine.clone(), schema()).await.unwrap()
+    }
+}
+
+pub(crate) async fn beds() -> Vec<Bed> {
+    let directory = tempfile::tempdir().unwrap();
+    let sqlite = Sqlite::open_with_reserve(&directory.path().join("store.db"), 1 << 20).await.unwrap();
+    vec![
+        Bed { engine: Arc::new(Memory::new()), name: "memory", _directory: None },
+        Bed { engine: Arc::new(sqlite), name: "sqlite", _directory: Some(directory) },
+    ]
+}
