@@ -33,7 +33,7 @@ mod tags;
 mod throttle;
 mod version;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::Router;
 use control::Control;
@@ -80,10 +80,6 @@ impl Options {
         }
     }
 }
-
-/// Where a request came from. Whoever accepts connections puts it into the request's extensions; audit entries show it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
 
 /// The door. Cheap to clone; all clones are one.
 #[derive(Clone)]

@@ -1,8 +1,11 @@
 //! One request, from its bytes to its answer: the order of the checks is the contract's.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use axum::body::Body;
+use axum::{body::Body, extract::ConnectInfo};
 use bytes::Bytes;
 use cloudapi::{
     error::Code,
@@ -16,7 +19,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    CloudApi, Peer, auth,
+    CloudApi, auth,
     call::Call,
     error::ApiError,
     machine_view,
@@ -106,7 +109,7 @@ async fn handle(
         account,
         operator,
         key_id: signer.key_id,
-        ip: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
+        ip: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|remote| remote.0.ip()),
         version,
         path: values,
         params,
