@@ -1,13 +1,16 @@
 //! The doors as the Linux kernel opens them.
 
 pub mod dataset;
+pub mod filter;
 pub mod imagebuild;
 pub mod link;
+pub mod machine;
 pub mod pool;
 pub mod zone;
 
 mod archive;
 mod command;
 mod dataset_btrfs;
+mod filter_rules;
 mod link_wire;
 mod netlink;

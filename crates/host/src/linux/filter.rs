@@ -1,0 +1,173 @@
+//! Filters in nftables.
+//!
+//! The first application, and any that changes a bridge, loads the whole rule set with `nft` in one transaction. What
+//! happens all the time, a NIC more or a NIC less, is a batch of set elements over netlink: no process, and the same cost
+//! with three NICs as with three thousand. Should the kernel refuse the batch, or our tables not be the ones we loaded
+//! (somebody flushed the rule set), everything is loaded again.
+
+use std::sync::{Mutex, PoisonError};
+
+use nix::{errno::Errno, sys::socket::SockProtocol};
+
+use super::{
+    command,
+    filter_rules::{self as rules, NIC_ARP, NIC_IP, Sender},
+    link::set_sysctl,
+    netlink::{Message, Refusal, Socket, attrs, flag},
+};
+use crate::{
+    error::{Error, Result},
+    filter::{FilterSet, Filters},
+    link::LinkNames,
+};
+
+const SUBSYSTEM: u16 = 10;
+const NFPROTO_INET: u8 = 1;
+const NFPROTO_BRIDGE: u8 = 7;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const GETTABLE: u16 = (SUBSYSTEM << 8) | 1;
+const NEWSETELEM: u16 = (SUBSYSTEM << 8) | 12;
+const DELSETELEM: u16 = (SUBSYSTEM << 8) | 14;
+const TABLE_NAME: u16 = 1;
+const TABLE_HANDLE: u16 = 4;
+const ELEM_LIST_TABLE: u16 = 1;
+const ELEM_LIST_SET: u16 = 2;
+const ELEM_LIST_ELEMENTS: u16 = 3;
+const LIST_ELEM: u16 = 1;
+const SET_ELEM_KEY: u16 = 1;
+const DATA_VALUE: u16 = 1;
+
+/// Most senders changed in one batch, each with two elements of about 60 bytes: an attribute holds 64 KiB.
+const BATCH_MAX: usize = 500;
+
+/// Filters in the network namespace of the calling thread.
+pub struct LinuxFilters {
+    table: String,
+    names: LinkNames,
+    applied: Mutex<Option<Applied>>,
+}
+
+/// What was loaded, and the kernel's numbers of the two tables it went to.
+struct Applied {
+    set: FilterSet,
+    handles: (Vec<u8>, Vec<u8>),
+}
+
+impl LinuxFilters {
+    /// Filters in tables named `table`, for interfaces with `names`. Nothing is changed before the first application.
+    pub fn new(table: &str, names: LinkNames) -> Self {
+        Self { table: table.to_owned(), names, applied: Mutex::new(None) }
+    }
+
+    fn load(&self, wanted: &FilterSet) -> Result<Applied> {
+        let script = rules::script(&self.table, &self.names, wanted)?;
+        command::run("nft", &["-f", "-"], &script)?;
+        let mut socket = open()?;
+        let handles = self.handles(&mut socket)?;
+        let handles = handles.ok_or_else(|| Error::Missing(format!("nftables table `{}`", self.table)))?;
+        Ok(Applied { set: wanted.clone(), handles })
+    }
+
+    /// The numbers of our two tables; `None` when one is missing.
+    fn handles(&self, socket: &mut Socket) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let ask = |family| Message::new(GETTABLE, 0, &[family, 0, 0, 0]).text(TABLE_NAME, &self.table);
+        let doing = || format!("look at nftables table `{}`", self.table);
+        let mut handles = Vec::new();
+        for answer in socket
+            .batch(vec![ask(NFPROTO_BRIDGE), ask(NFPROTO_INET)])
+            .map_err(|refusal| refusal.doing(doing()))?
+        {
+            let payloads = match answer {
+                Err(Refusal { errno: Errno::ENOENT, .. }) => return Ok(None),
+                other => other.map_err(|refusal| refusal.doing(doing()))?,
+            };
+            let attributes = payloads.first().and_then(|payload| payload.get(4..)).unwrap_or_default();
+            let handle = attrs(attributes).find(|(kind, _)| *kind == TABLE_HANDLE);
+            handles.push(handle.map(|(_, handle)| handle.to_vec()).unwrap_or_default());
+        }
+        Ok(handles.pop().zip(handles.pop()).map(|(inet, bridge)| (bridge, inet)))
+    }
+
+    /// Changes set elements in one transaction; false when that cannot be and all must be loaded again.
+    fn change(&self, socket: &mut Socket, gone: &[Sender], new: &[Sender]) -> Result<bool> {
+        if gone.len() + new.len() > BATCH_MAX {
+            return Ok(false);
+        }
+        let mut batch = vec![Message::new(BATCH_BEGIN, 0, &BATCH_HEADER).unanswered()];
+        for (kind, flags, senders) in [(DELSETELEM, 0, gone), (NEWSETELEM, flag::CREATE, new)] {
+            if !senders.is_empty() {
+                batch.push(self.elements(kind, flags, NIC_IP, senders.iter().map(Sender::ip_key)));
+                batch.push(self.elements(kind, flags, NIC_ARP, senders.iter().map(Sender::arp_key)));
+            }
+        }
+        batch.push(Message::new(BATCH_END, 0, &BATCH_HEADER).unanswered());
+        let answers = socket.batch(batch).map_err(|refusal| refusal.doing("change nftables sets"))?;
+        for answer in answers {
+            if let Err(refusal) = answer {
+                tracing::warn!(?refusal, table = self.table, "set elements were refused; loading all filters again");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn elements(&self, kind: u16, flags: u16, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Message {
+        let message = Message::new(kind, flags, &[NFPROTO_BRIDGE, 0, 0, 0])
+            .text(ELEM_LIST_TABLE, &self.table)
+            .text(ELEM_LIST_SET, set);
+        message.nest(ELEM_LIST_ELEMENTS, &[], |list| {
+            keys.fold(list, |list, key| {
+                list.nest(LIST_ELEM, &[], |element| {
+                    element.nest(SET_ELEM_KEY, &[], |data| data.attr(DATA_VALUE, &key))
+                })
+            })
+        })
+    }
+}
+
+/// Family unspecified, version 0, and the subsystem in network order.
+const BATCH_HEADER: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
+
+// === impl Filters ===
+
+impl Filters for LinuxFilters {
+    fn apply(&self, wanted: &FilterSet) -> Result<()> {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.bridges.values().any(|bridge| bridge.nat) {
+            // Never turned off again: others on this machine may have come to need it.
+            set_sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        if let Some(held) = applied.as_mut()
+            && held.set.bridges == wanted.bridges
+        {
+            let mut socket = open()?;
+            let (gone, new) = rules::difference(&held.set, wanted, &self.names);
+            let ours = self.handles(&mut socket)?.is_some_and(|handles| handles == held.handles);
+            if ours && (gone.is_empty() && new.is_empty() || self.change(&mut socket, &gone, &new)?) {
+                held.set = wanted.clone();
+                return Ok(());
+            }
+        }
+        // What is in the kernel is not known until this succeeds.
+        *applied = None;
+        *applied = Some(self.load(wanted)?);
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = &self.table;
+        let mut script = String::new();
+        for family in ["bridge", "inet"] {
+            script.push_str(&format!("add table {family} {table}\ndelete table {family} {table}\n"));
+        }
+        command::run("nft", &["-f", "-"], &script)?;
+        *applied = None;
+        Ok(())
+    }
+}
+
+fn open() -> Result<Socket> {
+    Socket::open(SockProtocol::NetlinkNetFilter).map_err(|source| Error::os("open an nftables socket", source))
+}
