@@ -51,6 +51,8 @@ pub(crate) struct Pipeline {
 }
 
 struct Flying {
+    /// What the engine made of it, once that is known.
+    revision: Option<Revision>,
     provisional: HashSet<Revision>,
     waiters: Waiters,
 }
@@ -159,13 +161,21 @@ impl Pipeline {
             }
             batch.checks.push((full_key, merged.expected));
         }
-        self.flying = Some(Flying { provisional: provisional_revisions, waiters: group.waiters });
+        self.flying = Some(Flying { revision: None, provisional: provisional_revisions, waiters: group.waiters });
         Some(batch)
     }
 
-    /// The flying group is durable as `revision`, and `durable` shows it.
-    pub(crate) fn landed(&mut self, revision: Revision, durable: Snapshot) -> Waiters {
-        let Some(flying) = self.flying.take() else { return Waiters::default() };
+    /// The flying group is durable as `revision`; it lands when the mirror shows it.
+    pub(crate) fn committed(&mut self, revision: Revision) {
+        if let Some(flying) = &mut self.flying {
+            flying.revision = Some(revision);
+        }
+    }
+
+    /// The mirror is about to show `durable`. If the flying group is part of it, the group has landed: its waiters may be told.
+    pub(crate) fn shown(&mut self, durable: &Snapshot) -> Option<(Revision, Waiters)> {
+        let revision = self.flying.as_ref()?.revision.filter(|revision| *revision <= durable.revision())?;
+        let flying = self.flying.take()?;
         let mut state = durable.state().clone();
         for group in &mut self.queue {
             for merged in group.operations.values_mut() {
@@ -176,7 +186,7 @@ impl Pipeline {
             write(&mut state, group.operations.iter().map(|((table, key), merged)| (*table, key, &merged.write)));
         }
         self.newest = Snapshot::new(state);
-        flying.waiters
+        Some((revision, flying.waiters))
     }
 
     /// The flying group did not land: forget everything that is not durable. Its waiters first, then all the others.

@@ -1,6 +1,6 @@
 //! The store as its callers see it: snapshots, decisions, commits, changes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use base::shutdown::{Shutdown, Trigger};
 use tokio::sync::{Notify, Semaphore};
@@ -75,8 +75,6 @@ pub struct Store {
 struct Inner {
     engine: Arc<dyn Engine>,
     mirror: Arc<Mirror>,
-    // Held while a decision is made, which is pure and short; never across an await.
-    pipeline: Mutex<Pipeline>,
     queued: Notify,
     waiting: Semaphore,
 }
@@ -93,10 +91,9 @@ impl Store {
     /// When the engine fails, or holds a record that `schema` cannot read.
     pub async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<Self, Error> {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
-        let pipeline = Mutex::new(Pipeline::new(engine.limits(), mirror.snapshot()));
         let (trigger, shutdown) = Shutdown::new();
         let waiting = Semaphore::new(WAITING_MAX);
-        let inner = Arc::new(Inner { engine, mirror, pipeline, queued: Notify::new(), waiting });
+        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), waiting });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
         Ok(Self { inner, _stop: Arc::new(trigger) })
@@ -203,7 +200,7 @@ impl Store {
         if let Some(error) = self.inner.mirror.broken() {
             return Err(CommitError::Stopped(error));
         }
-        let mut pipeline = self.inner.pipeline();
+        let mut pipeline = self.inner.mirror.pipeline();
         pipeline.newest(|| self.inner.mirror.snapshot());
         Ok(pipeline)
     }
@@ -219,46 +216,46 @@ impl Store {
 }
 
 impl Inner {
-    fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
-        // A decision that panicked changed nothing: it is given the state to look at, and the pipeline changes after it returned.
-        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Commit one group after the other until shutdown.
     async fn fly(self: Arc<Self>, shutdown: Shutdown) {
         while shutdown.unless(self.queued.notified()).await.is_some() {
-            loop {
-                let Some(batch) = self.pipeline().take() else { break };
-                base::crash::point("store.commit.before");
-                let outcome = self.engine.commit(batch).await;
-                base::crash::point("store.commit.after");
+            while let Some(outcome) = self.commit_next().await {
                 if let Err(reason) = self.land(outcome).await {
-                    let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
                     tracing::error!(reason = base::errors::chain(reason.as_ref()), "the store takes no more commits");
-                    // Dropping the senders tells their callers that the store has stopped.
-                    drop((flying, queued));
+                    // Dropping the waiters tells their callers that the store has stopped.
+                    drop(self.mirror.pipeline().crashed(self.mirror.snapshot()));
                 }
             }
         }
     }
 
+    /// Commit the next group; `None` when there is none.
+    async fn commit_next(&self) -> Option<Result<Outcome, EngineError>> {
+        let _air = self.mirror.air.lock().await;
+        let batch = self.mirror.pipeline().take()?;
+        base::crash::point("store.commit.before");
+        let outcome = self.engine.commit(batch).await;
+        base::crash::point("store.commit.after");
+        if let Ok(Outcome::Committed(revision)) = &outcome {
+            self.mirror.pipeline().committed(*revision);
+        }
+        Some(outcome)
+    }
+
     async fn land(&self, outcome: Result<Outcome, EngineError>) -> Result<(), Arc<Error>> {
         match outcome {
-            Ok(Outcome::Committed(revision)) => {
-                self.mirror.reached(revision).await?;
-                let waiters = self.pipeline().landed(revision, self.mirror.snapshot());
-                waiters.tell(&Landing::Durable(revision));
-            }
+            // The mirror tells the waiters when it shows the revision.
+            Ok(Outcome::Committed(revision)) => self.mirror.reached(revision).await?,
             Ok(Outcome::Conflict(revision)) => {
                 self.mirror.reached(revision).await?;
-                let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
+                let (flying, queued) = self.mirror.pipeline().crashed(self.mirror.snapshot());
                 flying.tell(&Landing::Again);
                 queued.tell(&Landing::Again);
             }
             Err(error) => {
                 let full = matches!(error, EngineError::Full);
                 let (flying, queued) = {
-                    let mut pipeline = self.pipeline();
+                    let mut pipeline = self.mirror.pipeline();
                     let (flying, queued) = pipeline.crashed(self.mirror.snapshot());
                     if full {
                         pipeline.fly_alone(flying.writers() + queued.writers());

@@ -161,6 +161,11 @@ async fn concurrent_updates_of_several_stores_lose_nothing() {
     for bed in beds().await {
         let stores = [bed.store().await, bed.store().await];
         stores[0].commit(Transaction::new().create(&COUNTERS, counter("shared", 0))).await.unwrap();
+        // The second store learns of the counter from its watch before it adds.
+        let mut told = stores[1].changes();
+        while !stores[1].snapshot().contains(&COUNTERS, "shared") {
+            told.next().await;
+        }
         let mut tasks = Vec::new();
         for worker in 0..8 {
             let store = stores[worker % 2].clone();
@@ -175,7 +180,6 @@ async fn concurrent_updates_of_several_stores_lose_nothing() {
                 }
             }));
         }
-        // The second store learns of the counter from its watch before it adds.
         for task in tasks {
             task.await.unwrap();
         }
@@ -299,4 +303,24 @@ async fn a_value_nobody_can_read_stops_commits_but_not_reads() {
     };
     assert!(matches!(refused, CommitError::Stopped(_)), "{refused:?}");
     assert_eq!(store.snapshot().get(&COUNTERS, "a").unwrap().count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_of_a_change_can_build_on_it_at_once() {
+    for bed in beds().await {
+        let store = bed.store().await;
+        let mut changes = store.changes();
+        store.commit(Transaction::new().create(&COUNTERS, counter("relay", 0))).await.unwrap();
+        for expected in 0..200 {
+            let change = changes.next().await;
+            let entry = change.snapshot.get(&COUNTERS, "relay").unwrap();
+            assert_eq!(entry.count, expected, "{}", bed.name);
+            let next = counter("relay", entry.count + 1);
+            // Not waited for: the next round is woken by the feed alone, while this commit's own landing may still be under way.
+            let store = store.clone();
+            base::task::spawn("relay", async move {
+                store.commit(Transaction::new().replace(&COUNTERS, &entry, next)).await.unwrap();
+            });
+        }
+    }
 }
