@@ -141,6 +141,12 @@ impl Pipeline {
         Ok(Ticket::Wait(receiver))
     }
 
+    /// How many wait for their own writes, flying or queued.
+    pub(crate) fn writers(&self) -> usize {
+        let flying = self.flying.as_ref().map_or(0, |flying| flying.waiters.writers.len());
+        flying + self.queue.iter().map(|group| group.waiters.writers.len()).sum::<usize>()
+    }
+
     /// The next group to commit, if there is one and none is flying.
     pub(crate) fn take(&mut self) -> Option<Batch> {
         if self.flying.is_some() {

@@ -1,6 +1,9 @@
 //! The store as its callers see it: snapshots, decisions, commits, changes.
 
-use std::sync::{Arc, MutexGuard};
+use std::{
+    sync::{Arc, MutexGuard},
+    time::{Duration, Instant},
+};
 
 use base::shutdown::{Shutdown, Trigger};
 use tokio::sync::{Notify, Semaphore};
@@ -20,6 +23,10 @@ use crate::{
 const DECISIONS_MAX: usize = 64;
 /// Callers that may wait for the disk at once; the rest wait in line for their turn to decide.
 const WAITING_MAX: usize = 1024;
+/// Commits that take less than this are not worth waiting for company; timers are no finer than a millisecond.
+const LINGER_FROM: Duration = Duration::from_millis(2);
+/// The share of the last commit's time that the next one may wait for company: one part in this many.
+const LINGER_SHARE: u32 = 8;
 
 /// Why a store cannot be opened, or its mirror stopped.
 #[derive(Debug, thiserror::Error)]
@@ -219,14 +226,34 @@ impl Inner {
     /// Commit one group after the other until shutdown.
     async fn fly(self: Arc<Self>, shutdown: Shutdown) {
         while shutdown.unless(self.queued.notified()).await.is_some() {
-            while let Some(outcome) = self.commit_next().await {
+            loop {
+                let start = Instant::now();
+                let Some(outcome) = self.commit_next().await else { break };
+                let took = start.elapsed();
+                let crowd = self.mirror.pipeline().writers();
                 if let Err(reason) = self.land(outcome).await {
                     tracing::error!(reason = base::errors::chain(reason.as_ref()), "the store takes no more commits");
                     // Dropping the waiters tells their callers that the store has stopped.
                     drop(self.mirror.pipeline().crashed(self.mirror.snapshot()));
                 }
+                self.linger(crowd, took).await;
             }
         }
+    }
+
+    /// On a slow disk, give those who were just answered a moment to come back: `crowd` callers who write over and over would else
+    /// fall into two halves that take turns, at half the rate. One caller alone never waits.
+    async fn linger(&self, crowd: usize, took: Duration) {
+        if took < LINGER_FROM || crowd < 2 {
+            return;
+        }
+        let gathered = async {
+            while self.mirror.pipeline().writers() < crowd {
+                self.queued.notified().await;
+            }
+        };
+        // Not all of them come back; that is no error.
+        let _ = tokio::time::timeout(took / LINGER_SHARE, gathered).await;
     }
 
     /// Commit the next group; `None` when there is none.
