@@ -202,7 +202,12 @@ impl<C: Send + Sync + 'static> Runner<C> {
         Ok(answer)
     }
 
-    async fn finish_with_transaction(&self, journal: &mut Journal, step: usize, transaction: Transaction) -> Result<(), Refused> {
+    async fn finish_with_transaction(
+        &self,
+        journal: &mut Journal,
+        step: usize,
+        transaction: Transaction,
+    ) -> Result<(), Refused> {
         let mut record = journal.record.clone();
         record.finish_step(step, self.shared.clock.now_ms());
         let entry = self.stored(&self.shared.store.snapshot(), journal)?;
@@ -217,7 +222,12 @@ impl<C: Send + Sync + 'static> Runner<C> {
         }
     }
 
-    async fn finish_with_decision(&self, journal: &mut Journal, step: usize, mut decision: Decision) -> Result<(), Refused> {
+    async fn finish_with_decision(
+        &self,
+        journal: &mut Journal,
+        step: usize,
+        mut decision: Decision,
+    ) -> Result<(), Refused> {
         let mut record = journal.record.clone();
         record.finish_step(step, self.shared.clock.now_ms());
         let decided = self.shared.store.update(|newest| {
@@ -306,7 +316,14 @@ impl<C: Send + Sync + 'static> Runner<C> {
     }
 
     /// Sleep until a named record differs from `seen`, or the deadline.
-    async fn wait(&self, journal: &mut Journal, phase: Phase, step: usize, wait: Wait, seen: &Snapshot) -> Result<(), Stop> {
+    async fn wait(
+        &self,
+        journal: &mut Journal,
+        phase: Phase,
+        step: usize,
+        wait: Wait,
+        seen: &Snapshot,
+    ) -> Result<(), Stop> {
         let now = self.shared.clock.now_ms();
         let started_at = journal.record.steps[step].started_at.unwrap_or(now);
         let within_ms = i64::try_from(wait.within.as_millis()).unwrap_or(i64::MAX);

@@ -100,7 +100,11 @@ pub async fn run(directory: &Path) -> Result<Vec<Measure>, BenchError> {
     let disk = directory.join("fsync");
     add("write and fdatasync 4 KiB", base::task::blocking("bench", move || disk_rate(&disk)).await?, "per second");
     let raw = directory.join("raw.db");
-    add("SQLite alone, one record a commit", base::task::blocking("bench", move || raw_rate(&raw)).await?, "per second");
+    add(
+        "SQLite alone, one record a commit",
+        base::task::blocking("bench", move || raw_rate(&raw)).await?,
+        "per second",
+    );
     let engine = Sqlite::open(&directory.join("store.db")).await?;
     let store = Store::open(Arc::new(engine), Schema::new().with(&SAMPLES)).await?;
     store.commit(Transaction::new().create(&SAMPLES, Sample { id: "shared".to_owned(), ..sample(0) })).await?;
@@ -191,7 +195,11 @@ async fn large(add: &mut impl FnMut(&str, f64, &'static str)) -> Result<(), Benc
     let start = Instant::now();
     let store = Store::open(engine, Schema::new().with(&SAMPLES)).await?;
     add("open 100,000 records", start.elapsed().as_secs_f64() * 1e3, "ms");
-    add("memory of a record in the mirror, two indexes", resident_bytes().saturating_sub(before) as f64 / RECORDS as f64, "bytes");
+    add(
+        "memory of a record in the mirror, two indexes",
+        resident_bytes().saturating_sub(before) as f64 / RECORDS as f64,
+        "bytes",
+    );
 
     let nanos = |start: Instant, count: u32| start.elapsed().as_secs_f64() * 1e9 / f64::from(count);
     let start = Instant::now();

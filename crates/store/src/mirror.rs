@@ -118,7 +118,8 @@ impl Mirror {
         let mut state = self.snapshot().state().clone();
         let mut keys = Vec::with_capacity(events.len());
         for event in events {
-            let (position, key) = state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
+            let (position, key) =
+                state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
             keys.push((self.schema.name(position), key));
             state.revision = state.revision.max(event.revision);
         }

@@ -123,7 +123,10 @@ impl Pipeline {
             return Err(CommitError::TooLarge { operations: size, bytes });
         }
         let mut state = self.newest.state().clone();
-        write(&mut state, transaction.operations.iter().map(|operation| (operation.table, &operation.key, &operation.write)));
+        write(
+            &mut state,
+            transaction.operations.iter().map(|operation| (operation.table, &operation.key, &operation.write)),
+        );
         self.newest = Snapshot::new(state);
 
         let group = self.group_for(size, bytes);
@@ -281,7 +284,10 @@ fn weigh(operations: &[Operation]) -> (usize, usize) {
     (size, bytes)
 }
 
-fn write<'a>(state: &mut crate::snapshot::State, writes: impl Iterator<Item = (&'static str, &'a Arc<str>, &'a Write)>) {
+fn write<'a>(
+    state: &mut crate::snapshot::State,
+    writes: impl Iterator<Item = (&'static str, &'a Arc<str>, &'a Write)>,
+) {
     for (table, key, write) in writes {
         let position = state.schema.position(table).expect("the table was found when the transaction was checked");
         match write {

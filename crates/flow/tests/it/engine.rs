@@ -12,7 +12,9 @@ use base::{
 use flow::{Engine, FLOWS, FlowId, FlowState, StepState, record_for};
 use store::{Store, Transaction, memory::Memory};
 
-use crate::world::{Context, Counting, Make, Order, SHELVES, THINGS, Thing, ended, engine, order, outside, schema, shelf, until};
+use crate::world::{
+    Context, Counting, Make, Order, SHELVES, THINGS, Thing, ended, engine, order, outside, schema, shelf, until,
+};
 
 struct Bench {
     store: Store,
@@ -70,7 +72,9 @@ async fn steps_that_only_look_cost_nothing() {
     bench.make("lamp").await;
     let flow = until(&bench.store, id, ended).await;
     assert_eq!(flow.state, FlowState::Succeeded);
-    assert!(flow.steps.iter().all(|step| step.state == StepState::Done && step.error.is_none() && step.ended_at.is_some()));
+    assert!(
+        flow.steps.iter().all(|step| step.state == StepState::Done && step.error.is_none() && step.ended_at.is_some())
+    );
     // The order, reserve, ask, the outside's own, hand over with the end of the flow. Looking and waiting: none.
     assert_eq!(bench.commits.commits.load(Ordering::SeqCst) - before, 5);
     assert_eq!(bench.store.snapshot().get(&SHELVES, "shelf").unwrap().reserved, ["lamp"]);
@@ -143,7 +147,9 @@ async fn a_step_is_tried_again_with_growing_waits_and_then_fails() {
         let mut turns = 0_u32;
         loop {
             let snapshot = bench.store.snapshot();
-            let both = [lucky, unlucky].iter().all(|id| snapshot.get(&FLOWS, &id.to_string()).is_some_and(|flow| ended(&flow)));
+            let both = [lucky, unlucky]
+                .iter()
+                .all(|id| snapshot.get(&FLOWS, &id.to_string()).is_some_and(|flow| ended(&flow)));
             if both {
                 return turns;
             }

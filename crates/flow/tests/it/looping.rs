@@ -66,7 +66,10 @@ async fn loops_pass_on_start_on_nudge_and_on_time() {
     let (trigger, shutdown) = Shutdown::new();
     let running = base::task::spawn("loops", loops.run(shutdown));
     let status = until_passes(&board, 1).await;
-    assert_eq!((status.last_success_at, status.last_error, status.last_summary.as_deref()), (Some(1_000), None, Some("pass 0")));
+    assert_eq!(
+        (status.last_success_at, status.last_error, status.last_summary.as_deref()),
+        (Some(1_000), None, Some("pass 0"))
+    );
     clock.advance(Duration::from_secs(5));
     nudge.nudge();
     let status = until_passes(&board, 2).await;

@@ -145,7 +145,10 @@ async fn ask(at: At<'_, Make>) -> Result<Progress, StepError> {
 
 async fn unask(at: At<'_, Make>) -> Result<Progress, StepError> {
     at.context.note(format!("{}/unask", at.flow.subject));
-    let thing = at.snapshot.get(&THINGS, &at.input.thing).ok_or_else(|| StepError::Fail("the thing has vanished".to_owned()))?;
+    let thing = at
+        .snapshot
+        .get(&THINGS, &at.input.thing)
+        .ok_or_else(|| StepError::Fail("the thing has vanished".to_owned()))?;
     if thing.wanted {
         // Not the end of this undo: say what is wanted first, then wait for it below.
         let mut unwanted = thing.value.clone();
@@ -162,7 +165,9 @@ async fn await_thing(at: At<'_, Make>) -> Result<Progress, StepError> {
     at.context.note(format!("{}/await", at.flow.subject));
     match at.snapshot.get(&THINGS, &at.input.thing) {
         Some(thing) if thing.there => Ok(Progress::Done),
-        Some(_) => Ok(Wait::within(Duration::from_secs(600), "the thing to be made").on(&THINGS, &at.input.thing).into()),
+        Some(_) => {
+            Ok(Wait::within(Duration::from_secs(600), "the thing to be made").on(&THINGS, &at.input.thing).into())
+        }
         None => Err(StepError::Fail("the thing has vanished".to_owned())),
     }
 }

@@ -28,7 +28,9 @@ async fn what_was_written_is_read_at_once_and_by_every_index() {
         let after = store.snapshot();
         assert_eq!(before.count(&BOATS), 0, "an old snapshot never changes");
         assert_eq!(after.get(&BOATS, "nautilus").unwrap().value, first);
-        let names = |found: Vec<_>| found.iter().map(|boat: &Arc<store::Entry<crate::records::Boat>>| boat.name.clone()).collect::<Vec<_>>();
+        let names = |found: Vec<_>| {
+            found.iter().map(|boat: &Arc<store::Entry<crate::records::Boat>>| boat.name.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(names(after.find(&BOATS, "harbour", "nantes").collect()), ["nautilus"]);
         assert_eq!(names(after.find(&BOATS, "crew", "nemo").collect()), ["argo", "nautilus"]);
         assert_eq!(names(after.range(&BOATS, "argo").collect()), ["nautilus"]);
@@ -93,7 +95,8 @@ async fn nonsense_is_refused() {
             assert!(matches!(store.commit(transaction).await, Err(CommitError::Invalid(_))));
         }
         let huge = counter("huge", 1);
-        let many = (0..2000).fold(Transaction::new(), |all, number| all.create(&COUNTERS, counter(&format!("c{number}"), 1)));
+        let many =
+            (0..2000).fold(Transaction::new(), |all, number| all.create(&COUNTERS, counter(&format!("c{number}"), 1)));
         assert!(matches!(store.commit(many).await, Err(CommitError::TooLarge { .. })));
         store.commit(Transaction::new().create(&COUNTERS, huge)).await.unwrap();
     }
@@ -143,10 +146,12 @@ async fn many_who_change_one_record_share_commits() {
     let store = Store::open(engine.clone(), schema()).await.unwrap();
     store.commit(Transaction::new().create(&COUNTERS, counter("server", 0))).await.unwrap();
     let before = engine.commits.load(Ordering::SeqCst);
-    let tasks: Vec<_> = (0..8).map(|_| {
-        let store = store.clone();
-        base::task::spawn("adder", async move { add_one(&store, "server").await.unwrap() })
-    }).collect();
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            base::task::spawn("adder", async move { add_one(&store, "server").await.unwrap() })
+        })
+        .collect();
     let mut answers = BTreeSet::new();
     for task in tasks {
         answers.insert(task.await.unwrap());
@@ -296,7 +301,10 @@ async fn a_value_nobody_can_read_stops_commits_but_not_reads() {
     engine.commit(bad).await.unwrap();
     let refused = loop {
         // The watch may not have delivered it yet.
-        match store.commit(Transaction::new().create(&COUNTERS, counter(&format!("c{}", store.snapshot().revision()), 1))).await {
+        match store
+            .commit(Transaction::new().create(&COUNTERS, counter(&format!("c{}", store.snapshot().revision()), 1)))
+            .await
+        {
             Ok(_) => tokio::task::yield_now().await,
             Err(error) => break error,
         }
