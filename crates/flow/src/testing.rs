@@ -132,7 +132,6 @@ async fn run<C: Clone + Send + Sync + 'static>(
         // To have something to undo, the last step fails after it was called.
         failing: (scenario.phase == Phase::Undo).then_some(last),
         fired: AtomicBool::new(false),
-        failed: AtomicBool::new(false),
         halted: Notify::new(),
     });
     loop {
@@ -170,7 +169,6 @@ pub(crate) struct Fault {
     scenario: Scenario,
     failing: Option<usize>,
     fired: AtomicBool,
-    failed: AtomicBool,
     halted: Notify,
 }
 
@@ -208,7 +206,8 @@ impl Fault {
     }
 
     pub(crate) fn after(&self, phase: Phase, step: usize) -> Option<After> {
-        if phase == Phase::Run && self.failing == Some(step) && !self.failed.swap(true, Ordering::SeqCst) {
+        // Every time: a failure that no undo has followed yet is not journaled, and a restart runs the step again.
+        if phase == Phase::Run && self.failing == Some(step) {
             return Some(After::Answer(StepError::Fail("made to fail at the end".to_owned())));
         }
         match self.scenario.injection {

@@ -35,8 +35,9 @@ use crate::{
     tables::{ACCOUNTS, CLAIMS, Claim, INSTANCES, SERVERS},
 };
 
-/// NICs of one instance at most, as Triton allows.
-pub(super) const NICS_MAX: usize = 32;
+/// NICs of one instance at most: what is made and given back in one commit, which the smallest store limits to 128
+/// checks and writes.
+pub(super) const NICS_MAX: usize = 24;
 /// Affinity rules in one request at most.
 const AFFINITY_MAX: usize = 32;
 

@@ -27,6 +27,8 @@ use crate::{
 const RESOLVERS_MAX: usize = model::compile::RESOLVERS_MAX;
 /// Static routes of a network at most.
 const ROUTES_MAX: usize = 64;
+/// Reserved addresses that go with their network: what one commit takes.
+const RESERVED_MAX: usize = 32;
 /// Bytes of a description at most.
 const DESCRIPTION_MAX_BYTES: usize = 1_024;
 
@@ -114,9 +116,13 @@ pub async fn delete(control: &Control, id: NetworkId) -> Result<()> {
                 return Err(Error::InUse(format!("network \"{}\" is used by {users} instances", network.name)));
             }
             let mut transaction = Transaction::new().delete(&NETWORKS, &network);
-            // Only reservations are left. Their number is bounded by what operators and tenants reserved by hand.
-            for address in addresses(snapshot, id, Ipv4Addr::UNSPECIFIED) {
-                transaction = transaction.delete(&ADDRESSES, &address);
+            let reserved: Vec<_> = addresses(snapshot, id, Ipv4Addr::UNSPECIFIED).take(RESERVED_MAX + 1).collect();
+            if reserved.len() > RESERVED_MAX {
+                let why = format!("network \"{}\" has more than {RESERVED_MAX} reserved addresses; free them first", network.name);
+                return Err(Error::InUse(why));
+            }
+            for address in &reserved {
+                transaction = transaction.delete(&ADDRESSES, address);
             }
             Ok((transaction, ()))
         })

@@ -18,18 +18,21 @@ use model::{
     time::Timestamp,
 };
 use nodeapi::ReportAnswer;
-use store::{Entry, Snapshot, Transaction};
+use store::{CommitError, Entry, Snapshot, Transaction};
 
 use crate::{
     Control, Error, Result,
     instances::release,
     liveness::Heard,
     networks::allocate,
+    servers::targets::Knowledge,
     tables::{ADDRESSES, BY_HOLDER, INSTANCES, SERVERS},
 };
 
 /// Instances whose facts go into one commit: bounds its size and the loss when it has to be decided again.
-const FACTS_PER_COMMIT: usize = 64;
+const FACTS_PER_COMMIT: usize = 24;
+/// How often a report is looked at while records it speaks of are being changed. The next report says it all again.
+const LOOKS_MAX: usize = 8;
 /// Instances one machine may report: more than it could run.
 const ZONES_MAX: usize = 10_000;
 /// How often a heartbeat is written down, milliseconds.
@@ -44,10 +47,30 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
         return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
     }
     let now = control.now();
+    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen });
+    warn_of_strangers(&control.snapshot(), report);
+    for _ in 0..LOOKS_MAX {
+        if take(control, id, report, now).await? == Look::Enough {
+            break;
+        }
+    }
+    Ok(ReportAnswer { generation: control.targets.generation(id) })
+}
+
+/// Whether a report has to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Everything it says is written down.
+    Enough,
+    /// A record was being changed at the same time.
+    Again,
+}
+
+/// Takes in what can be judged now.
+async fn take(control: &Control, id: ServerId, report: &Report, now: Timestamp) -> Result<Look> {
     let snapshot = control.snapshot();
     let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
-    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen });
-    warn_of_strangers(&snapshot, report);
+    control.targets.caught_up(snapshot.revision().0).await;
     let known = report.zones.keys().filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
     let news: Vec<InstanceId> = known
         .filter(|entry| news_of(control, &snapshot, entry, report).is_some())
@@ -56,35 +79,50 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
     if news.is_empty() && refreshed(&server, report, now).is_some() {
         write(control, id, report, &[], now).await?;
     }
-    for some in news.chunks(FACTS_PER_COMMIT) {
-        write(control, id, report, some, now).await?;
+    let mut look = Look::Enough;
+    let mut waiting: Vec<&[InstanceId]> = news.chunks(FACTS_PER_COMMIT).collect();
+    while let Some(some) = waiting.pop() {
+        match write(control, id, report, some, now).await {
+            Ok(Look::Enough) => {}
+            Ok(Look::Again) => look = Look::Again,
+            // Instances with many NICs or much metadata: fewer at once.
+            Err(Error::Store(CommitError::TooLarge { .. })) if some.len() > 1 => {
+                let (one, other) = some.split_at(some.len() / 2);
+                waiting.extend([one, other]);
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(ReportAnswer { generation: control.targets.generation(id) })
+    Ok(look)
 }
 
 /// Commits what `report` says of the machine itself and of the instances in `some`.
-async fn write(control: &Control, id: ServerId, report: &Report, some: &[InstanceId], now: Timestamp) -> Result<()> {
-    control
+async fn write(control: &Control, id: ServerId, report: &Report, some: &[InstanceId], now: Timestamp) -> Result<Look> {
+    let (_, look) = control
         .store
         .update(|snapshot| {
             let Some(server) = snapshot.get(&SERVERS, &id.to_string()) else {
                 return Err(Error::not_found("server", id));
             };
             let mut transaction = Transaction::new().may_use_reserve();
-            let mut reserved = server.reserved.clone();
+            let (mut reserved, mut look) = (server.reserved.clone(), Look::Enough);
             for instance in some {
                 let Some(entry) = snapshot.get(&INSTANCES, &instance.to_string()) else { continue };
                 let Some(news) = news_of(control, snapshot, &entry, report) else { continue };
+                if news.unclear {
+                    look = Look::Again;
+                    continue;
+                }
                 transaction = take_in(snapshot, &entry, news, &mut reserved, now, transaction);
             }
             let changed = Server { reserved, ..refreshed(&server, report, now).unwrap_or_else(|| server.value.clone()) };
             if changed != server.value {
                 transaction = transaction.replace(&SERVERS, &server, changed);
             }
-            Ok((transaction, ()))
+            Ok((transaction, look))
         })
         .await?;
-    Ok(())
+    Ok(look)
 }
 
 /// What a report says of one instance that its record does not say yet.
@@ -94,18 +132,21 @@ struct News {
     gone: bool,
     /// It holds addresses of NICs that are gone.
     strays: bool,
+    /// Nothing is there, and whether that counts cannot be said yet.
+    unclear: bool,
 }
 
 fn news_of(control: &Control, snapshot: &Snapshot, entry: &Entry<Instance>, report: &Report) -> Option<News> {
     let fact = report.zones.get(&entry.id).filter(|_| entry.server == report.server)?;
     // That nothing is there counts only from a machine that knows it must stay so: under an older target it may just be
     // about to make it.
-    let told_at = control.targets.zone_revision(report.server, entry);
-    let knows = told_at.is_some_and(|told_at| report.target_seen >= told_at);
-    let gone = fact.state == ZoneState::Absent && knows && release::is_wanted(entry);
+    let awaited = fact.state == ZoneState::Absent && release::is_wanted(entry);
+    let knowledge = control.targets.knowledge(report.server, entry, report.target_seen);
+    let gone = awaited && knowledge == Knowledge::Current;
+    let unclear = awaited && knowledge == Knowledge::Unclear;
     let strays = !entry.released && has_strays(snapshot, entry, fact);
     let fact = (gone || matters(entry, fact)).then(|| fact.clone());
-    (fact.is_some() || strays).then_some(News { fact, gone, strays })
+    (fact.is_some() || strays || unclear).then_some(News { fact, gone, strays, unclear })
 }
 
 /// Whether `fact` is worth a commit.

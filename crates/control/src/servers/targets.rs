@@ -37,6 +37,8 @@ pub struct Targets {
     dns_domain: Option<String>,
     // A leaf lock: held while parts are made or copied, never across an await.
     state: Mutex<State>,
+    /// [`State::revision`] for those who wait for it.
+    followed: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +62,17 @@ struct Zone {
     /// Revision of the change that last altered this part.
     revision: u64,
     target: Arc<ZoneTarget>,
+}
+
+/// What a machine knows of what it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// The newest.
+    Current,
+    /// Something older, or nothing.
+    Behind,
+    /// The record is newer than the documents here: look again in a moment.
+    Unclear,
 }
 
 impl Default for Machine {
@@ -123,7 +136,15 @@ impl Targets {
             datacenter: config.datacenter.clone(),
             dns_domain: config.guest_dns_domain.clone(),
             state: Mutex::default(),
+            followed: watch::Sender::new(0),
         }
+    }
+
+    /// Waits until the documents show every change up to `revision`.
+    pub(crate) async fn caught_up(&self, revision: u64) {
+        let mut followed = self.followed.subscribe();
+        // Its sender is in `self`, so it cannot close.
+        let _ = followed.wait_for(|followed| *followed >= revision).await;
     }
 
     /// Generation of a machine's document; 0 when there is none yet.
@@ -131,14 +152,16 @@ impl Targets {
         self.lock().machines.get(&server).map_or(0, |machine| *machine.generation.borrow())
     }
 
-    /// Revision of the change that last altered what a machine is told of an instance; `None` when it is told nothing, or
-    /// when this record is newer than the documents.
-    pub(crate) fn zone_revision(&self, server: ServerId, instance: &Entry<Instance>) -> Option<u64> {
+    /// Whether a machine that has written down generation `seen` knows what it should know of an instance.
+    pub(crate) fn knowledge(&self, server: ServerId, instance: &Entry<Instance>, seen: u64) -> Knowledge {
         let state = self.lock();
         if instance.revision.0 > state.revision {
-            return None;
+            return Knowledge::Unclear;
         }
-        state.machines.get(&server)?.zones.get(&instance.id).map(|zone| zone.revision)
+        match state.machines.get(&server).and_then(|machine| machine.zones.get(&instance.id)) {
+            Some(zone) if seen >= zone.revision => Knowledge::Current,
+            _ => Knowledge::Behind,
+        }
     }
 
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
@@ -192,6 +215,7 @@ impl Targets {
             });
         }
         state.revision = state.revision.max(snapshot.revision().0);
+        self.followed.send_replace(state.revision);
     }
 
     /// Follows one commit: `snapshot` as it left the store, at `revision`, and the `(table, key)`s it changed.
@@ -214,6 +238,7 @@ impl Targets {
             machine.complete(snapshot);
             machine.generation.send_replace(revision);
         }
+        self.followed.send_replace(revision);
     }
 
     /// Makes the part of one instance anew; its machines become dirty if that changed anything.

@@ -1,0 +1,11 @@
+//! Component tests: the real control plane over a real store, with a machine that is played by hand.
+
+mod accounts;
+mod flows;
+mod images;
+mod instances;
+mod loops;
+mod nics;
+mod races;
+mod targets;
+mod world;

@@ -1,0 +1,102 @@
+//! What machines are told.
+
+use std::time::Duration;
+
+use base::shutdown::Shutdown;
+use control::{accounts::keys, instances, servers};
+use model::instance::Wanted;
+
+use crate::world::{Machine, World, caller, start};
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChWuICtWsDLLf3lpEfHpVlJ3YRcwTc5nhP7XFyOs me@here";
+
+/// The document that is kept up to date says what one made from nothing says.
+async fn check_against_records(world: &World, machine: &Machine) {
+    let fresh = servers::target_for(&world.control.config, &world.control.snapshot(), world.server).expect("known");
+    let kept = machine.target.clone().expect("fetched");
+    assert!(fresh.generation >= kept.generation, "a restart never tells an older generation");
+    assert_eq!(model::target::Target { generation: kept.generation, ..fresh }, kept);
+}
+
+#[tokio::test]
+async fn documents_follow_the_records() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    let id = world.running(&mut machine, "web").await;
+    check_against_records(&world, &machine).await;
+    keys::add(&world.control, world.owner, None, KEY).await.expect("added");
+    machine.fetch(&world).await;
+    check_against_records(&world, &machine).await;
+    let told = machine.told(id).expect("it is told");
+    assert_eq!(told.metadata.get("root_authorized_keys").map(String::as_str), Some(format!("{KEY}\n").as_str()));
+    assert_eq!(told.nics[0].address.to_string(), "10.9.0.2/24");
+    assert_eq!(told.nics[0].gateway.map(|ip| ip.to_string()).as_deref(), Some("10.9.0.1"));
+    assert_eq!(told.hostname, "web");
+    let name = keys::list(&world.control, world.owner)[0].name.clone();
+    keys::remove(&world.control, world.owner, &name).await.expect("removed");
+    machine.fetch(&world).await;
+    check_against_records(&world, &machine).await;
+    assert!(machine.told(id).expect("it is told").metadata.is_empty());
+    instances::rename(&world.control, &caller(), world.scope, id, "a_b").await.expect("renamed");
+    machine.fetch(&world).await;
+    check_against_records(&world, &machine).await;
+    assert_eq!(machine.told(id).expect("it is told").hostname, id.to_string(), "not every name is a host name");
+    instances::delete(&world.control, &caller(), world.scope, id).await.expect("deleted");
+    machine.fetch(&world).await;
+    assert_eq!(machine.told(id).map(|zone| zone.wanted), Some(Wanted::Absent));
+    machine.converge();
+    machine.report(&world).await;
+    machine.fetch(&world).await;
+    check_against_records(&world, &machine).await;
+    assert!(machine.target.as_ref().is_some_and(|target| target.zones.is_empty() && target.networks.is_empty()));
+}
+
+#[tokio::test]
+async fn facts_are_not_told_back() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    let id = world.running(&mut machine, "web").await;
+    let generation = machine.target.as_ref().expect("fetched").generation;
+    let waiting = servers::watch_target(&world.control, world.server, generation);
+    tokio::pin!(waiting);
+    machine.zones.get_mut(&id).expect("it is there").started_at = Some(model::time::Timestamp(9));
+    machine.report(&world).await;
+    // The tag comes later than the fact; so the next document is the tag's, and nothing was told in between.
+    let tag = [("a".to_owned(), model::instance::TagValue::Bool(true))].into();
+    instances::tags::add(&world.control, &caller(), world.scope, id, tag).await.expect("tagged");
+    let target = tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("in time");
+    let target = target.expect("known").expect("newer");
+    assert_eq!(target.generation, world.control.snapshot().revision().0);
+    assert_eq!(target.zones[&id].tags.len(), 1);
+}
+
+#[tokio::test]
+async fn generations_never_fall_over_a_restart() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "web").await;
+    let id = world.running(&mut machine, "db").await;
+    instances::delete(&world.control, &caller(), world.scope, id).await.expect("deleted");
+    machine.obey(&world, id).await;
+    machine.fetch(&world).await;
+    let before = machine.target.clone().expect("fetched");
+    let (_trigger, shutdown) = Shutdown::new();
+    let again = start(world.control.store.clone(), world.control.clock.clone(), &world.dir, shutdown);
+    let target = servers::watch_target(&again, world.server, 0).await.expect("known").expect("there is one");
+    assert!(target.generation >= before.generation);
+    assert_eq!(target.zones, before.zones);
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let world = World::new().await;
+    let stranger = model::id::ServerId::random();
+    assert!(servers::watch_target(&world.control, stranger, 0).await.is_err());
+    let report = Machine::new(&world).compose();
+    assert!(servers::apply_report(&world.control, stranger, &report).await.is_err(), "a report of another machine");
+    let mut foreign = report;
+    foreign.server = stranger;
+    assert!(servers::apply_report(&world.control, stranger, &foreign).await.is_err(), "nobody knows this machine");
+    world.create("web").await.expect("it is asked for");
+    assert!(servers::forget(&world.control, world.server).await.is_err(), "it has an instance");
+}

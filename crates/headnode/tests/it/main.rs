@@ -1,3 +1,0 @@
-//! Tests of the headnode's doors, in one binary.
-
-mod cloudapi;
