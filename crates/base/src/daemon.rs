@@ -60,10 +60,7 @@ pub enum PidFileError {
 impl PidFile {
     /// Takes the file for this process.
     pub fn take(path: &Path) -> Result<Self, PidFileError> {
-        let fail = |source| PidFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let fail = |source| PidFileError::Io { path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(fail)?;
         }
@@ -71,10 +68,7 @@ impl PidFile {
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                return Err(PidFileError::Held {
-                    path: path.to_owned(),
-                    pid: read_pid(&mut file),
-                });
+                return Err(PidFileError::Held { path: path.to_owned(), pid: read_pid(&mut file) });
             }
             Err((_, errno)) => return Err(fail(errno.into())),
         };
@@ -110,13 +104,7 @@ impl PidFile {
 }
 
 fn open_pid_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)
 }
 
 fn read_pid(file: &mut File) -> u32 {
@@ -137,10 +125,7 @@ pub fn kill(pid: u32) -> io::Result<()> {
 }
 
 fn send(pid: u32, signal: Signal) -> io::Result<()> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .filter(|pid| *pid > 1)
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or(io::ErrorKind::InvalidInput)?;
     signal::kill(Pid::from_raw(pid), signal).map_err(io::Error::from)
 }
 
@@ -162,12 +147,7 @@ pub fn spawn_logged(
 ) -> io::Result<Child> {
     let (out, err) = log_handles(log)?;
     let mut command = crate::process::command(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(out)
-        .stderr(err)
-        .current_dir("/");
+    command.args(arguments).stdin(Stdio::piped()).stdout(out).stderr(err).current_dir("/");
     command.kill_on_drop(false).spawn()
 }
 
@@ -179,23 +159,13 @@ pub fn spawn_detached(
 ) -> io::Result<u32> {
     let (out, err) = log_handles(log)?;
     let mut command = crate::process::command(program);
-    command
-        .args(arguments)
-        .stdout(out)
-        .stderr(err)
-        .current_dir("/")
-        .kill_on_drop(false);
+    command.args(arguments).stdout(out).stderr(err).current_dir("/").kill_on_drop(false);
     let child = command.spawn()?;
-    child
-        .id()
-        .ok_or_else(|| io::Error::other("the process ended before it had a pid"))
+    child.id().ok_or_else(|| io::Error::other("the process ended before it had a pid"))
 }
 
 /// Runs a program to its end on our own terminal, for tools a person sits in front of (`ssh`). Returns its exit code.
-pub async fn run_attached(
-    program: &str,
-    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
-) -> io::Result<i32> {
+pub async fn run_attached(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result<i32> {
     let mut command = crate::process::command(program);
     command.args(arguments).stdin(Stdio::inherit());
     Ok(command.status().await?.code().unwrap_or(1))
@@ -205,11 +175,7 @@ fn log_handles(log: &Path) -> io::Result<(File, File)> {
     if let Some(parent) = log.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(log)?;
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).open(log)?;
     let copy = file.try_clone()?;
     Ok((file, copy))
 }
@@ -242,9 +208,7 @@ mod tests {
         let path = directory.join("x.pid");
         let held = PidFile::take(&path).unwrap();
         assert_eq!(PidFile::holder(&path), Some(std::process::id()));
-        assert!(
-            matches!(PidFile::take(&path), Err(PidFileError::Held { pid, .. }) if pid == std::process::id())
-        );
+        assert!(matches!(PidFile::take(&path), Err(PidFileError::Held { pid, .. }) if pid == std::process::id()));
         drop(held);
         assert_eq!(PidFile::holder(&path), None);
         assert!(PidFile::wait_released(&path, Duration::ZERO));

@@ -106,7 +106,10 @@ mod tests {
         let mut shell = command("sh");
         shell.args(["-c", "echo out; echo why >&2; exit 3"]);
         let output = output(shell, Duration::from_secs(10)).await.unwrap();
-        assert_eq!((output.code, output.stdout.as_slice(), output.reason().as_str()), (Some(3), b"out\n".as_slice(), "why"));
+        assert_eq!(
+            (output.code, output.stdout.as_slice(), output.reason().as_str()),
+            (Some(3), b"out\n".as_slice(), "why")
+        );
     }
 
     #[tokio::test]

@@ -28,7 +28,6 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// A trigger and its first listener.
-    #[expect(clippy::new_ret_no_self, reason = "a listener without its trigger would never end")]
     pub fn new() -> (Trigger, Self) {
         let (sender, receiver) = watch::channel(false);
         (Trigger { set: sender }, Self { set: receiver })

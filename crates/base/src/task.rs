@@ -44,7 +44,10 @@ pub async fn blocking<T: Send + 'static>(name: &'static str, work: impl FnOnce()
 }
 
 /// A thread of its own, for work that waits all its life. Fails when the kernel refuses a thread.
-pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub fn thread(
+    name: &'static str,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
     let entry = Entry::new(name);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _entry = entry;

@@ -60,7 +60,10 @@ impl<K: FlowKind> AnyKind<K::Context> for Kind<K> {
     fn load(&self, record: &FlowRecord) -> Result<Box<dyn AnyFlow<K::Context>>, String> {
         let recorded = record.steps.iter().map(|step| step.name.as_str());
         if !recorded.eq(self.steps.iter().map(|step| step.name)) {
-            return Err(format!("flows of kind `{}` have other steps in this program than in this record", record.kind));
+            return Err(format!(
+                "flows of kind `{}` have other steps in this program than in this record",
+                record.kind
+            ));
         }
         let input = serde_json::from_value(record.input.clone())
             .map_err(|error| format!("the input of this flow is not understood: {error}"))?;

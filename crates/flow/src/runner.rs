@@ -202,7 +202,12 @@ impl<C: Send + Sync + 'static> Runner<C> {
         Ok(answer)
     }
 
-    async fn finish_with_transaction(&self, journal: &mut Journal, step: usize, transaction: Transaction) -> Result<(), Refused> {
+    async fn finish_with_transaction(
+        &self,
+        journal: &mut Journal,
+        step: usize,
+        transaction: Transaction,
+    ) -> Result<(), Refused> {
         let mut record = journal.record.clone();
         record.finish_step(step, self.shared.clock.now_ms());
         let entry = self.stored(&self.shared.store.snapshot(), journal)?;
@@ -217,7 +222,12 @@ impl<C: Send + Sync + 'static> Runner<C> {
         }
     }
 
-    async fn finish_with_decision(&self, journal: &mut Journal, step: usize, mut decision: Decision) -> Result<(), Refused> {
+    async fn finish_with_decision(
+        &self,
+        journal: &mut Journal,
+        step: usize,
+        mut decision: Decision,
+    ) -> Result<(), Refused> {
         let mut record = journal.record.clone();
         record.finish_step(step, self.shared.clock.now_ms());
         let decided = self.shared.store.update(|newest| {
@@ -286,10 +296,16 @@ impl<C: Send + Sync + 'static> Runner<C> {
             Phase::Run => {
                 tracing::warn!(flow = %self.id, kind = journal.record.kind, step = name, why, "a step failed; undoing the flow");
                 journal.record.fail_step(step, why, self.shared.clock.now_ms());
-                Ok(())
+                self.begin_undoing(journal).await
             }
             Phase::Undo => Err(self.park(journal, &format!("undoing {name}: {why}")).await),
         }
+    }
+
+    /// Write the failure down before the first undo: a flow whose steps are half undone must not go forward again.
+    async fn begin_undoing(&self, journal: &mut Journal) -> Result<(), Stop> {
+        journal.ahead = true;
+        self.write(journal).await.map_or(Ok(()), Err)
     }
 
     async fn park(&self, journal: &mut Journal, why: &str) -> Stop {
@@ -300,7 +316,14 @@ impl<C: Send + Sync + 'static> Runner<C> {
     }
 
     /// Sleep until a named record differs from `seen`, or the deadline.
-    async fn wait(&self, journal: &mut Journal, phase: Phase, step: usize, wait: Wait, seen: &Snapshot) -> Result<(), Stop> {
+    async fn wait(
+        &self,
+        journal: &mut Journal,
+        phase: Phase,
+        step: usize,
+        wait: Wait,
+        seen: &Snapshot,
+    ) -> Result<(), Stop> {
         let now = self.shared.clock.now_ms();
         let started_at = journal.record.steps[step].started_at.unwrap_or(now);
         let within_ms = i64::try_from(wait.within.as_millis()).unwrap_or(i64::MAX);
@@ -308,8 +331,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
         if now >= deadline && phase == Phase::Run {
             let why = format!("waited {} s for {}", wait.within.as_secs_f64(), wait.reason);
             journal.record.fail_step(step, &why, now);
-            journal.ahead = true;
-            return Ok(());
+            return self.begin_undoing(journal).await;
         }
         if journal.record.steps[step].error.as_deref() != Some(&wait.reason) {
             journal.record.steps[step].error = Some(wait.reason);
@@ -331,11 +353,12 @@ impl<C: Send + Sync + 'static> Runner<C> {
             named.iter().map(|(table, key)| (*table, Arc::from(key.as_str()))).collect();
         keys.push((FLOWS.name, self.id.to_string().into()));
         let interest = self.shared.waits.register(keys);
-        let newest = self.shared.store.snapshot();
-        if named.iter().any(|(table, key)| newest.revision_of(table, key) != seen.revision_of(table, key)) {
+        let differs = |newest: &Snapshot| {
+            named.iter().any(|(table, key)| newest.revision_of(table, key) != seen.revision_of(table, key))
+        };
+        if differs(&self.shared.store.snapshot()) {
             return Ok(());
         }
-        drop(newest);
         let quiet_until = self.shared.clock.now_ms().saturating_add(i64::try_from(QUIET_WAIT.as_millis()).unwrap_or(0));
         loop {
             if !self.is_mine(journal) {
@@ -344,8 +367,11 @@ impl<C: Send + Sync + 'static> Runner<C> {
             tokio::select! {
                 () = self.shutdown.wait() => return Err(Stop::Shutdown),
                 () = interest.changed() => {
-                    // Our own write wakes us too; running the step once more for it does no harm.
-                    return if self.is_mine(journal) { Ok(()) } else { Err(Stop::Lost) };
+                    // Our own quiet write wakes us too.
+                    let newest = self.shared.store.snapshot();
+                    if differs(&newest) {
+                        return if self.is_mine(journal) { Ok(()) } else { Err(Stop::Lost) };
+                    }
                 }
                 () = self.shared.clock.sleep_until(until) => return Ok(()),
                 () = self.shared.clock.sleep_until(quiet_until), if journal.ahead => {

@@ -3,7 +3,7 @@
 //! A step looks at a snapshot and says what comes of it: done, done with these changes, not yet, or failed. It may run more than once with
 //! the same effect, and it does not wait by sleeping: it names the records it waits for.
 //!
-//! ```ignore
+//! ```text
 //! fn steps() -> Vec<Step<Self>> {
 //!     vec![
 //!         Step::new("assign", |at| Box::pin(assign(at))).undo(|at| Box::pin(unassign(at))),

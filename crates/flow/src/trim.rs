@@ -50,7 +50,8 @@ impl Trim {
         });
         let stale: Vec<_> = stale.map(|(_, flow)| flow.clone()).take(PASS_FLOWS).collect();
         for some in stale.chunks(COMMIT_FLOWS) {
-            let transaction = some.iter().fold(Transaction::new(), |transaction, flow| transaction.delete(&FLOWS, flow));
+            let transaction =
+                some.iter().fold(Transaction::new(), |transaction, flow| transaction.delete(&FLOWS, flow));
             self.store.commit(transaction).await?;
         }
         Ok(stale.len())

@@ -8,15 +8,16 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::{Router, http::StatusCode};
+use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
 use control::{Control, ControlConfig, servers};
 use flow::loops::{Loop, Loops};
 use model::{placement::Policy, time::Timestamp, unit::Mib};
-use store::{BoxFuture, Store};
+use store::{BoxFuture, Store, sqlite::Sqlite};
 use tokio::net::TcpListener;
 
 use crate::{
+    cloudapi,
     listen::{self, Limits},
     nodelink,
     ops::{self, Ops},
@@ -109,7 +110,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
     tokio::join!(
-        serve("cloudapi", sockets.cloudapi, tenants_tls, tenants_router(&control), Limits::TENANTS),
+        serve("cloudapi", sockets.cloudapi, tenants_tls, tenants_router(&control, &settings), Limits::TENANTS),
         serve(
             "node link",
             sockets.node_link,
@@ -128,8 +129,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
 }
 
 /// CloudAPI's routes.
-fn tenants_router(_control: &Control) -> Router {
-    Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE)
+fn tenants_router(control: &Control, settings: &Settings) -> Router {
+    let url = settings.cloudapi_url();
+    cloudapi::router(control.clone(), cloudapi::Options::new(&settings.datacenter.name, &url))
 }
 
 async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Control, RunError> {
@@ -137,8 +139,7 @@ async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Sh
     let images_dir = directory.join("images");
     std::fs::create_dir_all(&images_dir).map_err(|source| RunError::Directory { path: images_dir.clone(), source })?;
     let path = directory.join("store.db");
-    let _ = &path;
-    let engine = store::memory::Memory::new();
+    let engine = Sqlite::open(&path).await.map_err(|source| RunError::Engine { path, source })?;
     let store = Store::open(Arc::new(engine), control::schema()).await?;
     Ok(Control::start(store, clock, control_config(settings, images_dir), shutdown.clone()))
 }

@@ -96,6 +96,9 @@ pub struct Kernel {
     pub cgroup: String,
     /// First host user id given to zones; 65,536 per zone.
     pub id_base: u32,
+    /// How many zones get ids from there; as many as there are ids when absent.
+    #[serde(default)]
+    pub id_ranges: Option<u32>,
 }
 
 /// Where instances' disks live.
@@ -325,6 +328,7 @@ struct Choice {
     nft_table: String,
     cgroup: String,
     id_base: u32,
+    id_ranges: Option<u32>,
     pool_gib: u64,
     external: Vec<Ipv4Net>,
     private: Vec<Ipv4Net>,
@@ -348,6 +352,7 @@ impl Choice {
             nft_table: "neso".into(),
             cgroup: "neso".into(),
             id_base: ID_BASE,
+            id_ranges: None,
             pool_gib: 64,
             external: (80..128).map(sixteen).collect(),
             private: (192..224).map(sixteen).collect(),
@@ -385,6 +390,7 @@ impl Choice {
             nft_table: format!("neso-{tag}"),
             cgroup: format!("neso-{tag}"),
             id_base: ID_BASE + u32::try_from(hash % 240).unwrap_or(0) * ZONES_PER_ROOT * ID_RANGE,
+            id_ranges: Some(ZONES_PER_ROOT),
             pool_gib: 4,
             external: seconds(144).collect(),
             private: seconds(160).collect(),
@@ -410,6 +416,10 @@ impl Choice {
             nft_table = self.nft_table,
             cgroup = self.cgroup,
             id_base = self.id_base,
+            id_ranges = match self.id_ranges {
+                Some(count) => format!("id_ranges = {count}"),
+                None => "# id_ranges = 1000".to_owned(),
+            },
             pool_gib = self.pool_gib,
             external = external,
             private = private,

@@ -1,20 +1,215 @@
 //! This machine's doors to the kernel, built from the settings: for the agent, for `neso down` and for `neso clean-data`.
+//!
+//! A boot of the machine, as the agent sees it, has an id. It is the kernel's, with a count behind it: `neso down` raises
+//! the count after it halted the instances, so that the agent of the next `neso up` starts what is wanted, exactly as
+//! after a real boot. The id lies in the runtime directory; a file of an earlier boot is noticed and replaced.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use base::shutdown::Shutdown;
-use headnode::Settings;
+use base::{clock::SystemClock, shutdown::Shutdown};
+use headnode::{Settings, pki};
+use host::{
+    Host,
+    link::{LinkNames, Links as _},
+    linux::{
+        dataset::LinuxDatasets,
+        filter::LinuxFilters,
+        link::LinuxLinks,
+        machine::LinuxMachine,
+        pool::{self, Backing, PoolConfig},
+        zone::{LinuxZones, ZonesConfig},
+    },
+    zone::{IdRange, Zones},
+};
+use model::{id::InstanceId, time::Timestamp, unit::Mib};
+use node::{Agent, AgentConfig, IdRanges};
+use nodeapi::client::{Client as LinkClient, Settings as LinkSettings};
 
 use crate::failure::{Failure, Outcome};
 
-pub(crate) async fn run_agent(_settings: &Settings, _shutdown: Shutdown) -> Outcome {
-    Err(Failure::new("not yet"))
+/// The kernel's own id of the running boot.
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Instances halted or destroyed at once.
+const AT_ONCE: usize = 16;
+
+/// Runs the agent until shutdown.
+pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcome {
+    let now = Timestamp(base::clock::Clock::now_ms(&SystemClock));
+    let (pki, _) = pki::ensure(settings, now)?;
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
+    };
+    let link = LinkClient::new(&LinkSettings {
+        headnodes: vec![local(settings.listen.node_link)],
+        authority_pem: read(&pki.ca.certificate)?,
+        certificate_pem: read(&pki.node.certificate)?,
+        key_pem: read(&pki.node.key)?,
+    })?;
+    ensure_boot_id(settings)?;
+    let opened = settings.clone();
+    let host = base::task::blocking("open machine", move || open(&opened)).await?;
+    let config = AgentConfig {
+        id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
+        ..AgentConfig::new(pki.server_id, settings.node_dir(), settings.paths.run.join("control"))
+    };
+    Ok(Agent::new(host, Arc::new(link), config, Arc::new(SystemClock)).run(shutdown).await?)
 }
 
-pub(crate) async fn wipe(_settings: &Settings) -> Outcome<usize> {
-    Err(Failure::new("not yet"))
+/// An address to dial where `listen` listens.
+fn local(listen: std::net::SocketAddr) -> String {
+    match listen.ip().is_unspecified() {
+        true => format!("127.0.0.1:{}", listen.port()),
+        false => listen.to_string(),
+    }
 }
 
-pub(crate) async fn halt(_settings: &Settings, _grace: Duration) -> Outcome<usize> {
-    Err(Failure::new("not yet"))
+/// How many zones' id ranges fit between the base and the end of what this datacenter may use.
+fn id_count(settings: &Settings) -> u32 {
+    let fitting = (u32::MAX - settings.kernel.id_base) / IdRange::COUNT;
+    settings.kernel.id_ranges.map_or(fitting, |most| most.min(fitting))
+}
+
+fn names(settings: &Settings) -> Outcome<LinkNames> {
+    Ok(LinkNames::new(&settings.kernel.link_prefix)?)
+}
+
+fn pool_config(settings: &Settings) -> PoolConfig {
+    let backing = match settings.pool_file() {
+        Some(path) => Backing::File { path, size: Mib(settings.pool.size_gib << 10) },
+        None => Backing::Directory,
+    };
+    PoolConfig { dir: settings.pool_dir(), backing }
+}
+
+fn open_zones(settings: &Settings) -> Outcome<LinuxZones> {
+    let program = std::env::current_exe()?;
+    Ok(LinuxZones::new(ZonesConfig {
+        run_dir: settings.paths.run.clone(),
+        log_dir: settings.paths.log.join("zones"),
+        cgroup_parent: settings.kernel.cgroup.clone(),
+        supervisor: vec![program.into(), "zone-supervisor".into()],
+    })?)
+}
+
+/// All five doors. Blocks: the pool may have to be made.
+fn open(settings: &Settings) -> Outcome<Host> {
+    let pool = pool_config(settings);
+    let datasets = LinuxDatasets::open(&pool)?;
+    let names = names(settings)?;
+    Ok(Host {
+        zones: Arc::new(open_zones(settings)?),
+        datasets: Arc::new(datasets),
+        links: Arc::new(LinuxLinks::new(names.clone())),
+        filters: Arc::new(LinuxFilters::new(&settings.kernel.nft_table, names)),
+        machine: Arc::new(LinuxMachine::new(Arc::new(SystemClock), pool.dir, Some(boot_id_path(settings)))),
+    })
+}
+
+fn boot_id_path(settings: &Settings) -> PathBuf {
+    settings.paths.run.join("boot-id")
+}
+
+/// The kernel's id and the count of `neso down` since.
+fn read_boot_id(settings: &Settings) -> Outcome<(String, u64)> {
+    let kernel = fs::read_to_string(KERNEL_BOOT_ID)?.trim().to_owned();
+    let written = fs::read_to_string(boot_id_path(settings)).unwrap_or_default();
+    let count = written.trim().strip_prefix(kernel.as_str()).and_then(|rest| rest.strip_prefix('.')?.parse().ok());
+    Ok((kernel, count.unwrap_or(0)))
+}
+
+fn write_boot_id(settings: &Settings, kernel: &str, count: u64) -> Outcome {
+    let path = boot_id_path(settings);
+    let fail = |error: std::io::Error| Failure::new(format!("failed to write `{}`: {error}", path.display()));
+    fs::create_dir_all(&settings.paths.run).map_err(fail)?;
+    let beside = path.with_extension("new");
+    fs::write(&beside, format!("{kernel}.{count}\n")).map_err(fail)?;
+    fs::rename(&beside, &path).map_err(fail)
+}
+
+fn ensure_boot_id(settings: &Settings) -> Outcome {
+    let (kernel, count) = read_boot_id(settings)?;
+    write_boot_id(settings, &kernel, count)
+}
+
+/// Halts every instance, as a machine that shuts down does, and takes down what they stood on. Returns how many ran.
+pub(crate) async fn halt(settings: &Settings, grace: Duration) -> Outcome<usize> {
+    let settings = settings.clone();
+    base::task::blocking("halt", move || {
+        let running = close(&settings, |zones, instance| zones.stop(instance, grace).map(|_| ()))?;
+        let (kernel, count) = read_boot_id(&settings)?;
+        write_boot_id(&settings, &kernel, count + 1)?;
+        Ok(running)
+    })
+    .await
+}
+
+/// Destroys every instance and takes down what they stood on. Returns how many ran. Roots and images go with the pool's
+/// file; in a pool that is a directory they are removed one by one.
+pub(crate) async fn wipe(settings: &Settings) -> Outcome<usize> {
+    let settings = settings.clone();
+    base::task::blocking("wipe", move || {
+        if settings.pool.directory.is_some() {
+            empty_pool(&settings)?;
+        }
+        close(&settings, |zones, instance| zones.destroy(instance))
+    })
+    .await
+}
+
+fn empty_pool(settings: &Settings) -> Outcome {
+    use host::dataset::Datasets as _;
+    let zones = open_zones(settings)?;
+    for status in zones.list()? {
+        zones.destroy(status.instance)?;
+    }
+    let datasets = LinuxDatasets::open(&pool_config(settings))?;
+    for root in datasets.roots()? {
+        datasets.remove_root(root)?;
+    }
+    for image in datasets.images()? {
+        datasets.remove_image(image)?;
+    }
+    Ok(())
+}
+
+/// Ends zones with `end`, then removes namespaces, NICs, bridges, filters and the pool's mount. Data stays.
+fn close(
+    settings: &Settings,
+    end: impl Fn(&LinuxZones, InstanceId) -> host::error::Result<()> + Sync,
+) -> Outcome<usize> {
+    use host::filter::Filters as _;
+    let zones = open_zones(settings)?;
+    let present = zones.list()?;
+    let running = present.iter().filter(|status| status.running).count();
+    let ids: Vec<InstanceId> = present.iter().map(|status| status.instance).collect();
+    let links = LinuxLinks::new(names(settings)?);
+    for batch in ids.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let work: Vec<_> = batch
+                .iter()
+                .map(|instance| {
+                    let (zones, links, end) = (&zones, &links, &end);
+                    scope.spawn(move || {
+                        end(zones, *instance)?;
+                        zones.destroy(*instance)?;
+                        links.detach(*instance)
+                    })
+                })
+                .collect();
+            for thread in work {
+                thread.join().map_err(|_| Failure::new("ending an instance broke"))??;
+            }
+            Ok::<_, Failure>(())
+        })?;
+    }
+    links.remove_bridges_except(&[])?;
+    LinuxFilters::new(&settings.kernel.nft_table, names(settings)?).clear()?;
+    zones.remove_parent();
+    pool::release(&pool_config(settings))?;
+    Ok(running)
 }

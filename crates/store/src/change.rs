@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use crate::{
-    mirror::Mirror,
-    snapshot::Snapshot,
-    table::Revision,
-};
+use crate::{mirror::Mirror, snapshot::Snapshot, table::Revision};
 
 /// What changed, and the state it left.
 #[derive(Debug)]

@@ -140,10 +140,7 @@ struct Ring {
 
 impl History {
     pub(crate) fn new(now: Revision) -> Self {
-        Self {
-            ring: Mutex::new(Ring { before: now, commits: VecDeque::new() }),
-            latest: watch::Sender::new(now),
-        }
+        Self { ring: Mutex::new(Ring { before: now, commits: VecDeque::new() }), latest: watch::Sender::new(now) }
     }
 
     /// Add commits, oldest first.

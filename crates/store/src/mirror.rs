@@ -3,9 +3,13 @@
 //! One task applies changes in order and publishes a new [`Snapshot`] for each delivery. If the engine no longer keeps the history
 //! the mirror needs, it loads everything again and tells its readers that anything may have changed. A value that this program
 //! cannot read stops the mirror for good: from then on commits fail with that reason, and reads show the last good state.
+//!
+//! The mirror also holds the pipeline of what is on its way to the engine, because a state becomes visible and its group lands in one
+//! moment: nobody can read a record's real revision while the pipeline still knows it by a provisional one. For that the mirror
+//! holds back deliveries while a commit is in the air (`air`), which is never longer than that commit.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -15,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use crate::{
     change::{Change, Changes},
     engine::{Engine, EngineError, Event, Watch},
+    pipeline::{Landing, Pipeline},
     snapshot::{Snapshot, State},
     store::Error,
     table::{Revision, Schema},
@@ -35,6 +40,10 @@ pub(crate) struct Mirror {
     current: RwLock<Snapshot>,
     applied: watch::Sender<Applied>,
     feed: broadcast::Sender<Arc<Change>>,
+    // Held while a decision is made, which is pure and short, or a state is published; never across an await.
+    pipeline: Mutex<Pipeline>,
+    /// Held while a commit is in the air and its revision is not noted, and while deliveries are applied.
+    pub(crate) air: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -50,12 +59,20 @@ impl Mirror {
         let (state, watch) = load(engine.as_ref(), &schema).await?;
         let applied = watch::Sender::new(Applied { revision: state.revision, broken: None });
         let feed = broadcast::Sender::new(FEED_CHANGES_MAX);
-        let mirror = Self { engine, schema, current: RwLock::new(Snapshot::new(state)), applied, feed };
+        let snapshot = Snapshot::new(state);
+        let pipeline = Mutex::new(Pipeline::new(engine.limits(), snapshot.clone()));
+        let air = tokio::sync::Mutex::default();
+        let mirror = Self { engine, schema, current: RwLock::new(snapshot), applied, feed, pipeline, air };
         Ok((Arc::new(mirror), watch))
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
+        // A decision that panicked changed nothing: it is given the state to look at, and the pipeline changes after it returned.
+        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn changes(self: &Arc<Self>) -> Changes {
@@ -84,6 +101,7 @@ impl Mirror {
             let trouble = match delivered {
                 Ok(events) => {
                     backoff.reset();
+                    let _air = self.air.lock().await;
                     self.apply(&events).err()
                 }
                 Err(error) => Some(Error::Engine(error)),
@@ -100,7 +118,8 @@ impl Mirror {
         let mut state = self.snapshot().state().clone();
         let mut keys = Vec::with_capacity(events.len());
         for event in events {
-            let (position, key) = state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
+            let (position, key) =
+                state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
             keys.push((self.schema.name(position), key));
             state.revision = state.revision.max(event.revision);
         }
@@ -111,10 +130,17 @@ impl Mirror {
     fn publish(&self, state: State, keys: Vec<(&'static str, Arc<str>)>, lagged: bool) {
         let revision = state.revision;
         let snapshot = Snapshot::new(state);
-        let previous = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), snapshot.clone());
+        let (previous, landed) = {
+            let mut pipeline = self.pipeline();
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot))
+        };
         // No receiver is no error.
         let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
         self.applied.send_modify(|applied| applied.revision = revision);
+        if let Some((revision, waiters)) = landed {
+            waiters.tell(&Landing::Durable(revision));
+        }
         drop(previous);
     }
 
@@ -148,6 +174,7 @@ impl Mirror {
     }
 
     async fn reload(&self) -> Result<Box<dyn Watch>, Error> {
+        let _air = self.air.lock().await;
         let (state, watch) = load(self.engine.as_ref(), &self.schema).await?;
         self.publish(state, Vec::new(), true);
         Ok(watch)

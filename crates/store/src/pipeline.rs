@@ -51,6 +51,8 @@ pub(crate) struct Pipeline {
 }
 
 struct Flying {
+    /// What the engine made of it, once that is known.
+    revision: Option<Revision>,
     provisional: HashSet<Revision>,
     waiters: Waiters,
 }
@@ -121,7 +123,10 @@ impl Pipeline {
             return Err(CommitError::TooLarge { operations: size, bytes });
         }
         let mut state = self.newest.state().clone();
-        write(&mut state, transaction.operations.iter().map(|operation| (operation.table, &operation.key, &operation.write)));
+        write(
+            &mut state,
+            transaction.operations.iter().map(|operation| (operation.table, &operation.key, &operation.write)),
+        );
         self.newest = Snapshot::new(state);
 
         let group = self.group_for(size, bytes);
@@ -137,6 +142,12 @@ impl Pipeline {
         let (sender, receiver) = oneshot::channel();
         group.waiters.writers.push(sender);
         Ok(Ticket::Wait(receiver))
+    }
+
+    /// How many wait for their own writes, flying or queued.
+    pub(crate) fn writers(&self) -> usize {
+        let flying = self.flying.as_ref().map_or(0, |flying| flying.waiters.writers.len());
+        flying + self.queue.iter().map(|group| group.waiters.writers.len()).sum::<usize>()
     }
 
     /// The next group to commit, if there is one and none is flying.
@@ -159,13 +170,21 @@ impl Pipeline {
             }
             batch.checks.push((full_key, merged.expected));
         }
-        self.flying = Some(Flying { provisional: provisional_revisions, waiters: group.waiters });
+        self.flying = Some(Flying { revision: None, provisional: provisional_revisions, waiters: group.waiters });
         Some(batch)
     }
 
-    /// The flying group is durable as `revision`, and `durable` shows it.
-    pub(crate) fn landed(&mut self, revision: Revision, durable: Snapshot) -> Waiters {
-        let Some(flying) = self.flying.take() else { return Waiters::default() };
+    /// The flying group is durable as `revision`; it lands when the mirror shows it.
+    pub(crate) fn committed(&mut self, revision: Revision) {
+        if let Some(flying) = &mut self.flying {
+            flying.revision = Some(revision);
+        }
+    }
+
+    /// The mirror is about to show `durable`. If the flying group is part of it, the group has landed: its waiters may be told.
+    pub(crate) fn shown(&mut self, durable: &Snapshot) -> Option<(Revision, Waiters)> {
+        let revision = self.flying.as_ref()?.revision.filter(|revision| *revision <= durable.revision())?;
+        let flying = self.flying.take()?;
         let mut state = durable.state().clone();
         for group in &mut self.queue {
             for merged in group.operations.values_mut() {
@@ -176,7 +195,7 @@ impl Pipeline {
             write(&mut state, group.operations.iter().map(|((table, key), merged)| (*table, key, &merged.write)));
         }
         self.newest = Snapshot::new(state);
-        flying.waiters
+        Some((revision, flying.waiters))
     }
 
     /// The flying group did not land: forget everything that is not durable. Its waiters first, then all the others.
@@ -265,7 +284,10 @@ fn weigh(operations: &[Operation]) -> (usize, usize) {
     (size, bytes)
 }
 
-fn write<'a>(state: &mut crate::snapshot::State, writes: impl Iterator<Item = (&'static str, &'a Arc<str>, &'a Write)>) {
+fn write<'a>(
+    state: &mut crate::snapshot::State,
+    writes: impl Iterator<Item = (&'static str, &'a Arc<str>, &'a Write)>,
+) {
     for (table, key, write) in writes {
         let position = state.schema.position(table).expect("the table was found when the transaction was checked");
         match write {

@@ -57,7 +57,11 @@ impl Snapshot {
     }
 
     /// Records with keys greater than `after`, in the order of keys; `after` may be empty.
-    pub fn range<'a, T>(&'a self, table: &'static Table<T>, after: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+    pub fn range<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        after: &str,
+    ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
         self.rows(table).range(after)
     }
 
@@ -117,7 +121,12 @@ impl State {
     }
 
     /// Apply one stored change. A change older than what is there is ignored, so replaying history is harmless.
-    pub(crate) fn apply(&mut self, full_key: &str, revision: Revision, value: Option<&[u8]>) -> Result<(usize, Arc<str>), DecodeError> {
+    pub(crate) fn apply(
+        &mut self,
+        full_key: &str,
+        revision: Revision,
+        value: Option<&[u8]>,
+    ) -> Result<(usize, Arc<str>), DecodeError> {
         let (position, key) = self.schema.split(full_key)?;
         if self.tables[position].revision_of(key).is_none_or(|present| present < revision) {
             let table = self.table_mut(position);

@@ -1,6 +1,9 @@
 //! The store as its callers see it: snapshots, decisions, commits, changes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, MutexGuard},
+    time::{Duration, Instant},
+};
 
 use base::shutdown::{Shutdown, Trigger};
 use tokio::sync::{Notify, Semaphore};
@@ -20,6 +23,10 @@ use crate::{
 const DECISIONS_MAX: usize = 64;
 /// Callers that may wait for the disk at once; the rest wait in line for their turn to decide.
 const WAITING_MAX: usize = 1024;
+/// Commits that take less than this are not worth waiting for company; timers are no finer than a millisecond.
+const LINGER_FROM: Duration = Duration::from_millis(2);
+/// The share of the last commit's time that the next one may wait for company: one part in this many.
+const LINGER_SHARE: u32 = 8;
 
 /// Why a store cannot be opened, or its mirror stopped.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +82,6 @@ pub struct Store {
 struct Inner {
     engine: Arc<dyn Engine>,
     mirror: Arc<Mirror>,
-    // Held while a decision is made, which is pure and short; never across an await.
-    pipeline: Mutex<Pipeline>,
     queued: Notify,
     waiting: Semaphore,
 }
@@ -93,10 +98,9 @@ impl Store {
     /// When the engine fails, or holds a record that `schema` cannot read.
     pub async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<Self, Error> {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
-        let pipeline = Mutex::new(Pipeline::new(engine.limits(), mirror.snapshot()));
         let (trigger, shutdown) = Shutdown::new();
         let waiting = Semaphore::new(WAITING_MAX);
-        let inner = Arc::new(Inner { engine, mirror, pipeline, queued: Notify::new(), waiting });
+        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), waiting });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
         Ok(Self { inner, _stop: Arc::new(trigger) })
@@ -203,7 +207,7 @@ impl Store {
         if let Some(error) = self.inner.mirror.broken() {
             return Err(CommitError::Stopped(error));
         }
-        let mut pipeline = self.inner.pipeline();
+        let mut pipeline = self.inner.mirror.pipeline();
         pipeline.newest(|| self.inner.mirror.snapshot());
         Ok(pipeline)
     }
@@ -219,46 +223,66 @@ impl Store {
 }
 
 impl Inner {
-    fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
-        // A decision that panicked changed nothing: it is given the state to look at, and the pipeline changes after it returned.
-        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Commit one group after the other until shutdown.
     async fn fly(self: Arc<Self>, shutdown: Shutdown) {
         while shutdown.unless(self.queued.notified()).await.is_some() {
             loop {
-                let Some(batch) = self.pipeline().take() else { break };
-                base::crash::point("store.commit.before");
-                let outcome = self.engine.commit(batch).await;
-                base::crash::point("store.commit.after");
+                let start = Instant::now();
+                let Some(outcome) = self.commit_next().await else { break };
+                let took = start.elapsed();
+                let crowd = self.mirror.pipeline().writers();
                 if let Err(reason) = self.land(outcome).await {
-                    let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
                     tracing::error!(reason = base::errors::chain(reason.as_ref()), "the store takes no more commits");
-                    // Dropping the senders tells their callers that the store has stopped.
-                    drop((flying, queued));
+                    // Dropping the waiters tells their callers that the store has stopped.
+                    drop(self.mirror.pipeline().crashed(self.mirror.snapshot()));
                 }
+                self.linger(crowd, took).await;
             }
         }
     }
 
+    /// On a slow disk, give those who were just answered a moment to come back: `crowd` callers who write over and over would else
+    /// fall into two halves that take turns, at half the rate. One caller alone never waits.
+    async fn linger(&self, crowd: usize, took: Duration) {
+        if took < LINGER_FROM || crowd < 2 {
+            return;
+        }
+        let gathered = async {
+            while self.mirror.pipeline().writers() < crowd {
+                self.queued.notified().await;
+            }
+        };
+        // Not all of them come back; that is no error.
+        let _ = tokio::time::timeout(took / LINGER_SHARE, gathered).await;
+    }
+
+    /// Commit the next group; `None` when there is none.
+    async fn commit_next(&self) -> Option<Result<Outcome, EngineError>> {
+        let _air = self.mirror.air.lock().await;
+        let batch = self.mirror.pipeline().take()?;
+        base::crash::point("store.commit.before");
+        let outcome = self.engine.commit(batch).await;
+        base::crash::point("store.commit.after");
+        if let Ok(Outcome::Committed(revision)) = &outcome {
+            self.mirror.pipeline().committed(*revision);
+        }
+        Some(outcome)
+    }
+
     async fn land(&self, outcome: Result<Outcome, EngineError>) -> Result<(), Arc<Error>> {
         match outcome {
-            Ok(Outcome::Committed(revision)) => {
-                self.mirror.reached(revision).await?;
-                let waiters = self.pipeline().landed(revision, self.mirror.snapshot());
-                waiters.tell(&Landing::Durable(revision));
-            }
+            // The mirror tells the waiters when it shows the revision.
+            Ok(Outcome::Committed(revision)) => self.mirror.reached(revision).await?,
             Ok(Outcome::Conflict(revision)) => {
                 self.mirror.reached(revision).await?;
-                let (flying, queued) = self.pipeline().crashed(self.mirror.snapshot());
+                let (flying, queued) = self.mirror.pipeline().crashed(self.mirror.snapshot());
                 flying.tell(&Landing::Again);
                 queued.tell(&Landing::Again);
             }
             Err(error) => {
                 let full = matches!(error, EngineError::Full);
                 let (flying, queued) = {
-                    let mut pipeline = self.pipeline();
+                    let mut pipeline = self.mirror.pipeline();
                     let (flying, queued) = pipeline.crashed(self.mirror.snapshot());
                     if full {
                         pipeline.fly_alone(flying.writers() + queued.writers());

@@ -132,8 +132,11 @@ pub(crate) fn decode<T: DeserializeOwned>(table: &Table<T>, key: &str, bytes: &[
         return Err(DecodeError::Newer { key: full_key(), found: envelope.v, known: table.version });
     }
     let old = serde_json::from_str(envelope.d.get()).map_err(shape)?;
-    let new = (table.upgrade)(envelope.v, old)
-        .map_err(|reason| DecodeError::Upgrade { key: full_key(), found: envelope.v, reason })?;
+    let new = (table.upgrade)(envelope.v, old).map_err(|reason| DecodeError::Upgrade {
+        key: full_key(),
+        found: envelope.v,
+        reason,
+    })?;
     serde_json::from_value(new).map_err(shape)
 }
 
@@ -161,7 +164,11 @@ impl Schema {
     /// If a table of that name was added before, or its name holds a `/`: the program is wrong, not its data.
     #[must_use]
     pub fn with<T: Serialize + DeserializeOwned + Send + Sync + 'static>(mut self, table: &'static Table<T>) -> Self {
-        assert!(!table.name.is_empty() && !table.name.contains('/'), "table name `{}` must be a plain word", table.name);
+        assert!(
+            !table.name.is_empty() && !table.name.contains('/'),
+            "table name `{}` must be a plain word",
+            table.name
+        );
         assert!(self.position(table.name).is_none(), "two tables are named `{}`", table.name);
         self.tables.push(Registered { name: table.name, empty: Arc::new(Rows::new(table)) });
         self

@@ -57,7 +57,12 @@ impl Transaction {
     /// Put `value` in place of `entry`; a conflict if the record has changed since. The key must be the same.
     pub fn replace<T: Serialize + Send + Sync>(mut self, table: &'static Table<T>, entry: &Entry<T>, value: T) -> Self {
         if (table.key)(&entry.value) != (table.key)(&value) {
-            self.refuse(format!("`{}` cannot become `{}` in table `{}`", (table.key)(&entry.value), (table.key)(&value), table.name));
+            self.refuse(format!(
+                "`{}` cannot become `{}` in table `{}`",
+                (table.key)(&entry.value),
+                (table.key)(&value),
+                table.name
+            ));
             return self;
         }
         self.put(table, Some(entry.revision), value)
@@ -113,7 +118,12 @@ impl Transaction {
         self.may_use_reserve || !self.operations.iter().any(|operation| matches!(operation.write, Write::Put { .. }))
     }
 
-    fn put<T: Serialize + Send + Sync>(mut self, table: &'static Table<T>, expected: Option<Revision>, value: T) -> Self {
+    fn put<T: Serialize + Send + Sync>(
+        mut self,
+        table: &'static Table<T>,
+        expected: Option<Revision>,
+        value: T,
+    ) -> Self {
         let key = (table.key)(&value);
         let bytes = match encode(table, &value) {
             Ok(bytes) => bytes,

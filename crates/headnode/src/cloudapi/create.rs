@@ -81,7 +81,8 @@ fn brand(params: &Params) -> Result<Option<Brand>, ApiError> {
 
 fn affinity(params: &Params) -> Result<Vec<String>, ApiError> {
     let rule = |value: &Value| {
-        scalar(value).ok_or_else(|| ApiError::invalid("affinity", "affinity must be a list of rules like instance!=web*"))
+        scalar(value)
+            .ok_or_else(|| ApiError::invalid("affinity", "affinity must be a list of rules like instance!=web*"))
     };
     params.list("affinity").iter().map(rule).collect()
 }
@@ -115,7 +116,12 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
     let object = match value {
         Value::String(_) => return Ok(NetworkChoice { network: id(value)?, ip: None, primary: false }),
         Value::Object(object) => object,
-        _ => return Err(ApiError::invalid(field, format!("{field}: ids of networks or objects with ipv4_uuid are expected"))),
+        _ => {
+            return Err(ApiError::invalid(
+                field,
+                format!("{field}: ids of networks or objects with ipv4_uuid are expected"),
+            ));
+        }
     };
     if let Some(unknown) =
         object.keys().find(|key| !matches!(key.as_str(), "ipv4_uuid" | "ipv4_ips" | "ipv4_count" | "primary"))
@@ -134,7 +140,8 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
         Some(_) => return Err(ApiError::invalid(field, format!("{field}: ipv4_ips must be a list of one address"))),
     };
     let primary = object.get("primary").is_some_and(|value| *value == true);
-    let uuid = object.get("ipv4_uuid").ok_or_else(|| ApiError::invalid(field, format!("{field}: ipv4_uuid is missing")))?;
+    let uuid =
+        object.get("ipv4_uuid").ok_or_else(|| ApiError::invalid(field, format!("{field}: ipv4_uuid is missing")))?;
     Ok(NetworkChoice { network: id(uuid)?, ip, primary })
 }
 

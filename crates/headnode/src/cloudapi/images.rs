@@ -14,14 +14,7 @@ use model::{
 };
 use serde_json::Value;
 
-use super::{
-    call::Call,
-    error::ApiError,
-    machines::not_here,
-    params::Params,
-    reply::Reply,
-    version::Version,
-};
+use super::{call::Call, error::ApiError, machines::not_here, params::Params, reply::Reply, version::Version};
 
 const STATES: [(&str, ImageState); 5] = [
     ("active", ImageState::Active),
@@ -158,9 +151,9 @@ fn show(image: &model::image::Image, version: Version) -> Image<'_> {
         state: Cow::Borrowed(state),
         eula: image.eula.as_deref().map(Cow::Borrowed),
         acl: Cow::Borrowed(&image.acl),
-        error: image.error.as_deref().map(|message| ImageError {
-            code: Cow::Borrowed("InternalError"),
-            message: Cow::Borrowed(message),
-        }),
+        error: image
+            .error
+            .as_deref()
+            .map(|message| ImageError { code: Cow::Borrowed("InternalError"), message: Cow::Borrowed(message) }),
     }
 }

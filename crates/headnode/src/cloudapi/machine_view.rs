@@ -1,15 +1,8 @@
 //! From an instance to the contract's machine, borrowing all that is in the record already.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    net::Ipv4Addr,
-};
+use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
 
-use cloudapi::types::{
-    Machine, Nic,
-    machine::Metadata,
-};
+use cloudapi::types::{Machine, Nic, machine::Metadata};
 use control::instances::{InstanceView, NicView};
 use model::instance::{Brand, Instance};
 

@@ -63,12 +63,8 @@ pub(super) async fn act(call: Call) -> Result<Reply, ApiError> {
         }
         "enable_firewall" => instances::set_firewall(control, &caller, scope, id, true).await?,
         "disable_firewall" => instances::set_firewall(control, &caller, scope, id, false).await?,
-        "enable_deletion_protection" => {
-            instances::set_deletion_protection(control, &caller, scope, id, true).await?
-        }
-        "disable_deletion_protection" => {
-            instances::set_deletion_protection(control, &caller, scope, id, false).await?
-        }
+        "enable_deletion_protection" => instances::set_deletion_protection(control, &caller, scope, id, true).await?,
+        "disable_deletion_protection" => instances::set_deletion_protection(control, &caller, scope, id, false).await?,
         other => {
             // A deleted or foreign instance is reported before a wrong word.
             instances::get(control, scope, id)?;

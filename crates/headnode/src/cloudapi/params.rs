@@ -123,7 +123,9 @@ impl Params {
     pub(super) fn text(&self, key: &str) -> Result<Option<String>, ApiError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => scalar(value).map(Some).ok_or_else(|| ApiError::invalid(key, format!("{key} must be a string"))),
+            Some(value) => {
+                scalar(value).map(Some).ok_or_else(|| ApiError::invalid(key, format!("{key} must be a string")))
+            }
         }
     }
 

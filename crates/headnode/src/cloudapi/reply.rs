@@ -97,9 +97,7 @@ impl Frame<'_> {
             Content::None => (Bytes::new(), None),
             Content::Json(bytes) => (bytes.into(), Some("application/json")),
             Content::Text(text) if self.plain => (text.into(), Some("text/plain")),
-            Content::Text(text) => {
-                (serde_json::to_vec(&text).expect("text is JSON").into(), Some("application/json"))
-            }
+            Content::Text(text) => (serde_json::to_vec(&text).expect("text is JSON").into(), Some("application/json")),
         };
         let mut response = Response::new(Body::empty());
         *response.status_mut() = reply.status;
@@ -131,7 +129,10 @@ impl Frame<'_> {
                 "access-control-allow-headers",
                 "Accept, Accept-Version, Authorization, Content-Length, Content-MD5, Content-Type, Date, X-Date, Api-Version",
             ),
-            ("access-control-expose-headers", "Api-Version, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count"),
+            (
+                "access-control-expose-headers",
+                "Api-Version, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count",
+            ),
         ];
         for (name, value) in FIXED {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));

@@ -146,7 +146,8 @@ fn maintenance(api: &CloudApi, method: &Method) -> Result<(), ApiError> {
 
 async fn read(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::new(Code::RequestTooLarge, format!("bodies may have {BODY_MAX} bytes at most"));
-    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > BODY_MAX as u64) {
         return Err(too_large());
     }

@@ -2,4 +2,6 @@
 //!
 //! The kernel tier needs root and says so. Everything it makes carries a name of its own and is removed again.
 
+#![expect(unsafe_code, reason = "raw system calls are what some walls are tried with")]
+
 mod zone;

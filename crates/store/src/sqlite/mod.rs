@@ -76,10 +76,7 @@ impl Sqlite {
         &self.path
     }
 
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Job,
-    ) -> Result<T, EngineError> {
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Job) -> Result<T, EngineError> {
         let (answer, answered) = oneshot::channel();
         self.jobs.send(job(answer)).await.map_err(|error| match error {
             SendError::Full { .. } | SendError::Closed { .. } => EngineError::Closed,

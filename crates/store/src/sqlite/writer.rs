@@ -77,7 +77,9 @@ impl Writer {
         if tables > 0 {
             return match (application, format) {
                 (APPLICATION_ID, FORMAT) => Ok(()),
-                (APPLICATION_ID, _) => Err(refused(&format!("the store's file has format {format}, this program knows {FORMAT}"))),
+                (APPLICATION_ID, _) => {
+                    Err(refused(&format!("the store's file has format {format}, this program knows {FORMAT}")))
+                }
                 _ => Err(refused("the file is not a store")),
             };
         }
@@ -183,7 +185,10 @@ impl Writer {
     }
 
     /// One SQLite transaction. On an error nothing has happened.
-    fn write<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> Result<(Vec<Outcome>, Events), rusqlite::Error> {
+    fn write<'a>(
+        &mut self,
+        batches: impl Iterator<Item = &'a Batch>,
+    ) -> Result<(Vec<Outcome>, Events), rusqlite::Error> {
         let mut revision = self.revision;
         let mut outcomes = Vec::new();
         let mut events = Vec::new();
@@ -196,7 +201,8 @@ impl Writer {
             revision = Revision(revision.0 + 1);
             apply(&transaction, batch, revision)?;
             outcomes.push(Outcome::Committed(revision));
-            let event = |(key, value): &(String, Option<Bytes>)| Event { revision, key: key.clone(), value: value.clone() };
+            let event =
+                |(key, value): &(String, Option<Bytes>)| Event { revision, key: key.clone(), value: value.clone() };
             events.push((revision, batch.writes.iter().map(event).collect()));
         }
         if revision == self.revision {

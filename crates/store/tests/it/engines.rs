@@ -29,12 +29,17 @@ async fn all(engine: &dyn Engine) -> Vec<(String, u64, String)> {
 async fn commits_are_checked_and_whole() {
     for bed in beds().await {
         let engine = bed.engine.as_ref();
-        let outcome = engine.commit(batch(&[("a", None), ("b", None)], vec![put("a", "1"), put("b", "1")])).await.unwrap();
+        let outcome =
+            engine.commit(batch(&[("a", None), ("b", None)], vec![put("a", "1"), put("b", "1")])).await.unwrap();
         assert_eq!(outcome, Outcome::Committed(Revision(1)), "{}", bed.name);
         // One check of two fails: nothing is written.
-        let outcome = engine.commit(batch(&[("a", Some(1)), ("b", None)], vec![put("a", "2"), put("c", "2")])).await.unwrap();
+        let outcome =
+            engine.commit(batch(&[("a", Some(1)), ("b", None)], vec![put("a", "2"), put("c", "2")])).await.unwrap();
         assert_eq!(outcome, Outcome::Conflict(Revision(1)), "{}", bed.name);
-        let outcome = engine.commit(batch(&[("a", Some(1)), ("z", None)], vec![put("a", "3"), ("b".to_owned(), None)])).await.unwrap();
+        let outcome = engine
+            .commit(batch(&[("a", Some(1)), ("z", None)], vec![put("a", "3"), ("b".to_owned(), None)]))
+            .await
+            .unwrap();
         assert_eq!(outcome, Outcome::Committed(Revision(2)), "{}", bed.name);
         // Deleting what is not there is fine, and makes a revision.
         let outcome = engine.commit(batch(&[], vec![("nothing".to_owned(), None)])).await.unwrap();

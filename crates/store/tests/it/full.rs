@@ -21,7 +21,11 @@ async fn run(program: &str, args: &[&str]) {
 impl Tmpfs {
     async fn mount(size: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("neso-store-full-").tempdir().unwrap();
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "neso-store-test", directory.path().to_str().unwrap()]).await;
+        run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("size={size}"), "neso-store-test", directory.path().to_str().unwrap()],
+        )
+        .await;
         Self { directory }
     }
 
@@ -38,7 +42,10 @@ impl Drop for Tmpfs {
 }
 
 fn cargo(number: usize) -> Boat {
-    Boat { crew: (0..200).map(|sailor| format!("sailor-{number}-{sailor}")).collect(), ..boat(&format!("boat-{number:05}"), "x") }
+    Boat {
+        crew: (0..200).map(|sailor| format!("sailor-{number}-{sailor}")).collect(),
+        ..boat(&format!("boat-{number:05}"), "x")
+    }
 }
 
 async fn fill(store: &Store) -> usize {

@@ -1,5 +1,7 @@
 //! One binary for all of the store's integration tests.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on may panic")]
+
 mod crash;
 mod engines;
 mod full;

@@ -112,7 +112,9 @@ fn same(store: &Store, map: &Map) {
     for (index, keys) in [("harbour", vec!["h0", "h1"]), ("crew", vec!["", "a", "a\0b", "b"])] {
         for key in keys {
             let found: Vec<String> = snapshot.find(&BOATS, index, key).map(|entry| entry.name.clone()).collect();
-            let under = |boat: &&Boat| if index == "harbour" { boat.harbour == key } else { boat.crew.iter().any(|name| name == key) };
+            let under = |boat: &&Boat| {
+                if index == "harbour" { boat.harbour == key } else { boat.crew.iter().any(|name| name == key) }
+            };
             let wanted: Vec<String> = map.values().filter(under).map(|boat| boat.name.clone()).collect();
             assert_eq!(found, wanted, "index {index}, key {key:?}");
         }

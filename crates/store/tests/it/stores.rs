@@ -28,7 +28,9 @@ async fn what_was_written_is_read_at_once_and_by_every_index() {
         let after = store.snapshot();
         assert_eq!(before.count(&BOATS), 0, "an old snapshot never changes");
         assert_eq!(after.get(&BOATS, "nautilus").unwrap().value, first);
-        let names = |found: Vec<_>| found.iter().map(|boat: &Arc<store::Entry<crate::records::Boat>>| boat.name.clone()).collect::<Vec<_>>();
+        let names = |found: Vec<_>| {
+            found.iter().map(|boat: &Arc<store::Entry<crate::records::Boat>>| boat.name.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(names(after.find(&BOATS, "harbour", "nantes").collect()), ["nautilus"]);
         assert_eq!(names(after.find(&BOATS, "crew", "nemo").collect()), ["argo", "nautilus"]);
         assert_eq!(names(after.range(&BOATS, "argo").collect()), ["nautilus"]);
@@ -93,7 +95,8 @@ async fn nonsense_is_refused() {
             assert!(matches!(store.commit(transaction).await, Err(CommitError::Invalid(_))));
         }
         let huge = counter("huge", 1);
-        let many = (0..2000).fold(Transaction::new(), |all, number| all.create(&COUNTERS, counter(&format!("c{number}"), 1)));
+        let many =
+            (0..2000).fold(Transaction::new(), |all, number| all.create(&COUNTERS, counter(&format!("c{number}"), 1)));
         assert!(matches!(store.commit(many).await, Err(CommitError::TooLarge { .. })));
         store.commit(Transaction::new().create(&COUNTERS, huge)).await.unwrap();
     }
@@ -143,10 +146,12 @@ async fn many_who_change_one_record_share_commits() {
     let store = Store::open(engine.clone(), schema()).await.unwrap();
     store.commit(Transaction::new().create(&COUNTERS, counter("server", 0))).await.unwrap();
     let before = engine.commits.load(Ordering::SeqCst);
-    let tasks: Vec<_> = (0..8).map(|_| {
-        let store = store.clone();
-        base::task::spawn("adder", async move { add_one(&store, "server").await.unwrap() })
-    }).collect();
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            base::task::spawn("adder", async move { add_one(&store, "server").await.unwrap() })
+        })
+        .collect();
     let mut answers = BTreeSet::new();
     for task in tasks {
         answers.insert(task.await.unwrap());
@@ -161,6 +166,11 @@ async fn concurrent_updates_of_several_stores_lose_nothing() {
     for bed in beds().await {
         let stores = [bed.store().await, bed.store().await];
         stores[0].commit(Transaction::new().create(&COUNTERS, counter("shared", 0))).await.unwrap();
+        // The second store learns of the counter from its watch before it adds.
+        let mut told = stores[1].changes();
+        while !stores[1].snapshot().contains(&COUNTERS, "shared") {
+            told.next().await;
+        }
         let mut tasks = Vec::new();
         for worker in 0..8 {
             let store = stores[worker % 2].clone();
@@ -175,7 +185,6 @@ async fn concurrent_updates_of_several_stores_lose_nothing() {
                 }
             }));
         }
-        // The second store learns of the counter from its watch before it adds.
         for task in tasks {
             task.await.unwrap();
         }
@@ -292,11 +301,34 @@ async fn a_value_nobody_can_read_stops_commits_but_not_reads() {
     engine.commit(bad).await.unwrap();
     let refused = loop {
         // The watch may not have delivered it yet.
-        match store.commit(Transaction::new().create(&COUNTERS, counter(&format!("c{}", store.snapshot().revision()), 1))).await {
+        match store
+            .commit(Transaction::new().create(&COUNTERS, counter(&format!("c{}", store.snapshot().revision()), 1)))
+            .await
+        {
             Ok(_) => tokio::task::yield_now().await,
             Err(error) => break error,
         }
     };
     assert!(matches!(refused, CommitError::Stopped(_)), "{refused:?}");
     assert_eq!(store.snapshot().get(&COUNTERS, "a").unwrap().count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_of_a_change_can_build_on_it_at_once() {
+    for bed in beds().await {
+        let store = bed.store().await;
+        let mut changes = store.changes();
+        store.commit(Transaction::new().create(&COUNTERS, counter("relay", 0))).await.unwrap();
+        for expected in 0..200 {
+            let change = changes.next().await;
+            let entry = change.snapshot.get(&COUNTERS, "relay").unwrap();
+            assert_eq!(entry.count, expected, "{}", bed.name);
+            let next = counter("relay", entry.count + 1);
+            // Not waited for: the next round is woken by the feed alone, while this commit's own landing may still be under way.
+            let store = store.clone();
+            base::task::spawn("relay", async move {
+                store.commit(Transaction::new().replace(&COUNTERS, &entry, next)).await.unwrap();
+            });
+        }
+    }
 }

@@ -252,13 +252,11 @@ impl Group {
         write(&self.at(&self.layout.pids).join("pids.max"), &limits.max_processes.to_string())
     }
 
-    /// Moves the calling process, which must have one thread, in.
-    pub(crate) fn enter(&self) -> Result<()> {
-        for root in self.layout.roots() {
-            let version = if root == self.layout.unified { Version::V2 } else { Version::V1 };
-            enter(&root.join(&self.below), version)?;
-        }
-        Ok(())
+    /// Moves the calling process, which must have one thread, into those of v1. The one of v2 is entered through
+    /// libcontainer, which on failure kills everything in it, its caller too if that were there.
+    pub(crate) fn enter_v1(&self) -> Result<()> {
+        let roots = self.layout.roots().into_iter().filter(|root| *root != self.layout.unified);
+        roots.into_iter().try_for_each(|root| enter(&root.join(&self.below), Version::V1))
     }
 
     /// How many processes were killed for lack of memory since the groups were made.

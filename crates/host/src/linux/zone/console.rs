@@ -4,7 +4,7 @@
 //! terminal asks [`Budget`] how much it may take now, and a zone that floods its console waits for itself.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -127,7 +127,7 @@ fn open_in(directory: &File, name: &str, fresh: bool) -> io::Result<File> {
 /// Opens a directory to be held.
 #[cfg(test)]
 fn open_directory(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).open(path)
+    File::open(path)
 }
 
 #[cfg(test)]

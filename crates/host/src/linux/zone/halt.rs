@@ -24,9 +24,13 @@ pub(crate) fn candidates(executable: &str, called: &str) -> Vec<i32> {
     own.into_iter().chain([libc::SIGTERM]).collect()
 }
 
-/// The first of `candidates` that a process would notice, by its status file (`/proc/<pid>/status`): one it catches, or
-/// holds blocked to read it later.
-pub(crate) fn noticed(candidates: &[i32], status: &str) -> Option<i32> {
+/// The first of `candidates` that a process would notice, by `/proc/<pid>/status` and `/proc/<pid>/syscall`: one it catches,
+/// holds blocked to read it later, or waits for; while it waits, the kernel shows those it waits for as neither.
+pub(crate) fn noticed(candidates: &[i32], status: &str, syscall: &str) -> Option<i32> {
+    let call = syscall.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());
+    if call == Some(libc::SYS_rt_sigtimedwait) {
+        return candidates.first().copied();
+    }
     let mask = |name: &str| {
         status
             .lines()
@@ -85,10 +89,12 @@ mod tests {
     #[test]
     fn a_signal_nobody_notices_is_not_waited_for() {
         let status = "Name:\tsh\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000004\nSigCgt:\t0000000000004002\n";
-        assert_eq!(noticed(&[libc::SIGUSR2, libc::SIGTERM], status), Some(libc::SIGTERM));
-        assert_eq!(noticed(&[libc::SIGTERM], "Name:\tsleep\nSigBlk:\t0\nSigCgt:\t0000000000000000\n"), None);
-        assert_eq!(noticed(&[libc::SIGTERM], "SigBlk:\t0000000000004000\nSigCgt:\t0\n"), Some(libc::SIGTERM));
-        assert_eq!(noticed(&[libc::SIGTERM], "garbage"), None);
+        assert_eq!(noticed(&[libc::SIGUSR2, libc::SIGTERM], status, "7 0x0"), Some(libc::SIGTERM));
+        assert_eq!(noticed(&[libc::SIGTERM], "Name:\tsleep\nSigBlk:\t0\nSigCgt:\t0000000000000000\n", "running"), None);
+        assert_eq!(noticed(&[libc::SIGTERM], "SigBlk:\t0000000000004000\nSigCgt:\t0\n", ""), Some(libc::SIGTERM));
+        assert_eq!(noticed(&[libc::SIGTERM], "garbage", "garbage"), None);
+        let waiting = format!("{} 0x7ffc 0x0", libc::SYS_rt_sigtimedwait);
+        assert_eq!(noticed(&[libc::SIGUSR2, libc::SIGTERM], "SigBlk:\t0\nSigCgt:\t0\n", &waiting), Some(libc::SIGUSR2));
     }
 
     #[test]

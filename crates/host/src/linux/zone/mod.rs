@@ -62,6 +62,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(15);
 /// How often a stopping zone is looked at whose init did not listen yet.
 const LISTEN_PERIOD: Duration = Duration::from_millis(50);
 
+/// How long an init may take to begin to listen.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Longest answer read from a supervisor.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
@@ -262,23 +265,22 @@ impl LinuxZones {
     fn halt(&self, instance: InstanceId, status: &Status, grace: Duration) -> Result<bool> {
         let fail = |source: io::Error| Error::os(format!("ask zone {instance} to halt"), source);
         let deadline = Instant::now() + grace;
+        let give_up = (Instant::now() + LISTEN_PATIENCE).min(deadline);
         let Some(init) = status.init.open().map_err(fail)? else { return Ok(true) };
         let executable = fs::read_link(format!("/proc/{}/exe", status.init.pid)).unwrap_or_default();
         let called = Launch::load(&self.dir(instance))?.and_then(|launch| launch.spec.init.first().cloned());
         let candidates = halt::candidates(&executable.to_string_lossy(), &called.unwrap_or_default());
         loop {
-            // An init that has just been started may not listen yet; one that never does is not worth the grace.
-            let papers = fs::read_to_string(format!("/proc/{}/status", status.init.pid)).unwrap_or_default();
-            if let Some(signal) = halt::noticed(&candidates, &papers) {
+            // An init may not listen yet, or not at this very moment; one that never does is not worth the grace.
+            let of = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", status.init.pid)).unwrap_or_default();
+            if let Some(signal) = halt::noticed(&candidates, &of("status"), &of("syscall")) {
                 init.signal(signal).map_err(fail)?;
                 return init.wait(deadline).map_err(fail);
             }
-            let young = now().millis_since(status.started_at) < 1000;
-            let next = (Instant::now() + LISTEN_PERIOD).min(deadline);
-            if init.wait(next).map_err(fail)? {
+            if init.wait((Instant::now() + LISTEN_PERIOD).min(give_up)).map_err(fail)? {
                 return Ok(true);
             }
-            if !young || Instant::now() >= deadline {
+            if Instant::now() >= give_up {
                 return Ok(false);
             }
         }

@@ -1,6 +1,7 @@
 //! The launcher: a fork of the supervisor in which libcontainer makes the zone.
 //!
-//! It moves itself into the zone's control groups first, so everything made from there on is counted and limited. It and
+//! It moves itself into the zone's control groups of v1 first, and libcontainer moves its own processes into the one of
+//! v2, so everything that becomes the zone is counted and limited. The launcher and
 //! the init-to-be report on one pipe whose end closes when init executes: a line `init <pid>`, or a line `error <words>`.
 
 #![expect(unsafe_code, reason = "fork, and descriptors that come as numbers")]
@@ -129,7 +130,7 @@ impl Launcher {
 
 /// In the launcher: makes the zone and lets its init go.
 fn launch(place: &Place, orders: &Launch, reporting: RawFd) -> std::result::Result<Pid, String> {
-    place.group.enter().map_err(|error| words(&error))?;
+    place.group.enter_v1().map_err(|error| words(&error))?;
     plain_signals();
     let builder = ContainerBuilder::new(orders.spec.instance.to_string(), SyscallType::Linux)
         .with_root_path(tree::STATE)

@@ -1,0 +1,6 @@
+//! CloudAPI over the real control plane on a store in memory, with requests signed by real keys.
+
+mod shapes;
+mod stage;
+mod strangers;
+mod wire;

@@ -1,0 +1,3 @@
+//! Tests of the headnode's doors, in one binary.
+
+mod cloudapi;
