@@ -33,6 +33,7 @@ const PACKAGES: [&str; 15] = [
     "ca-certificates",
     "cron",
     "curl",
+    "inetutils-syslogd",
     "iproute2",
     "iputils-ping",
     "less",
@@ -41,7 +42,6 @@ const PACKAGES: [&str; 15] = [
     "openssh-server",
     "procps",
     "psmisc",
-    "rsyslog",
     "sysvinit-core",
     "tzdata",
 ];
@@ -65,7 +65,7 @@ pub(super) fn archive(order: &Order<'_>, scratch: &Path) -> Result<PathBuf> {
 /// Our own files as an archive that is unpacked over the packages' ones.
 fn overlay(order: &Order<'_>, scratch: &Path) -> Result<PathBuf> {
     let mut archive = Archive::create(&scratch.join("overlay.tar"))?;
-    for (path, mode) in [("usr/lib/neso", 0o755), ("var/lib/neso", 0o700), (".zonecontrol", 0o755)] {
+    for (path, mode) in [("etc/inittab.d", 0o755), ("usr/lib/neso", 0o755), ("var/lib/neso", 0o700), (".zonecontrol", 0o755)] {
         archive.directory(path, mode)?;
     }
     archive.files(&guest::COMMON)?;
@@ -93,10 +93,9 @@ fn arguments(overlay: &Path, target: &Path, sources: &[String], proxies: &[Strin
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--aptopt=Acquire::Languages \"none\"",
-        // Host keys and the machine's identity are made at the first boot. Kernel messages are the machine's.
+        // Host keys and the machine's identity are made at the first boot.
         "--customize-hook=rm -f \"$1\"/etc/ssh/ssh_host_* \"$1\"/etc/machine-id \"$1\"/var/lib/dbus/machine-id",
         "--customize-hook=rm -f \"$1\"/etc/dpkg/dpkg.cfg.d/99mmdebstrap \"$1\"/etc/hostname \"$1\"/etc/resolv.conf",
-        "--customize-hook=sed -i '/imklog/s/^/#/' \"$1\"/etc/rsyslog.conf",
         // Services start from runlevel 2; the early boot and the halting are ours.
         "--customize-hook=rm -f \"$1\"/etc/rcS.d/S* \"$1\"/etc/rc2.d/S*bootlogs \"$1\"/etc/rc2.d/S*rmnologin",
         "--customize-hook=rm -rf \"$1\"/var/log/*.log \"$1\"/var/log/apt \"$1\"/var/cache/debconf/*-old \"$1\"/var/lib/dpkg/*-old",
@@ -191,7 +190,8 @@ fn stream(mut command: Command, program: &str, progress: &dyn Fn(&str)) -> Resul
     let mut last: Vec<String> = Vec::new();
     let stderr = child.stderr.take().expect("standard error is a pipe");
     for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
-        if let Some(words) = line.strip_prefix("I: ") {
+        // Of what mmdebstrap tells, the steps it takes; its choices and our own hooks interest nobody here.
+        if let Some(words) = line.strip_prefix("I: ").filter(|words| words.ends_with("...")) {
             progress(words);
         }
         if last.len() == LAST_WORDS {

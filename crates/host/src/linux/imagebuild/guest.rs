@@ -26,7 +26,7 @@ pub(super) const MDATA_NAMES: [&str; 4] =
 /// Files both images have.
 pub(super) const COMMON: [GuestFile; 2] = [
     file!("usr/lib/neso/user-script", 0o755, "common/user-script"),
-    file!("usr/lib/neso/end-processes", 0o755, "common/end-processes"),
+    file!("usr/lib/neso/end-processes", 0o644, "common/end-processes"),
 ];
 
 /// Files of the minimal image.
