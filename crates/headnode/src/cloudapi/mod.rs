@@ -74,7 +74,7 @@ impl Options {
             datacenter: datacenter.to_owned(),
             datacenters: BTreeMap::from([(datacenter.to_owned(), url.to_owned())]),
             services: BTreeMap::from([("cloudapi".to_owned(), url.to_owned())]),
-            manual_url: "https://neso.invalid/manual/".to_owned(),
+            manual_url: "/docs/manual/".to_owned(),
             throttle: Some(Rate::default()),
             maintenance: None,
         }
