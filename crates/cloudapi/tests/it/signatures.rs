@@ -69,8 +69,16 @@ impl Request {
 
 /// Lines `key algorithm signature`, made with `openssl dgst -HASH -sign` over the two lines of the usual message.
 fn openssl_lines() -> Vec<(&'static str, &'static str, &'static str)> {
-    include_str!("openssl-signatures.txt")
-        .lines()
+    lines(include_str!("openssl-signatures.txt"))
+}
+
+/// The same, made by the library the `triton` command signs with, which also knows Ed25519.
+fn triton_lines() -> Vec<(&'static str, &'static str, &'static str)> {
+    lines(include_str!("triton-signatures.txt"))
+}
+
+fn lines(text: &'static str) -> Vec<(&'static str, &'static str, &'static str)> {
+    text.lines()
         .map(|line| {
             let mut words = line.split(' ');
             (words.next().unwrap(), words.next().unwrap(), words.next().unwrap())
@@ -93,6 +101,14 @@ fn openssl_signs_and_we_believe() {
             assert_eq!(usual(id, algorithm, signature).check(NOW), Ok("ana"), "{id}");
         }
         assert_eq!(usual(key, &algorithm.to_uppercase(), signature).check(NOW), Ok("ana"), "{algorithm}");
+    }
+}
+
+#[test]
+fn triton_signs_and_we_believe() {
+    assert_eq!(triton_lines().len(), NAMES.len());
+    for (key, algorithm, signature) in triton_lines() {
+        assert_eq!(usual(key, algorithm, signature).check(NOW), Ok("ana"), "{key} {algorithm}");
     }
 }
 
