@@ -7,5 +7,6 @@ mod instances;
 mod loops;
 mod nics;
 mod races;
+mod restart;
 mod targets;
 mod world;

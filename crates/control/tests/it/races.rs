@@ -5,12 +5,21 @@ use std::collections::BTreeSet;
 use control::instances;
 use model::state::PublicState;
 
-use crate::world::{Machine, World, caller};
+use crate::world::{Choices, Kind, Machine, World, caller};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_creates_share_nothing() {
+    share_nothing(Kind::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_creates_share_nothing_on_disk() {
+    share_nothing(Kind::Sqlite).await;
+}
+
+async fn share_nothing(engine: Kind) {
     const MANY: usize = 64;
-    let world = World::new().await;
+    let world = World::with(Choices { engine, ..Choices::default() }).await;
     Machine::new(&world).runs_by_itself(world.control.clone());
     let mut tasks = Vec::new();
     for number in 0..MANY {

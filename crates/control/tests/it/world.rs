@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -30,7 +29,7 @@ use model::{
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
 };
-use store::{Store, memory::Memory};
+use store::{Store, memory::Memory, sqlite::Sqlite};
 
 /// Real time anything may take here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +48,7 @@ pub(crate) struct World {
     pub(crate) network: NetworkId,
     pub(crate) server: ServerId,
     pub(crate) dir: Arc<tempfile::TempDir>,
-    _trigger: Arc<Trigger>,
+    pub(crate) trigger: Arc<Trigger>,
 }
 
 /// What a test may choose.
@@ -57,17 +56,33 @@ pub(crate) struct Choices {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) last_address: u8,
     pub(crate) flows: bool,
-    pub(crate) engine: fn(PathBuf) -> Arc<dyn store::Engine>,
+    pub(crate) engine: Kind,
 }
 
-/// Records in memory only.
-pub(crate) fn memory(_: PathBuf) -> Arc<dyn store::Engine> {
-    Arc::new(Memory::new())
+/// Where records are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// In memory only.
+    Memory,
+    /// In a file.
+    Sqlite,
+}
+
+pub(crate) async fn open(kind: Kind, dir: &tempfile::TempDir) -> Store {
+    let engine: Arc<dyn store::Engine> = match kind {
+        Kind::Memory => Arc::new(Memory::new()),
+        Kind::Sqlite => {
+            let path = dir.path().join("store.db");
+            // Small: tests on a small disk need no reserve worth speaking of.
+            Arc::new(Sqlite::open_with_reserve(&path, 64 << 10).await.expect("the file opens"))
+        }
+    };
+    Store::open(engine, control::schema()).await.expect("the store opens")
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), last_address: 250, flows: true, engine: memory }
+        Self { clock: Arc::new(SystemClock), last_address: 250, flows: true, engine: Kind::Memory }
     }
 }
 
@@ -78,8 +93,7 @@ impl World {
 
     pub(crate) async fn with(choices: Choices) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        let engine = (choices.engine)(dir.path().join("store.db"));
-        let store = Store::open(engine, control::schema()).await.expect("an empty store opens");
+        let store = open(choices.engine, &dir).await;
         let (trigger, shutdown) = Shutdown::new();
         let control = start(store, choices.clock.clone(), &dir, shutdown.clone());
         if choices.flows {
@@ -98,7 +112,7 @@ impl World {
             .await
             .expect("a machine");
         let scope = Scope::Account(owner);
-        let world = Self { control, owner, scope, image, network, server, dir, _trigger: Arc::new(trigger) };
+        let world = Self { control, owner, scope, image, network, server, dir, trigger: Arc::new(trigger) };
         // The first report says what the machine has to offer.
         Machine::new(&world).report(&world).await;
         world
