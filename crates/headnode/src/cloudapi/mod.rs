@@ -100,11 +100,11 @@ impl std::ops::Deref for CloudApi {
     }
 }
 
-/// All of CloudAPI as a service.
+/// All of CloudAPI as a service, with the manual beside it for whoever asks.
 pub fn router(control: Control, options: Options) -> Router {
     let throttle = throttle::Throttle::new(options.throttle);
     let api = CloudApi(Arc::new(Inner { control, options, keys: auth::KeyCache::default(), throttle }));
-    Router::new().fallback(move |request| service::answer(api.clone(), request))
+    crate::manual::router().fallback(move |request| service::answer(api.clone(), request))
 }
 
 /// Method, path and name of every endpoint that asks for a signature, for tests that walk through all of them.

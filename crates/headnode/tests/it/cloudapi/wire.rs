@@ -14,7 +14,10 @@ async fn ping_and_docs_need_no_key() {
     assert_eq!(ping.json()["ping"], "pong");
     assert_eq!(ping.json()["cloudapi"]["versions"][0], "9.0.0");
     assert_eq!(ping.header("triton-datacenter-name"), Some("home-1"));
-    assert_eq!(stage.get(Who::Nobody, "/docs").await.status, StatusCode::FOUND);
+    let docs = stage.get(Who::Nobody, "/docs").await;
+    assert_eq!(docs.status, StatusCode::FOUND);
+    let manual = stage.get(Who::Nobody, docs.header("location").unwrap()).await;
+    assert_eq!(manual.status, StatusCode::OK, "{:?}", docs.header("location"));
 }
 
 #[tokio::test]
