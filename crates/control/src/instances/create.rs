@@ -173,9 +173,8 @@ impl Plan {
         let demand = Demand::of(&limits);
         let servers: Vec<Arc<Entry<Server>>> = snapshot.scan(&SERVERS).collect();
         let candidates = servers.iter().map(|server| (&server.value, control.nodes.reachability(server.id, begun_at)));
-        let chosen = placement::place(demand, &control.config.placement, candidates).map_err(|no_room| {
+        let chosen = placement::place(demand, &control.config.placement, candidates).inspect_err(|no_room| {
             tracing::info!(instance = %id, refusals = ?no_room.refusals, "no machine can take a new instance");
-            no_room
         })?;
         let server = servers.iter().find(|server| server.id == chosen).expect("placement chose one of the candidates");
         let holder = Holder { instance: id, owner: self.owner.id, now: asked_at };
