@@ -10,7 +10,9 @@ pub mod faults;
 pub mod filter;
 pub mod link;
 pub mod machine;
+pub mod mortal;
 pub mod zone;
 
 pub use faults::Faults;
 pub use machine::FakeMachine;
+pub use mortal::{Fate, Mortal};

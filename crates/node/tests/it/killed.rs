@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use base::shutdown::Shutdown;
+use host::fake::{Fate, Mortal};
 use model::{id::InstanceId, instance::Wanted, target::ZoneState};
 use node::Execution;
 
-use crate::{
-    killer::Killer,
-    world::{World, limits, nic},
-};
+use crate::world::{World, limits, nic};
 
 /// One agent in a runtime of its own, which can be thrown away as a whole.
-struct Mortal {
+struct Life {
     runtime: Option<tokio::runtime::Runtime>,
     _trigger: base::shutdown::Trigger,
 }
 
-impl Mortal {
-    fn start(world: &World, killer: &Killer) -> Self {
+impl Life {
+    fn start(world: &World, mortal: &Mortal) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let agent = world.agent(killer.host(), Execution::Inline);
+        let agent = world.agent(mortal.host(), Execution::Inline);
         let (trigger, shutdown) = Shutdown::new();
         let _entered = runtime.enter();
         base::task::spawn("agent under test", agent.run(shutdown));
@@ -29,7 +27,7 @@ impl Mortal {
     }
 }
 
-impl Drop for Mortal {
+impl Drop for Life {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -64,8 +62,8 @@ async fn live(world: &World, id: InstanceId) {
 /// Lives a life with a death at the `at`th verb; how many verbs there were before that or in all.
 async fn live_and_die(at: usize, after_effect: bool) -> usize {
     let world = Arc::new(World::new());
-    let killer = Killer::new(world.machine.host(), at, after_effect);
-    let first = Mortal::start(&world, &killer);
+    let mortal = Mortal::new(world.machine.host(), (at > 0).then_some(Fate { verb: at, takes_effect: after_effect }));
+    let first = Life::start(&world, &mortal);
     let id = world.create(1);
     let life = base::task::spawn("life under test", {
         let world = world.clone();
@@ -77,10 +75,10 @@ async fn live_and_die(at: usize, after_effect: bool) -> usize {
             result.unwrap();
             None
         }
-        () = killer.died() => {
+        () = mortal.died() => {
             drop(first);
-            let immortal = Killer::new(world.machine.host(), 0, false);
-            let second = Mortal::start(&world, &immortal);
+            let immortal = Mortal::new(world.machine.host(), None);
+            let second = Life::start(&world, &immortal);
             life.await.unwrap_or_else(|error| panic!("killed at verb {at} (after its effect: {after_effect}): {error}"));
             Some(second)
         }
@@ -90,7 +88,7 @@ async fn live_and_die(at: usize, after_effect: bool) -> usize {
     let boots = world.machine.zones.boots();
     assert!((3..=4).contains(&boots), "{boots} boots when killed at verb {at} (after its effect: {after_effect})");
     drop(second);
-    killer.passed()
+    mortal.passed()
 }
 
 #[tokio::test]

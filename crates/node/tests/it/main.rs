@@ -3,6 +3,5 @@
 mod faults;
 mod guests;
 mod killed;
-mod killer;
 mod life;
 mod world;

@@ -1,7 +1,8 @@
-//! A host that kills the agent at a chosen verb, before or after the verb took effect.
+//! A host whose agent can be killed: at a chosen verb, before or after the verb took effect, or at any moment.
 //!
-//! The agent runs its verbs in place, so a panic inside a verb stops its task on the spot, as SIGKILL would: nothing after the verb
-//! happens any more. From then on every other verb panics too, until the test has thrown the whole runtime away.
+//! An agent that runs its verbs in place ends on the spot when a verb panics, as with SIGKILL: nothing after the verb
+//! happens any more. From then on every verb through this host panics, so whatever is left of the agent's tasks dies at
+//! its next touch of the machine, until the test has thrown them away. The machine itself notices nothing.
 
 use std::{
     io::Read,
@@ -13,14 +14,6 @@ use std::{
     time::Duration,
 };
 
-use host::{
-    Host,
-    dataset::{Datasets, PoolUsage},
-    error::Result,
-    filter::{FilterSet, Filters},
-    link::{Links, NetworkSetup, NicStatus},
-    zone::{IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
-};
 use model::{
     id::{ImageId, InstanceId},
     image::Compression,
@@ -29,65 +22,93 @@ use model::{
 };
 use tokio::sync::{Notify, mpsc};
 
-/// When the agent dies.
+use crate::{
+    Host,
+    dataset::{Datasets, PoolUsage},
+    error::Result,
+    filter::{FilterSet, Filters},
+    link::{Links, NetworkSetup, NicStatus},
+    zone::{IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+};
+
+/// One agent's view of a machine, and that agent's life.
 #[derive(Clone)]
-pub(crate) struct Killer {
+pub struct Mortal {
     inner: Host,
     passed: Arc<AtomicUsize>,
-    at: usize,
-    after_effect: bool,
+    fate: Option<Fate>,
     dead: Arc<AtomicBool>,
     died: Arc<Notify>,
 }
 
-impl Killer {
-    /// Dies at the `at`th verb that changes something, counted from 1; never for 0.
-    pub(crate) fn new(inner: Host, at: usize, after_effect: bool) -> Self {
-        Self { inner, passed: Arc::default(), at, after_effect, dead: Arc::default(), died: Arc::default() }
+/// When an agent dies by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fate {
+    /// At which verb that changes something, counted from 1.
+    pub verb: usize,
+    /// Whether that verb takes effect.
+    pub takes_effect: bool,
+}
+
+impl Mortal {
+    /// The life of one agent on `inner`; without a fate it ends only by [`Mortal::kill`].
+    pub fn new(inner: Host, fate: Option<Fate>) -> Self {
+        Self { inner, passed: Arc::default(), fate, dead: Arc::default(), died: Arc::default() }
     }
 
-    pub(crate) fn host(&self) -> Host {
+    /// The doors as this agent has them. Its machine door is the plain one: it changes nothing.
+    pub fn host(&self) -> Host {
         let this = Arc::new(self.clone());
-        Host {
-            zones: this.clone(),
-            datasets: this.clone(),
-            links: this.clone(),
-            filters: this,
-            machine: self.inner.machine.clone(),
-        }
+        let machine = self.inner.machine.clone();
+        Host { zones: this.clone(), datasets: this.clone(), links: this.clone(), filters: this, machine }
     }
 
-    pub(crate) async fn died(&self) {
+    /// Ends the life now.
+    pub fn kill(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.died.notify_one();
+    }
+
+    /// Waits for the end of the life.
+    pub async fn died(&self) {
         self.died.notified().await;
     }
 
-    pub(crate) fn passed(&self) -> usize {
+    /// Verbs that change something, so far.
+    pub fn passed(&self) -> usize {
         self.passed.load(Ordering::SeqCst)
     }
 
     fn act<T>(&self, verb: impl FnOnce(&Host) -> T) -> T {
+        self.look();
+        let count = self.passed.fetch_add(1, Ordering::SeqCst) + 1;
+        match self.fate.filter(|fate| fate.verb == count) {
+            None => verb(&self.inner),
+            Some(fate) => {
+                if fate.takes_effect {
+                    verb(&self.inner);
+                }
+                self.kill();
+                die()
+            }
+        }
+    }
+
+    /// A verb that changes nothing: the dead see nothing either.
+    fn look(&self) -> &Host {
         if self.dead.load(Ordering::SeqCst) {
             die();
         }
-        let this_one = self.passed.fetch_add(1, Ordering::SeqCst) + 1 == self.at;
-        let result = if this_one && !self.after_effect { None } else { Some(verb(&self.inner)) };
-        if this_one {
-            self.dead.store(true, Ordering::SeqCst);
-            self.died.notify_one();
-        }
-        match result {
-            Some(result) if !this_one => result,
-            _ => die(),
-        }
+        &self.inner
     }
 }
 
 fn die() -> ! {
-    // Without the hook's noise: dying is what the test wants.
+    // Past the panic hook: dying is what the test wants, not news.
     std::panic::resume_unwind(Box::new("killed"))
 }
 
-impl Zones for Killer {
+impl Zones for Mortal {
     fn prepare(&self, instance: InstanceId, ids: IdRange) -> Result<PathBuf> {
         self.act(|host| host.zones.prepare(instance, ids))
     }
@@ -105,19 +126,19 @@ impl Zones for Killer {
     }
 
     fn status(&self, instance: InstanceId) -> Result<ZoneStatus> {
-        self.inner.zones.status(instance)
+        self.look().zones.status(instance)
     }
 
     fn list(&self) -> Result<Vec<ZoneStatus>> {
-        self.inner.zones.list()
+        self.look().zones.list()
     }
 
     fn usage(&self, instance: InstanceId) -> Result<ZoneUsage> {
-        self.inner.zones.usage(instance)
+        self.look().zones.usage(instance)
     }
 
     fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>> {
-        self.inner.zones.console_log(instance, max_bytes)
+        self.look().zones.console_log(instance, max_bytes)
     }
 
     fn destroy(&self, instance: InstanceId) -> Result<()> {
@@ -125,17 +146,17 @@ impl Zones for Killer {
     }
 
     fn events(&self) -> mpsc::Receiver<ZoneEvent> {
-        self.inner.zones.events()
+        self.look().zones.events()
     }
 }
 
-impl Datasets for Killer {
+impl Datasets for Mortal {
     fn import(&self, image: ImageId, sha256: &str, compression: Compression, archive: &mut dyn Read) -> Result<()> {
         self.act(|host| host.datasets.import(image, sha256, compression, archive))
     }
 
     fn images(&self) -> Result<Vec<ImageId>> {
-        self.inner.datasets.images()
+        self.look().datasets.images()
     }
 
     fn remove_image(&self, image: ImageId) -> Result<()> {
@@ -151,11 +172,11 @@ impl Datasets for Killer {
     }
 
     fn roots(&self) -> Result<Vec<InstanceId>> {
-        self.inner.datasets.roots()
+        self.look().datasets.roots()
     }
 
     fn used_bytes(&self, instance: InstanceId) -> Result<u64> {
-        self.inner.datasets.used_bytes(instance)
+        self.look().datasets.used_bytes(instance)
     }
 
     fn remove_root(&self, instance: InstanceId) -> Result<()> {
@@ -163,11 +184,11 @@ impl Datasets for Killer {
     }
 
     fn pool(&self) -> Result<PoolUsage> {
-        self.inner.datasets.pool()
+        self.look().datasets.pool()
     }
 }
 
-impl Links for Killer {
+impl Links for Mortal {
     fn ensure_bridge(&self, network: &NetworkTarget) -> Result<String> {
         self.act(|host| host.links.ensure_bridge(network))
     }
@@ -185,11 +206,11 @@ impl Links for Killer {
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {
-        self.inner.links.nics()
+        self.look().links.nics()
     }
 }
 
-impl Filters for Killer {
+impl Filters for Mortal {
     fn apply(&self, wanted: &FilterSet) -> Result<()> {
         self.act(|host| host.filters.apply(wanted))
     }
