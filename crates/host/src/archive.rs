@@ -195,7 +195,10 @@ fn walk(reader: impl Read, sink: &mut dyn Sink) -> Result<u64> {
                     bytes = bytes.saturating_add(size);
                 }
                 if bytes > UNPACKED_BYTES_MAX {
-                    return Err(refused("image archive", format!("it unpacks to more than {UNPACKED_BYTES_MAX} bytes")));
+                    return Err(refused(
+                        "image archive",
+                        format!("it unpacks to more than {UNPACKED_BYTES_MAX} bytes"),
+                    ));
                 }
                 sink.member(&member, &mut entry)?;
             }

@@ -86,9 +86,9 @@ impl Unpacker {
                     let mode = Mode::from_bits_truncate(IMPLIED_DIRECTORY_MODE);
                     let name = path[depth - 1].as_slice();
                     // The mode again, whatever our umask is; what was just made is a directory and no link.
-                    match mkdirat(&parent, name, mode).and_then(|()| {
-                        fchmodat(&parent, name, mode, FchmodatFlags::FollowSymlink)
-                    }) {
+                    match mkdirat(&parent, name, mode)
+                        .and_then(|()| fchmodat(&parent, name, mode, FchmodatFlags::FollowSymlink))
+                    {
                         Ok(()) | Err(Errno::EEXIST) => {}
                         Err(errno) => return Err(trouble(path, errno)),
                     }
@@ -147,8 +147,7 @@ impl Unpacker {
             }
             MemberKind::Hardlink(_) => {
                 let (directory, target) = linked.expect("it was opened above");
-                linkat(&directory, target.as_slice(), parent, name.as_slice(), LinkatFlags::empty())
-                    .map_err(fails)?;
+                linkat(&directory, target.as_slice(), parent, name.as_slice(), LinkatFlags::empty()).map_err(fails)?;
             }
         }
         self.buffer = buffer;

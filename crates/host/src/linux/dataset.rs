@@ -17,10 +17,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Read},
-    os::{
-        fd::AsFd,
-        unix::fs::DirBuilderExt,
-    },
+    os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
@@ -246,13 +243,17 @@ impl Datasets for LinuxDatasets {
     }
 
     fn remove_root(&self, instance: InstanceId) -> Result<()> {
+        if self.roots_path.join(instance.to_string()).exists() {
+            // Taking a nested subvolume out of a root writes to that root, which may have no byte left of its quota.
+            btrfs::lift_limit(self.pool.as_fd(), qgroup_of(instance), self.quota)
+                .map_err(|source| Error::os(format!("lift the quota of {instance}"), source))?;
+        }
         self.destroy(&self.roots, &instance.to_string())?;
         self.collect_qgroups()
     }
 
     fn pool(&self) -> Result<PoolUsage> {
-        let found =
-            fstatvfs(&self.pool).map_err(|errno| Error::os("read the size of the pool", errno.into()))?;
+        let found = fstatvfs(&self.pool).map_err(|errno| Error::os("read the size of the pool", errno.into()))?;
         let unit = found.fragment_size();
         let (size, free) = (found.blocks() * unit, found.blocks_free() * unit);
         Ok(PoolUsage { size_bytes: size, used_bytes: size.saturating_sub(free) })

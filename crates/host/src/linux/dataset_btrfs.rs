@@ -174,14 +174,8 @@ pub(super) fn create(dir: &File, name: &str) -> io::Result<()> {
 
 /// Makes a writable snapshot of `source` as `name` in `dir`, born a member of quota group `qgroup`.
 pub(super) fn snapshot(source: &File, dir: &File, name: &str, qgroup: u64) -> io::Result<()> {
-    let inherit = Inherit {
-        flags: 0,
-        num_qgroups: 1,
-        num_ref_copies: 0,
-        num_excl_copies: 0,
-        limit: Limit::default(),
-        qgroup,
-    };
+    let inherit =
+        Inherit { flags: 0, num_qgroups: 1, num_ref_copies: 0, num_excl_copies: 0, limit: Limit::default(), qgroup };
     let mut args = vol_args(name)?;
     args.fd = i64::from(source.as_raw_fd());
     args.flags = SUBVOL_QGROUP_INHERIT;
@@ -285,6 +279,15 @@ pub(super) fn limit_qgroup(pool: BorrowedFd<'_>, qgroup: u64, bytes: u64, mode: 
     Ok(())
 }
 
+/// Takes the limit off a quota group; one that is gone has none.
+pub(super) fn lift_limit(pool: BorrowedFd<'_>, qgroup: u64, mode: QuotaMode) -> io::Result<()> {
+    // The largest number is how the kernel is told "none".
+    match limit_qgroup(pool, qgroup, u64::MAX, mode) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+        other => other,
+    }
+}
+
 /// Quota groups of one level, each with the bytes counted to it alone.
 pub(super) fn qgroups(pool: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
     let mut found = Vec::new();
@@ -301,15 +304,8 @@ fn vol_args(name: &str) -> io::Result<Box<VolArgs>> {
     if name.len() > NAME_MAX || OsStr::new(name).as_bytes().contains(&0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut args = Box::new(VolArgs {
-        fd: 0,
-        transid: 0,
-        flags: 0,
-        inherit_size: 0,
-        inherit: 0,
-        unused: [0; 2],
-        name: [0; 4040],
-    });
+    let mut args =
+        Box::new(VolArgs { fd: 0, transid: 0, flags: 0, inherit_size: 0, inherit: 0, unused: [0; 2], name: [0; 4040] });
     args.name[..name.len()].copy_from_slice(name.as_bytes());
     Ok(args)
 }
@@ -328,12 +324,7 @@ fn search(dir: BorrowedFd<'_>, tree: u64, from: (u64, u32), to: (u64, u32)) -> i
 }
 
 /// Items from key `from` to key `to`; all of one objectid and type, so that the next key is one more in the offset.
-fn search_range(
-    dir: BorrowedFd<'_>,
-    tree: u64,
-    from: (u64, u32, u64),
-    to: (u64, u32, u64),
-) -> io::Result<Vec<Item>> {
+fn search_range(dir: BorrowedFd<'_>, tree: u64, from: (u64, u32, u64), to: (u64, u32, u64)) -> io::Result<Vec<Item>> {
     let mut items = Vec::new();
     let mut key = SearchKey {
         tree,

@@ -74,9 +74,8 @@ impl LinuxFilters {
         let ask = |family| Message::new(GETTABLE, 0, &[family, 0, 0, 0]).text(TABLE_NAME, &self.table);
         let doing = || format!("look at nftables table `{}`", self.table);
         let mut handles = Vec::new();
-        for answer in socket
-            .batch(vec![ask(NFPROTO_BRIDGE), ask(NFPROTO_INET)])
-            .map_err(|refusal| refusal.doing(doing()))?
+        for answer in
+            socket.batch(vec![ask(NFPROTO_BRIDGE), ask(NFPROTO_INET)]).map_err(|refusal| refusal.doing(doing()))?
         {
             let payloads = match answer {
                 Err(Refusal { errno: Errno::ENOENT, .. }) => return Ok(None),
@@ -118,9 +117,7 @@ impl LinuxFilters {
             .text(ELEM_LIST_SET, set);
         message.nest(ELEM_LIST_ELEMENTS, &[], |list| {
             keys.fold(list, |list, key| {
-                list.nest(LIST_ELEM, &[], |element| {
-                    element.nest(SET_ELEM_KEY, &[], |data| data.attr(DATA_VALUE, &key))
-                })
+                list.nest(LIST_ELEM, &[], |element| element.nest(SET_ELEM_KEY, &[], |data| data.attr(DATA_VALUE, &key)))
             })
         })
     }

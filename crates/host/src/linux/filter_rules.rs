@@ -232,7 +232,8 @@ mod tests {
             nat,
         };
         FilterSet {
-            nics: [(MacAddr::from_suffix(1), nic(&["10.88.0.5", "10.88.0.6"])), (MacAddr::from_suffix(2), nic(&[]))].into(),
+            nics: [(MacAddr::from_suffix(1), nic(&["10.88.0.5", "10.88.0.6"])), (MacAddr::from_suffix(2), nic(&[]))]
+                .into(),
             bridges: [
                 ("nb-ext".to_owned(), bridge("10.88.0.0/16", Some("10.88.0.1"), true)),
                 ("nb-priv".to_owned(), bridge("192.168.128.0/22", None, false)),

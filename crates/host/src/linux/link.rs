@@ -63,9 +63,8 @@ impl LinuxLinks {
             mac: plan.nic.mac,
             mtu: u32::from(plan.nic.mtu),
         };
-        let dressed = || {
-            vec![wire::new_nic(&new), wire::dress_port(&host_name, &alias_of(instance)), wire::get_link(&host_name)]
-        };
+        let dressed =
+            || vec![wire::new_nic(&new), wire::dress_port(&host_name, &alias_of(instance)), wire::get_link(&host_name)];
         let mut answers = host.batch(dressed()).map_err(|refusal| refusal.doing(doing()))?;
         if let Some(Err(Refusal { errno: Errno::EEXIST, .. })) = answers.first() {
             // Left by another life of this zone, whose namespace may be going still.
@@ -189,7 +188,9 @@ impl Links for LinuxLinks {
         }
         let wanted = network.host_address.map(|address| with_prefix(address, network.subnet)).transpose()?;
         let held: Vec<Ipv4Net> = addresses(&mut host, bridge.index)?;
-        changes.extend(held.iter().filter(|net| Some(**net) != wanted).map(|net| wire::delete_address(bridge.index, *net)));
+        changes.extend(
+            held.iter().filter(|net| Some(**net) != wanted).map(|net| wire::delete_address(bridge.index, *net)),
+        );
         changes.extend(wanted.filter(|net| !held.contains(net)).map(|net| wire::add_address(bridge.index, net)));
         if !bridge.up {
             changes.push(wire::set_up(bridge.index));
@@ -360,17 +361,15 @@ fn wanted_routes(setup: &NetworkSetup, index_of: &BTreeMap<String, u32>) -> Resu
 }
 
 fn with_prefix(address: Ipv4Addr, subnet: Ipv4Net) -> Result<Ipv4Net> {
-    Ipv4Net::new(address, subnet.prefix_len()).map_err(|source| Error::Refused {
-        what: format!("host address {address}"),
-        why: source.to_string(),
-    })
+    Ipv4Net::new(address, subnet.prefix_len())
+        .map_err(|source| Error::Refused { what: format!("host address {address}"), why: source.to_string() })
 }
 
 /// An Ethernet address for a bridge that is the same after every boot: locally administered, from its name's checksum.
 fn bridge_mac(name: &str) -> MacAddr {
-    let sum = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let [_, _, _, a, b, c, d, e] = sum.to_be_bytes();
     MacAddr([0x02, a, b, c, d, e])
 }

@@ -160,7 +160,8 @@ pub(super) fn new_bridge(name: &str, mac: MacAddr, mtu: u32) -> Message {
         })
 }
 
-/// Makes a NIC: the host's end a port of its bridge and still down, the other end in the zone's namespace and up.
+/// Makes a NIC: the host's end a port of its bridge, the other end in the zone's namespace, both down (the kernel cannot
+/// bring up an end that is not yet one of a pair).
 pub(super) fn new_nic(nic: &NewNic<'_>) -> Message {
     Message::new(RTM_NEWLINK, flag::CREATE | flag::EXCL, &link_header(0, 0, 0))
         .text(IFLA_IFNAME, nic.host_name)
@@ -168,7 +169,7 @@ pub(super) fn new_nic(nic: &NewNic<'_>) -> Message {
         .attr(IFLA_MASTER, &nic.bridge.to_ne_bytes())
         .nest(IFLA_LINKINFO, &[], |info| {
             info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &[], |data| {
-                data.nest(VETH_INFO_PEER, &link_header(0, IFF_UP, IFF_UP), |peer| {
+                data.nest(VETH_INFO_PEER, &link_header(0, 0, 0), |peer| {
                     peer.text(IFLA_IFNAME, nic.inner_name)
                         .attr(IFLA_ADDRESS, &nic.mac.0)
                         .attr(IFLA_MTU, &nic.mtu.to_ne_bytes())
@@ -265,11 +266,8 @@ pub(super) fn delete_route(gone: &Route) -> Message {
 /// Reads an answer to [`get_links`] or [`get_link`].
 pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
     let header = payload.get(..16)?;
-    let mut link = Link {
-        index: number_of(&header[4..]),
-        up: number_of(&header[8..]) & IFF_UP != 0,
-        ..Link::default()
-    };
+    let mut link =
+        Link { index: number_of(&header[4..]), up: number_of(&header[8..]) & IFF_UP != 0, ..Link::default() };
     for (kind, value) in attrs(&payload[16..]) {
         match kind {
             IFLA_IFNAME => link.name = text_of(value),

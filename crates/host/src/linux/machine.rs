@@ -1,10 +1,6 @@
 //! What the machine says of itself, read from `/proc` and the pool.
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use base::clock::Clock;
 use model::{server::Hardware, time::Timestamp, unit::Mib};
@@ -66,7 +62,8 @@ impl Machine for LinuxMachine {
 
 /// Memory the kernel can use, from the text of `/proc/meminfo`.
 fn memory(meminfo: &str) -> Mib {
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let total =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     Mib(total.unwrap_or(0_u64) / 1024)
 }
 

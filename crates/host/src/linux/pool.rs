@@ -13,7 +13,7 @@ use std::{
         fd::AsRawFd,
         unix::{
             ffi::OsStrExt,
-            fs::{DirBuilderExt, MetadataExt},
+            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
         },
     },
     path::{Path, PathBuf},
@@ -91,15 +91,17 @@ pub fn ensure(config: &PoolConfig) -> Result<()> {
             make_file(path, *size)?;
             // Held until it is mounted: a loop device that nobody uses detaches itself.
             let (_held, device) = attach_loop(path)?;
-            mount_at(&device, dir)
+            mount_at(&device, dir)?;
+            close(dir)
         }
         Backing::Device(device) => match mount_at(device, dir) {
             Err(Error::Os { source, .. }) if source.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 // Refuses by itself when the disk holds anything it knows.
                 format(device)?;
-                mount_at(device, dir)
+                mount_at(device, dir)?;
+                close(dir)
             }
-            other => other,
+            other => other.and_then(|()| close(dir)),
         },
         Backing::Directory => unreachable!("answered above"),
     }
@@ -156,6 +158,12 @@ fn format(target: &Path) -> Result<()> {
     let mut arguments: Vec<&std::ffi::OsStr> = options.iter().map(std::ffi::OsStr::new).collect();
     arguments.push(target.as_os_str());
     command::run("mkfs.btrfs", &arguments, "").map(drop)
+}
+
+/// Lets nobody but root into the pool: what tenants keep in their roots is theirs.
+fn close(dir: &Path) -> Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        .map_err(|source| Error::os(format!("close `{}`", dir.display()), source))
 }
 
 fn mount_at(device: &Path, dir: &Path) -> Result<()> {

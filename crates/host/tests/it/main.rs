@@ -4,4 +4,6 @@
 
 #![expect(unsafe_code, reason = "raw system calls are what some walls are tried with")]
 
+mod dataset;
+mod net;
 mod zone;

@@ -1,0 +1,179 @@
+//! A host, zones and an outside, each a network namespace of its own: nothing here touches the machine's network.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use host::{
+    filter::{BridgeFilter, FilterSet, Filters, NicFilter},
+    link::{LinkNames, Links, NetworkSetup},
+    linux::{filter::LinuxFilters, link::LinuxLinks},
+};
+use ipnet::Ipv4Net;
+use model::{
+    id::{InstanceId, MacAddr, NetworkId},
+    target::{NetworkTarget, NicTarget},
+};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// How long something may take that shall happen.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to look for something that shall not happen and leaves no other sign: a connection that is dropped.
+pub(super) const SILENCE: Duration = Duration::from_millis(300);
+
+/// Runs `test` as on a host whose network is empty.
+pub(super) fn in_host<R: Send>(test: impl FnOnce() -> R + Send) -> R {
+    assert!(nix::unistd::geteuid().is_root(), "the kernel tier needs root: it makes network namespaces");
+    thread::scope(|scope| {
+        let host = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            run(&["ip", "link", "set", "lo", "up"]);
+            test()
+        });
+        host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A network namespace that lives as long as the value.
+pub(super) struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    pub(super) fn new() -> Self {
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            File::open("/proc/thread-self/ns/net").expect("its file")
+        });
+        Self { file: file.join().expect("it was made") }
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// Runs `inside` there.
+    pub(super) fn enter<R: Send>(&self, inside: impl FnOnce() -> R + Send) -> R {
+        thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).expect("it can be entered");
+                inside()
+            });
+            there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs a command there and returns what it wrote.
+    pub(super) fn run(&self, command: &[&str]) -> String {
+        self.enter(|| run(command))
+    }
+}
+
+/// Runs a command in this thread's namespace and returns what it wrote.
+#[expect(clippy::disallowed_types, reason = "a test plays a person at the machine")]
+pub(super) fn run(command: &[&str]) -> String {
+    let done = Command::new(command[0]).args(&command[1..]).output().expect("the command is installed");
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).expect("plain text")
+}
+
+/// Packets a named counter of ours has seen.
+pub(super) fn counted(family: &str, counter: &str) -> u64 {
+    let text = run(&["nft", "list", "counter", family, "neso", counter]);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "packets").expect("a counter of packets");
+    words[at + 1].parse().expect("a number")
+}
+
+pub(super) fn network(tag: &str, subnet: &str) -> NetworkTarget {
+    let subnet: Ipv4Net = subnet.parse().expect("a subnet");
+    NetworkTarget {
+        nic_tag: tag.to_owned(),
+        vlan: 0,
+        subnet,
+        host_address: subnet.hosts().next(),
+        nat: false,
+        mtu: 1500,
+    }
+}
+
+pub(super) fn nic(suffix: u32, interface: &str, address: &str) -> NicTarget {
+    let address: Ipv4Net = address.parse().expect("an address with its prefix");
+    NicTarget {
+        mac: MacAddr::from_suffix(suffix),
+        interface: interface.to_owned(),
+        network: NetworkId::random(),
+        address,
+        gateway: address.hosts().next(),
+        primary: interface == "eth0",
+        mtu: 1500,
+    }
+}
+
+/// A host with links and filters, and zones on it.
+pub(super) struct Site {
+    pub(super) links: LinuxLinks,
+    pub(super) filters: LinuxFilters,
+    pub(super) set: FilterSet,
+    macs: u32,
+}
+
+/// A zone with one NIC.
+pub(super) struct Zone {
+    pub(super) namespace: Namespace,
+    pub(super) mac: MacAddr,
+    pub(super) address: Ipv4Addr,
+}
+
+impl Site {
+    pub(super) fn new() -> Self {
+        let names = LinkNames::default();
+        let filters = LinuxFilters::new("neso", names.clone());
+        Self { links: LinuxLinks::new(names), filters, set: FilterSet::default(), macs: 0 }
+    }
+
+    /// Makes a bridge and its filters.
+    pub(super) fn bridge(&mut self, network: &NetworkTarget) {
+        let name = self.links.ensure_bridge(network).expect("a bridge");
+        let filter = BridgeFilter { subnet: network.subnet, host_address: network.host_address, nat: network.nat };
+        self.set.bridges.insert(name, filter);
+        self.filters.apply(&self.set).expect("filters");
+    }
+
+    /// Makes a zone with one NIC, filtered.
+    pub(super) fn zone(&mut self, network: &NetworkTarget) -> Zone {
+        let zone = self.unfiltered_zone(network);
+        let filter = NicFilter { instance: InstanceId::random(), addresses: vec![zone.address] };
+        self.set.nics.insert(zone.mac, filter);
+        self.filters.apply(&self.set).expect("filters");
+        zone
+    }
+
+    /// Makes a zone with one NIC that no filter knows.
+    pub(super) fn unfiltered_zone(&mut self, network: &NetworkTarget) -> Zone {
+        self.macs += 1;
+        let address = network.subnet.hosts().nth(self.macs as usize + 8).expect("the subnet is large enough");
+        let nic = nic(self.macs, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        let (namespace, mac) = (Namespace::new(), nic.mac);
+        let setup = NetworkSetup { nics: vec![(nic, network.clone())], routes: Default::default() };
+        self.links.attach(InstanceId::random(), &namespace.path(), &setup).expect("a NIC");
+        Zone { namespace, mac, address }
+    }
+}
+
+/// Listens on every address of this namespace.
+pub(super) fn listen() -> TcpListener {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port")
+}
+
+/// Whether a connection from this namespace comes about, waiting `patience`.
+pub(super) fn connects(to: SocketAddr, patience: Duration) -> bool {
+    TcpStream::connect_timeout(&to, patience).is_ok()
+}
