@@ -229,6 +229,9 @@ impl Settings {
             ));
         }
         name_is_plain("kernel.nft_table", &kernel.nft_table, 32)?;
+        if kernel.nft_table.contains('-') {
+            return Err(format!("kernel.nft_table must not have `-` in it, but `{}` does", kernel.nft_table));
+        }
         name_is_plain("kernel.cgroup", &kernel.cgroup, 64)?;
         if !kernel.id_base.is_multiple_of(ID_RANGE) || kernel.id_base == 0 {
             return Err(format!("kernel.id_base must be a multiple of {ID_RANGE} above 0, not {}", kernel.id_base));
@@ -387,7 +390,7 @@ impl Choice {
             node_link,
             ops,
             link_prefix: link_prefix(hash),
-            nft_table: format!("neso-{tag}"),
+            nft_table: format!("neso_{tag}"),
             cgroup: format!("neso-{tag}"),
             id_base: ID_BASE + u32::try_from(hash % 240).unwrap_or(0) * ZONES_PER_ROOT * ID_RANGE,
             id_ranges: Some(ZONES_PER_ROOT),

@@ -7,6 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Redraws of a spinner.
 const TICK: Duration = Duration::from_millis(120);
 
+/// Characters of what a step says it does; tools are talkative.
+const DETAIL_MAX: usize = 80;
+
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -79,6 +82,7 @@ pub(crate) struct Step {
 impl Step {
     /// Changes what the step says it does.
     pub(crate) fn say(&self, detail: &str) {
+        let detail: String = detail.chars().take(DETAIL_MAX).collect();
         match &self.bar {
             Some(bar) => bar.set_message(format!("{}: {detail}", self.what)),
             None if self.mode == Mode::Lines => eprintln!("    {}: {detail}", self.what),

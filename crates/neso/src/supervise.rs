@@ -99,6 +99,8 @@ impl Keeper {
 
     /// Waits for the child's end, or ends it at shutdown.
     async fn watch(&self, mut child: Child) {
+        // Held as long as the child is watched: waiting for a child would close it, and that tells the child to end.
+        let _input = child.stdin.take();
         tracing::info!(process = self.name, pid = child.id(), "started");
         tokio::select! {
             ended = child.wait() => {

@@ -369,7 +369,7 @@ impl Tenant {
         let signer = Signer::find(&profile.key_id, &environment).await?;
         let origin = PathBuf::from(&signer.origin);
         let key_file = origin.is_file().then_some(origin);
-        Ok(Self { client: Client::new(&profile, signer, now_ms)?, key_file })
+        Ok(Self { client: Client::new(&profile, signer, now)?, key_file })
     }
 
     /// The tenant `neso up` made, with its key and the datacenter's own authority.
@@ -384,7 +384,7 @@ impl Tenant {
             ca_file: Some(settings.paths.operator.join("ca.pem")),
         };
         let signer = Signer::from_file(&key.path)?;
-        Ok(Self { client: Client::new(&profile, signer, now_ms)?, key_file: Some(key.path.clone()) })
+        Ok(Self { client: Client::new(&profile, signer, now)?, key_file: Some(key.path.clone()) })
     }
 
     /// An instance, if it is still there.
@@ -504,8 +504,9 @@ fn only<T>(what: &str, wanted: &str, mut fitting: impl Iterator<Item = T>) -> Ou
     }
 }
 
-fn now_ms() -> i64 {
-    SystemClock.now_ms()
+/// Seconds since the epoch: what signatures carry.
+fn now() -> i64 {
+    SystemClock.now_ms() / 1_000
 }
 
 #[cfg(test)]

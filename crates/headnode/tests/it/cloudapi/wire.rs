@@ -25,8 +25,16 @@ async fn every_answer_has_the_standard_headers() {
     let stage = Stage::new().await;
     let answer = stage.get(Who::Ana, "/my/packages").await;
     for name in [
-        "date", "api-version", "request-id", "x-request-id", "response-time", "content-md5", "content-length", "server",
-        "access-control-allow-origin", "content-type",
+        "date",
+        "api-version",
+        "request-id",
+        "x-request-id",
+        "response-time",
+        "content-md5",
+        "content-length",
+        "server",
+        "access-control-allow-origin",
+        "content-type",
     ] {
         assert!(answer.header(name).is_some(), "{name}");
     }
@@ -136,10 +144,25 @@ async fn lists_are_filtered_and_paged() {
     stage.running("two").await;
     stage.ask(Who::Ana, Method::POST, &format!("/my/machines/{one}/tags"), json!({"role": "web", "n": 1})).await;
     for (query, count) in [
-        ("", 2), ("?name=one", 1), ("?name=three", 0), ("?state=running", 2), ("?state=stopped", 0),
-        ("?state=provisioning", 2), ("?tag.role=web", 1), ("?tag.n=1", 1), ("?tag.role=db", 0), ("?tags=*", 1),
-        ("?type=smartmachine", 2), ("?type=virtualmachine", 0), ("?brand=lx", 2), ("?brand=bhyve", 0),
-        ("?docker=true", 0), ("?memory=128", 2), ("?memory=129", 0), ("?limit=1", 1), ("?limit=1&offset=1", 1),
+        ("", 2),
+        ("?name=one", 1),
+        ("?name=three", 0),
+        ("?state=running", 2),
+        ("?state=stopped", 0),
+        ("?state=provisioning", 2),
+        ("?tag.role=web", 1),
+        ("?tag.n=1", 1),
+        ("?tag.role=db", 0),
+        ("?tags=*", 1),
+        ("?type=smartmachine", 2),
+        ("?type=virtualmachine", 0),
+        ("?brand=lx", 2),
+        ("?brand=bhyve", 0),
+        ("?docker=true", 0),
+        ("?memory=128", 2),
+        ("?memory=129", 0),
+        ("?limit=1", 1),
+        ("?limit=1&offset=1", 1),
         ("?offset=2", 0),
     ] {
         let answer = stage.get(Who::Ana, &format!("/my/machines{query}")).await;
@@ -154,7 +177,8 @@ async fn tags_metadata_and_nics() {
     let stage = Stage::new().await;
     let id = stage.running("web").await;
     let machine = format!("/my/machines/{id}");
-    let tags = stage.ask(Who::Ana, Method::POST, &format!("{machine}/tags"), json!({"a": "b", "n": 1, "t": true})).await;
+    let tags =
+        stage.ask(Who::Ana, Method::POST, &format!("{machine}/tags"), json!({"a": "b", "n": 1, "t": true})).await;
     assert_eq!(tags.json(), json!({"a": "b", "n": 1, "t": true}));
     assert_eq!(stage.get(Who::Ana, &format!("{machine}/tags/a")).await.body, "\"b\"");
     let plain = [("accept", "text/plain")];
