@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
-use host::zone::Zones;
+use host::{linux::zone::LinuxZones, zone::Zones};
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use super::site::{Site, hierarchies, until};
@@ -29,7 +29,7 @@ fn traces() -> BTreeSet<String> {
 }
 
 /// Traces of one site alone; others run at the same time.
-pub fn traces_of(site: &Site) -> BTreeSet<String> {
+pub(super) fn traces_of(site: &Site) -> BTreeSet<String> {
     let (directory, parent) = (site.directory.path().display().to_string(), format!("{}/", site.config().cgroup_parent));
     traces().into_iter().filter(|trace| trace.contains(&directory) || trace.contains(&parent)).collect()
 }
@@ -141,4 +141,22 @@ fn a_reboot_of_the_machine_leaves_pins_that_are_made_anew() {
     }
     assert!(site.zones().start(&spec).is_err());
     assert!(site.run(&spec).running);
+}
+
+#[test]
+fn two_agents_that_start_one_zone_get_one_zone() {
+    let site = Site::new();
+    let other = LinuxZones::new(site.config()).expect("another agent");
+    let spec = site.spec("twice", RUNS);
+    site.zones().prepare(spec.instance, spec.ids).expect("prepare");
+    let started = std::thread::scope(|scope| {
+        let attempts = [site.zones(), &other].map(|zones| scope.spawn(|| zones.start(&spec)));
+        attempts.map(|attempt| attempt.join().expect("no panic")).into_iter().filter_map(Result::ok).collect::<Vec<_>>()
+    });
+    assert!(!started.is_empty());
+    let now = site.zones().status(spec.instance).expect("status");
+    assert!(now.running);
+    for seen in started {
+        assert_eq!(seen.pid, now.pid);
+    }
 }

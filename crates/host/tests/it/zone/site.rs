@@ -18,18 +18,18 @@ use model::{
 };
 
 /// How long anything here may take on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-pub struct Site {
-    pub directory: tempfile::TempDir,
-    pub zones: Option<LinuxZones>,
+pub(super) struct Site {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) zones: Option<LinuxZones>,
     number: u32,
 }
 
 impl Site {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the kernel tier of these tests needs root");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::Builder::new().prefix("neso-zones-").tempdir_in("/var/tmp").expect("a directory");
@@ -38,7 +38,7 @@ impl Site {
         site
     }
 
-    pub fn config(&self) -> ZonesConfig {
+    pub(super) fn config(&self) -> ZonesConfig {
         ZonesConfig {
             run_dir: self.directory.path().join("run"),
             log_dir: self.directory.path().join("log"),
@@ -48,17 +48,17 @@ impl Site {
     }
 
     /// Drops the agent's handle, as its death would, and opens another.
-    pub fn agent_starts(&mut self) {
+    pub(super) fn agent_starts(&mut self) {
         self.zones = None;
         self.zones = Some(LinuxZones::new(self.config()).expect("this machine can hold zones"));
     }
 
-    pub fn zones(&self) -> &LinuxZones {
+    pub(super) fn zones(&self) -> &LinuxZones {
         self.zones.as_ref().expect("an agent runs")
     }
 
     /// A root of busybox and nothing else.
-    pub fn root(&self, name: &str) -> PathBuf {
+    pub(super) fn root(&self, name: &str) -> PathBuf {
         let root = self.directory.path().join("roots").join(name);
         for directory in ["bin", "sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root"] {
             fs::create_dir_all(root.join(directory)).expect("make a directory");
@@ -72,7 +72,7 @@ impl Site {
     }
 
     /// A specification that runs `script` as init.
-    pub fn spec(&self, name: &str, script: &str) -> ZoneSpec {
+    pub(super) fn spec(&self, name: &str, script: &str) -> ZoneSpec {
         let control_dir = self.directory.path().join("control").join(name);
         fs::create_dir_all(&control_dir).expect("make the control directory");
         ZoneSpec {
@@ -89,28 +89,28 @@ impl Site {
     }
 
     /// Prepares and starts.
-    pub fn run(&self, spec: &ZoneSpec) -> ZoneStatus {
+    pub(super) fn run(&self, spec: &ZoneSpec) -> ZoneStatus {
         self.zones().prepare(spec.instance, spec.ids).expect("prepare");
         self.zones().start(spec).expect("start")
     }
 
     /// Runs a script as init to its end and returns what it wrote to its console.
-    pub fn output(&self, spec: &ZoneSpec) -> String {
+    pub(super) fn output(&self, spec: &ZoneSpec) -> String {
         self.run(spec);
         self.until_ended(spec.instance);
         self.console(spec.instance)
     }
 
-    pub fn console(&self, instance: InstanceId) -> String {
+    pub(super) fn console(&self, instance: InstanceId) -> String {
         let bytes = self.zones().console_log(instance, 1 << 20).expect("console");
         String::from_utf8_lossy(&bytes).replace('\r', "")
     }
 
-    pub fn until_ended(&self, instance: InstanceId) -> ZoneStatus {
+    pub(super) fn until_ended(&self, instance: InstanceId) -> ZoneStatus {
         until("the zone ends", || self.zones().status(instance).ok().filter(|status| status.exit.is_some()))
     }
 
-    pub fn until_console_says(&self, instance: InstanceId, what: &str) -> String {
+    pub(super) fn until_console_says(&self, instance: InstanceId, what: &str) -> String {
         until(&format!("the console says {what}"), || {
             let text = self.console(instance);
             text.contains(what).then_some(text)
@@ -118,7 +118,7 @@ impl Site {
     }
 
     /// The zone's group in each hierarchy that has it.
-    pub fn groups(&self, instance: InstanceId) -> Vec<PathBuf> {
+    pub(super) fn groups(&self, instance: InstanceId) -> Vec<PathBuf> {
         let below = Path::new(&self.config().cgroup_parent).join(format!("zone-{instance}"));
         hierarchies().into_iter().map(|root| root.join(&below)).filter(|group| group.exists()).collect()
     }
@@ -137,7 +137,7 @@ impl Drop for Site {
     }
 }
 
-pub fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         memory: Mib(64),
         swap: Mib(64),
@@ -149,7 +149,7 @@ pub fn limits() -> Limits {
 }
 
 /// Mount points of every control group hierarchy.
-pub fn hierarchies() -> Vec<PathBuf> {
+pub(super) fn hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     let mut found: Vec<PathBuf> = mounts
         .lines()
@@ -164,7 +164,7 @@ pub fn hierarchies() -> Vec<PathBuf> {
 }
 
 /// Waits for a condition.
-pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(super) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = condition() {

@@ -33,7 +33,7 @@ use std::{
 use model::target::Exit;
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
+    fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -117,6 +117,8 @@ struct Place {
     user_ns: OwnedFd,
     net_ns: OwnedFd,
     _kept: Vec<File>,
+    /// Held until this process ends.
+    _sole: Flock<File>,
 }
 
 impl Place {
@@ -125,6 +127,9 @@ impl Place {
             File::open(path).map_err(|source| Error::os(format!("open `{}`", path.display()), source))
         };
         let directory = open(zone.path())?;
+        // An agent that was killed between starting a supervisor and hearing from it is followed by one that starts another.
+        let sole = Flock::lock(directory.try_clone().map_err(|source| Error::os("hold the zone", source))?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| Error::os("be the zone's only supervisor", error.into()))?;
         let logs = open(&orders.log_dir)?;
         let (user_ns, net_ns) = (open(&zone.user_ns())?, open(&zone.net_ns())?);
         let mut kept = Vec::new();
@@ -151,7 +156,7 @@ impl Place {
         kept.push(directory);
         let log_name = console_name(orders.spec.instance);
         let (user_ns, net_ns) = (user_ns.into(), net_ns.into());
-        let place = Self { zone: held, logs, log_name, group, user_ns, net_ns, _kept: kept };
+        let place = Self { zone: held, logs, log_name, group, user_ns, net_ns, _kept: kept, _sole: sole };
         let ready = place.group.apply(&orders.spec.limits).and_then(|()| tree::enter(zone, &orders.spec, &place.user_ns));
         if ready.is_err() {
             let _ = place.group.remove();
