@@ -72,8 +72,10 @@ struct Running {
 impl Datacenter {
     /// A datacenter ready for tenants: account, packages, networks, image and machine are there, headnode and agent run.
     pub async fn start(seed: u64) -> Result<Self, control::Error> {
-        let directory = tempfile::tempdir()
-            .map_err(|source| control::Error::File { operation: "make a directory for a simulation".to_owned(), source })?;
+        let directory = tempfile::tempdir().map_err(|source| control::Error::File {
+            operation: "make a directory for a simulation".to_owned(),
+            source,
+        })?;
         let config = ControlConfig::new("sim", directory.path().join("images"));
         let clock = Arc::new(VirtualClock::new());
         let engine = Arc::new(Memory::new());
@@ -209,10 +211,7 @@ async fn start_headnode(
 }
 
 /// Makes what tenants need.
-async fn furnish(
-    control: &Control,
-    server: ServerId,
-) -> Result<(AccountId, ImageId, Vec<NetworkId>), control::Error> {
+async fn furnish(control: &Control, server: ServerId) -> Result<(AccountId, ImageId, Vec<NetworkId>), control::Error> {
     let new = accounts::NewAccount { login: "tenant".to_owned(), ..accounts::NewAccount::default() };
     let account = accounts::create(control, new).await?.id;
     for (name, size) in PACKAGES.into_iter().zip(1u64..) {

@@ -14,9 +14,8 @@ use crate::datacenter::{Datacenter, files_in};
 
 /// What is wrong right now, in words; empty when nothing is.
 pub fn at_every_tick(datacenter: &Datacenter) -> Vec<String> {
-    let mut wrong = std::mem::take(
-        &mut *datacenter.cable.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-    );
+    let mut wrong =
+        std::mem::take(&mut *datacenter.cable.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     wrong.extend(shared_on_the_machine(datacenter));
     wrong.extend(shared_in_the_records(datacenter));
     wrong.extend(left_of_the_deleted(datacenter));

@@ -146,8 +146,7 @@ impl HeadnodeLink for SimLink {
             };
             let file = self.cable.answer("fetch an image", read).await?;
             let pieces: Vec<_> = file.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
-            let chunks: Box<dyn Chunks> =
-                Box::new(Pieces { cable: self.cable.clone(), left: pieces.into_iter() });
+            let chunks: Box<dyn Chunks> = Box::new(Pieces { cable: self.cable.clone(), left: pieces.into_iter() });
             Ok(chunks)
         }))
     }

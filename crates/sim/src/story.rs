@@ -3,10 +3,7 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use control::{Error, Scope, instances, tables::INSTANCES};
-use model::{
-    id::InstanceId,
-    instance::Caller,
-};
+use model::{id::InstanceId, instance::Caller};
 
 use crate::{
     Outcome,
@@ -90,7 +87,8 @@ struct Story {
 
 /// Plays the story of `seed` on a paused runtime.
 pub async fn play(seed: u64, steps: usize) -> Outcome {
-    let outcome = |tally, violations, diary: VecDeque<String>| Outcome { seed, steps, tally, violations, diary: diary.into() };
+    let outcome =
+        |tally, violations, diary: VecDeque<String>| Outcome { seed, steps, tally, violations, diary: diary.into() };
     let datacenter = match Datacenter::start(seed).await {
         Ok(datacenter) => datacenter,
         Err(error) => return outcome(Tally::default(), vec![base::errors::chain(&error)], VecDeque::new()),
@@ -130,12 +128,13 @@ impl Story {
         self.note("everything is deleted".to_owned());
         let mut wrong = self.delete_all().await;
         if wrong.is_empty() {
-            wrong = self.rest(|datacenter| {
-                let mut left = invariants::open(datacenter);
-                left.extend(invariants::leaks(datacenter));
-                left
-            })
-            .await;
+            wrong = self
+                .rest(|datacenter| {
+                    let mut left = invariants::open(datacenter);
+                    left.extend(invariants::leaks(datacenter));
+                    left
+                })
+                .await;
         }
         wrong
     }
@@ -269,7 +268,8 @@ impl Story {
             networks: choices.map(|network| instances::NetworkChoice { network, ip: None, primary: false }).collect(),
             ..instances::CreateInstance::default()
         };
-        let view = instances::create(&self.datacenter.control, &Caller::System, self.datacenter.account, request).await?;
+        let view =
+            instances::create(&self.datacenter.control, &Caller::System, self.datacenter.account, request).await?;
         self.tally.created += 1;
         self.note(format!("{} is asked for", view.instance.id));
         Ok(())
@@ -307,8 +307,7 @@ impl Story {
 
     fn present(&self) -> Vec<InstanceId> {
         let snapshot = self.datacenter.control.snapshot();
-        let mut present: Vec<_> =
-            snapshot.scan(&INSTANCES).filter(|instance| instance.deleted_at.is_none()).collect();
+        let mut present: Vec<_> = snapshot.scan(&INSTANCES).filter(|instance| instance.deleted_at.is_none()).collect();
         // Ids are drawn outside the seed: by age, the choice is the seed's.
         present.sort_by_key(|instance| instance.created_at);
         present.iter().map(|instance| instance.id).collect()

@@ -1,5 +1,7 @@
 //! The protocol: what both sides write is what the other reads, and no line can hurt the server.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 use mdata::{
     Answer, Command, Frame, FrameError,
     client::{self, AnswerV1},

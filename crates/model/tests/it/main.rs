@@ -1,3 +1,5 @@
 //! Properties of the model's rules.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 mod diff;

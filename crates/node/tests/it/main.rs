@@ -1,5 +1,7 @@
 //! The agent over a machine in memory and a headnode in memory: everything but the kernel is real.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 mod faults;
 mod guests;
 mod killed;
