@@ -7,6 +7,8 @@
 //!
 //! The supervisor's side is [`supervisor`]: the same binary, called with another first word.
 
+#![expect(clippy::disallowed_types, reason = "this is the crate that runs commands: a supervisor must outlive its parent")]
+
 mod cgroup;
 mod console;
 mod files;

@@ -47,7 +47,7 @@ fn a_zone_outlives_its_agent_and_is_found_again() {
     let started = site.run(&spec);
     site.agent_starts();
     let found = site.zones().list().expect("list");
-    assert_eq!(found, [started.clone()]);
+    assert_eq!(found.as_slice(), std::slice::from_ref(&started));
     let mut events = site.zones().events();
     let init = Pid::from_raw(i32::try_from(started.pid.expect("runs")).expect("a pid"));
     nix::sys::signal::kill(init, Signal::SIGKILL).expect("kill");

@@ -7,8 +7,7 @@ fn tried(name: &str, commands: &[&str]) -> String {
     let site = Site::new();
     let script: String =
         commands.iter().map(|command| format!("echo \"[{command}]\"; {command} 2>&1; echo \"= $?\"; ")).collect();
-    let text = site.output(&site.spec(name, &script));
-    text
+    site.output(&site.spec(name, &script))
 }
 
 fn succeeded(text: &str) -> usize {
@@ -75,6 +74,7 @@ fn a_device_file_of_the_image_does_not_work() {
 }
 
 #[test]
+#[expect(clippy::disallowed_types, reason = "`ldd` tells which libraries the probe needs")]
 fn system_calls_of_the_list_are_refused() {
     // The calls themselves, by a program of this test's own: see `calls`.
     let site = Site::new();
