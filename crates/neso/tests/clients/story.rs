@@ -1,0 +1,244 @@
+//! The story: what a tenant does on the first day, command by command.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::{
+    datacenter::Datacenter,
+    shape::{Kind, check},
+};
+
+/// Tells all of it.
+pub(crate) fn tell(dc: &Datacenter) {
+    looking_around(dc);
+    keys(dc);
+    let package = packages(dc);
+    let image = images(dc);
+    networks(dc);
+    let id = create(dc, &image, &package);
+    reading(dc, &id, &image, &package);
+    tags_and_metadata(dc, &id);
+    turning_off_and_on(dc, &id);
+    changing(dc, &id);
+    logging_in(dc);
+    deleting(dc, &id);
+}
+
+fn looking_around(dc: &Datacenter) {
+    dc.triton("profile list").good();
+    let info = dc.one("info -j");
+    check("info", &info, &[("login", Kind::Text), ("url", Kind::Text), ("totalInstances", Kind::Number)]);
+    let account = dc.one("account get -j");
+    check("account", &account, &[
+        ("id", Kind::Uuid),
+        ("login", Kind::Text),
+        ("email", Kind::Text),
+        ("created", Kind::Time),
+        ("updated", Kind::Time),
+        ("triton_cns_enabled?", Kind::Bool),
+    ]);
+    let datacenters = dc.json("datacenters -j");
+    assert_eq!(datacenters.len(), 1);
+    dc.triton("services").good();
+}
+
+fn keys(dc: &Datacenter) {
+    let before = dc.json("key list -j");
+    check("key", &before[0], &[("name", Kind::Text), ("fingerprint", Kind::Fingerprint), ("key", Kind::Text)]);
+    let file = dc.scratch().join("second.pub");
+    // A key nobody holds the other half of; only its public part is ever needed.
+    fs::write(&file, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXhEaD8D8cyXlbCw2PxsFXC21m9F9fHg9AObtFbI0HL second@example\n")
+        .expect("the root can be written");
+    dc.triton_with(&["key", "add", "-n", "second", &file.display().to_string()]).good();
+    assert_eq!(dc.json("key list -j").len(), before.len() + 1);
+    assert_eq!(dc.one("key get -j second")["name"], "second");
+    dc.triton_with(&["key", "add", "-n", "second", &file.display().to_string()]).refused("");
+    dc.triton("key delete -y second").good();
+    assert_eq!(dc.json("key list -j").len(), before.len());
+}
+
+fn packages(dc: &Datacenter) -> String {
+    let packages = dc.json("package list -j");
+    for package in &packages {
+        check("package", package, &[
+            ("id", Kind::Uuid),
+            ("name", Kind::Text),
+            ("memory", Kind::Number),
+            ("disk", Kind::Number),
+            ("swap", Kind::Number),
+            ("vcpus", Kind::Number),
+            ("lwps", Kind::Number),
+        ]);
+    }
+    let smallest = packages.iter().min_by_key(|package| package["memory"].as_u64()).expect("there are packages");
+    let name = smallest["name"].as_str().expect("a name");
+    assert_eq!(dc.one(&format!("package get -j {name}"))["id"], smallest["id"]);
+    name.to_owned()
+}
+
+fn images(dc: &Datacenter) -> String {
+    let images = dc.json("image list -j");
+    let minimal = images.iter().find(|image| image["name"] == "minimal").expect("the minimal image is there");
+    check("image", minimal, &[
+        ("id", Kind::Uuid),
+        ("owner", Kind::Uuid),
+        ("version", Kind::Text),
+        ("os", Kind::Text),
+        ("type", Kind::Text),
+        ("state", Kind::Text),
+        ("public", Kind::Bool),
+        ("published_at", Kind::Time),
+        ("requirements", Kind::Object),
+        ("files?", Kind::List),
+    ]);
+    assert_eq!((&minimal["type"], &minimal["state"]), (&json!("lx-dataset"), &json!("active")));
+    assert_eq!(dc.one("image get -j minimal")["id"], minimal["id"]);
+    dc.triton("image get nothing-like-this").refused("");
+    minimal["id"].as_str().expect("an id").to_owned()
+}
+
+fn networks(dc: &Datacenter) {
+    let networks = dc.json("network list -j");
+    for network in &networks {
+        check("network", network, &[("id", Kind::Uuid), ("name", Kind::Text), ("public", Kind::Bool)]);
+    }
+    let external = dc.one("network get -j external");
+    assert!(networks.iter().any(|network| network["id"] == external["id"]));
+    dc.triton("network ip list external").good();
+}
+
+fn create(dc: &Datacenter, image: &str, package: &str) -> String {
+    let created = dc.json(&format!(
+        "instance create -w -j -n story-{{{{shortId}}}} -t role=story -m motto=onward {image} {package}"
+    ));
+    let last = created.last().expect("create prints the instance");
+    assert_eq!(last["state"], "running", "{last}");
+    let id = last["id"].as_str().expect("an id").to_owned();
+    assert_eq!(last["name"], format!("story-{}", &id[..8]));
+    dc.triton(&format!("instance create -n bad {image} no-such-package")).refused("");
+    id
+}
+
+fn reading(dc: &Datacenter, id: &str, image: &str, package: &str) {
+    let machine = dc.one(&format!("instance get -j {}", &id[..8]));
+    check("machine", &machine, &[
+        ("id", Kind::Uuid),
+        ("name", Kind::Text),
+        ("type", Kind::Text),
+        ("brand", Kind::Text),
+        ("state", Kind::Text),
+        ("image", Kind::Uuid),
+        ("ips", Kind::List),
+        ("memory", Kind::Number),
+        ("disk", Kind::Number),
+        ("metadata", Kind::Object),
+        ("tags", Kind::Object),
+        ("created", Kind::Time),
+        ("updated", Kind::Time),
+        ("docker", Kind::Bool),
+        ("networks", Kind::List),
+        ("nics?", Kind::List),
+        ("primaryIp", Kind::Ip),
+        ("firewall_enabled", Kind::Bool),
+        ("deletion_protection", Kind::Bool),
+        ("compute_node", Kind::Uuid),
+        ("package", Kind::Text),
+        ("dns_names?", Kind::List),
+    ]);
+    assert_eq!((&machine["image"], &machine["package"]), (&json!(image), &json!(package)), "a package is named, not numbered");
+    assert_eq!((&machine["tags"]["role"], &machine["metadata"]["motto"]), (&json!("story"), &json!("onward")));
+    let listed = dc.json("instance list -j");
+    assert!(listed.iter().any(|other| other["id"] == id), "{listed:?}");
+    assert_eq!(dc.triton(&format!("instance ip {id}")).good().trim(), machine["primaryIp"].as_str().expect("an address"));
+    let nics = dc.json(&format!("instance nic list -j {id}"));
+    check("nic", &nics[0], &[
+        ("mac", Kind::Mac),
+        ("primary", Kind::Bool),
+        ("ip", Kind::Ip),
+        ("netmask", Kind::Ip),
+        ("state", Kind::Text),
+        ("network", Kind::Uuid),
+    ]);
+}
+
+fn tags_and_metadata(dc: &Datacenter, id: &str) {
+    dc.triton(&format!("instance tag set -w {id} color=green count=3 live=true")).good();
+    let tags = dc.one(&format!("instance tag list -j {id}"));
+    assert_eq!(tags, json!({"role": "story", "color": "green", "count": 3, "live": true}), "types are kept");
+    assert_eq!(dc.triton(&format!("instance tag get {id} color")).good().trim(), "green");
+    dc.triton(&format!("instance tag delete -w {id} count live")).good();
+    dc.triton(&format!("instance tag replace-all -w {id} only=this")).good();
+    assert_eq!(dc.one(&format!("instance tag list -j {id}")), json!({"only": "this"}));
+    dc.triton(&format!("instance metadata set -w {id} motto=upward")).good();
+    assert_eq!(dc.triton(&format!("instance metadata get {id} motto")).good().trim(), "upward");
+    dc.triton(&format!("instance metadata delete -w {id} motto")).good();
+    assert_eq!(dc.one(&format!("instance metadata list -j {id}")).get("motto"), None);
+}
+
+fn turning_off_and_on(dc: &Datacenter, id: &str) {
+    let state = |wanted: &str| assert_eq!(dc.one(&format!("instance get -j {id}"))["state"], wanted);
+    dc.triton(&format!("instance stop -w {id}")).good();
+    state("stopped");
+    dc.triton(&format!("instance start -w {id}")).good();
+    state("running");
+    dc.triton(&format!("instance reboot -w {id}")).good();
+    state("running");
+}
+
+fn changing(dc: &Datacenter, id: &str) {
+    let before = dc.one(&format!("instance get -j {id}"));
+    let packages = dc.json("package list -j");
+    let larger = packages
+        .iter()
+        .filter(|package| package["memory"].as_u64() > before["memory"].as_u64())
+        .min_by_key(|package| package["memory"].as_u64())
+        .expect("there is a larger package");
+    let name = larger["name"].as_str().expect("a name");
+    dc.triton(&format!("instance resize -w {id} {name}")).good();
+    let after = dc.one(&format!("instance get -j {id}"));
+    assert_eq!((&after["package"], &after["memory"]), (&larger["name"], &larger["memory"]));
+    dc.triton(&format!("instance rename -w {id} renamed")).good();
+    assert_eq!(dc.one("instance get -j renamed")["id"], id);
+    dc.triton("instance rename -w renamed no_such!name").refused("");
+}
+
+/// Into the first instance, which has sshd; the small one has none.
+fn logging_in(dc: &Datacenter) {
+    let Some(debian) = dc.json("instance list -j").into_iter().find(|machine| has_sshd(dc, machine)) else {
+        println!("skipped: triton ssh, because no image with sshd was built here");
+        return;
+    };
+    let id = debian["id"].as_str().expect("an id");
+    let options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"];
+    let mut arguments = vec!["instance", "ssh", id];
+    arguments.extend(options);
+    arguments.push("mdata-get sdc:uuid; id -u");
+    let out = dc.triton_with(&arguments).good();
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), [id, "0"]);
+}
+
+fn has_sshd(dc: &Datacenter, machine: &Value) -> bool {
+    let image = machine["image"].as_str().unwrap_or_default();
+    dc.one(&format!("image get -j {image}"))["name"] == "debian-12"
+}
+
+fn deleting(dc: &Datacenter, id: &str) {
+    dc.triton(&format!("instance enable-deletion-protection -w {id}")).good();
+    assert_eq!(dc.one(&format!("instance get -j {id}"))["deletion_protection"], true);
+    dc.triton(&format!("instance delete -f -w {id}")).refused("");
+    dc.triton(&format!("instance disable-deletion-protection -w {id}")).good();
+
+    let audit = dc.json(&format!("instance audit -j {id}"));
+    for entry in &audit {
+        check("audit", entry, &[("action", Kind::Text), ("success", Kind::Text), ("time", Kind::Time), ("caller", Kind::Object)]);
+    }
+    let actions: Vec<&str> = audit.iter().filter_map(|entry| entry["action"].as_str()).collect();
+    for action in ["provision", "stop", "start", "reboot", "resize"] {
+        assert!(actions.contains(&action), "the audit has no {action}: {actions:?}");
+    }
+    assert!(audit.windows(2).all(|pair| pair[0]["time"].as_str() >= pair[1]["time"].as_str()), "newest first");
+
+    dc.triton(&format!("instance delete -f -w {id}")).good();
+    assert!(!dc.json("instance list -j").iter().any(|machine| machine["id"] == id));
+}
