@@ -19,7 +19,6 @@ use tokio::net::TcpListener;
 use crate::{
     cloudapi,
     listen::{self, Limits},
-    manual,
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
@@ -132,7 +131,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
 /// CloudAPI's routes.
 fn tenants_router(control: &Control, settings: &Settings) -> Router {
     let url = settings.cloudapi_url();
-    manual::router().merge(cloudapi::router(control.clone(), cloudapi::Options::new(&settings.datacenter.name, &url)))
+    cloudapi::router(control.clone(), cloudapi::Options::new(&settings.datacenter.name, &url))
 }
 
 async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Control, RunError> {
