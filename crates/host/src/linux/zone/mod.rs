@@ -190,7 +190,9 @@ impl LinuxZones {
         if status.is_none() && !self.dir(instance).path().exists() && !self.group(instance).exists() {
             return Err(Error::Missing(format!("zone {instance}")));
         }
-        let running = status.as_ref().filter(|status| status.exit.is_none() && status.init.is_alive());
+        // A boot lasts until its end is told: between init's death and the supervisor's last word it still runs, so nobody
+        // ever sees a zone that neither runs nor says how it ended.
+        let running = status.as_ref().filter(|status| status.exit.is_none());
         Ok(ZoneStatus {
             instance,
             running: running.is_some(),
