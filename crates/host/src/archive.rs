@@ -120,9 +120,14 @@ pub fn read(source: &mut dyn Read, sha256: &str, compression: Compression, sink:
 pub fn check(source: &mut dyn Read, sha256: &str, compression: Compression) -> Result<u64> {
     struct Nowhere;
     impl Sink for Nowhere {
-        fn member(&mut self, _: &Member, content: &mut dyn Read) -> Result<()> {
-            io::copy(content, &mut io::sink()).map_err(|source| refused("archive", source.to_string()))?;
-            Ok(())
+        fn member(&mut self, member: &Member, content: &mut dyn Read) -> Result<()> {
+            let copied = io::copy(content, &mut io::sink()).map_err(|source| refused("archive", source.to_string()))?;
+            match member.kind {
+                MemberKind::File(size) if copied != size => {
+                    Err(refused(&format!("archive member `{}`", display(&member.path)), "it ends early"))
+                }
+                _ => Ok(()),
+            }
         }
     }
     read(source, sha256, compression, &mut Nowhere)
