@@ -58,7 +58,12 @@ fn chapter(docs: &Path, line: &str) -> Option<Chapter> {
     let name = path.trim_start_matches("./").strip_suffix(".md")?.to_owned();
     let file = docs.join(path);
     let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("cannot read {}: {error}", file.display()));
-    Some(Chapter { name, title: title.to_owned(), depth: before.chars().filter(|letter| *letter == ' ').count() / 2, text })
+    Some(Chapter {
+        name,
+        title: title.to_owned(),
+        depth: before.chars().filter(|letter| *letter == ' ').count() / 2,
+        text,
+    })
 }
 
 const STYLE: &str = "body{margin:0;font:16px/1.55 system-ui,sans-serif;color:#1d2430;background:#fff;display:flex}\

@@ -42,7 +42,14 @@ impl Done {
     /// Insists on success and returns standard output.
     #[track_caller]
     pub(crate) fn good(self) -> String {
-        assert!(self.code == Some(0), "`{}` failed ({:?})\n--- out\n{}\n--- err\n{}", self.line, self.code, self.out, self.err);
+        assert!(
+            self.code == Some(0),
+            "`{}` failed ({:?})\n--- out\n{}\n--- err\n{}",
+            self.line,
+            self.code,
+            self.out,
+            self.err
+        );
         self.out
     }
 
@@ -86,6 +93,7 @@ fn run(command: &mut Command, patience: Duration) -> Done {
 /// A running datacenter; removed when dropped.
 pub(crate) struct Datacenter {
     root: PathBuf,
+    kept: bool,
     environment: BTreeMap<String, String>,
     triton: String,
 }
@@ -93,8 +101,15 @@ pub(crate) struct Datacenter {
 impl Datacenter {
     /// Writes settings, starts everything with the small image only, and learns how a tenant gets in.
     pub(crate) fn start(triton: &str) -> Self {
-        let root = tempfile::Builder::new().prefix("neso-clients-").tempdir().expect("a root").keep();
-        let mut datacenter = Self { root, environment: BTreeMap::new(), triton: triton.to_owned() };
+        // Writers of this story keep one datacenter between two runs.
+        let kept = std::env::var_os("NESO_CLIENTS_ROOT").map(PathBuf::from);
+        let fresh = || tempfile::Builder::new().prefix("neso-clients-").tempdir().expect("a root").keep();
+        let mut datacenter = Self {
+            kept: kept.is_some(),
+            root: kept.unwrap_or_else(fresh),
+            environment: BTreeMap::new(),
+            triton: triton.to_owned(),
+        };
         let up = datacenter.neso(&["up"], UP_PATIENCE);
         if up.code != Some(0) {
             let logs = datacenter.logs();
@@ -123,7 +138,11 @@ impl Datacenter {
     /// Runs the tenants' command.
     pub(crate) fn triton_with(&self, arguments: &[&str]) -> Done {
         let mut command = Command::new(&self.triton);
-        command.args(arguments).envs(&self.environment).env("TRITON_TLS_INSECURE", "1").env("HOME", self.root.join("home"));
+        command
+            .args(arguments)
+            .envs(&self.environment)
+            .env("TRITON_TLS_INSECURE", "1")
+            .env("HOME", self.root.join("home"));
         command.env_remove("SSH_AUTH_SOCK").env("NODE_NO_WARNINGS", "1");
         run(&mut command, PATIENCE)
     }
@@ -155,6 +174,17 @@ impl Datacenter {
         &self.root
     }
 
+    /// The tenant's private key.
+    pub(crate) fn key(&self) -> PathBuf {
+        let directory = std::fs::read_dir(self.root.join("home/.ssh")).expect("`neso up` made the tenant's key");
+        let public = directory.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        public
+            .filter(|path| path.extension().is_some_and(|ending| ending == "pub"))
+            .map(|path| path.with_extension(""))
+            .next()
+            .expect("a key has a public half")
+    }
+
     fn logs(&self) -> String {
         ["headnode.log", "node.log"]
             .map(|name| std::fs::read_to_string(self.root.join("var/log/neso").join(name)).unwrap_or_default())
@@ -166,6 +196,9 @@ impl Drop for Datacenter {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- logs\n{}", self.logs());
+        }
+        if self.kept {
+            return;
         }
         let done = self.neso(&["clean-data", "--yes"], UP_PATIENCE);
         if done.code == Some(0) {

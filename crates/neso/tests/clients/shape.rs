@@ -44,11 +44,14 @@ fn is(value: &Value, kind: Kind) -> bool {
     let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
     let parts = |separator: char, lengths: &[usize]| {
         let parts: Vec<&str> = text.split(separator).collect();
-        parts.len() == lengths.len() && parts.iter().zip(lengths).all(|(part, length)| part.len() == *length && hex(part))
+        parts.len() == lengths.len()
+            && parts.iter().zip(lengths).all(|(part, length)| part.len() == *length && hex(part))
     };
     match kind {
         Kind::Uuid => parts('-', &[8, 4, 4, 4, 12]),
-        Kind::Time => text.len() == 24 && text.ends_with('Z') && text.as_bytes()[10] == b'T' && text.as_bytes()[19] == b'.',
+        Kind::Time => {
+            text.len() == 24 && text.ends_with('Z') && text.as_bytes()[10] == b'T' && text.as_bytes()[19] == b'.'
+        }
         Kind::Ip => text.parse::<std::net::Ipv4Addr>().is_ok(),
         Kind::Mac => parts(':', &[2; 6]),
         Kind::Fingerprint => parts(':', &[2; 16]),

@@ -4,7 +4,10 @@
 //! sysvinit, because an instance may not mount and systemd cannot live without; because Debian keeps it working; and
 //! because every package with a script in `/etc/init.d` then starts at boot the way its maintainer meant it.
 
-#![expect(clippy::disallowed_types, reason = "building an image means running Debian's tools, and this is the crate that may")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "building an image means running Debian's tools, and this is the crate that may"
+)]
 
 use std::{
     ffi::OsStr,
@@ -65,7 +68,9 @@ pub(super) fn archive(order: &Order<'_>, scratch: &Path) -> Result<PathBuf> {
 /// Our own files as an archive that is unpacked over the packages' ones.
 fn overlay(order: &Order<'_>, scratch: &Path) -> Result<PathBuf> {
     let mut archive = Archive::create(&scratch.join("overlay.tar"))?;
-    for (path, mode) in [("etc/inittab.d", 0o755), ("usr/lib/neso", 0o755), ("var/lib/neso", 0o700), (".zonecontrol", 0o755)] {
+    for (path, mode) in
+        [("etc/inittab.d", 0o755), ("usr/lib/neso", 0o755), ("var/lib/neso", 0o700), (".zonecontrol", 0o755)]
+    {
         archive.directory(path, mode)?;
     }
     archive.files(&guest::COMMON)?;

@@ -71,7 +71,9 @@ pub fn build(order: &Order<'_>) -> Result<PathBuf> {
     let scratch_manifest = scratch.path().join("manifest");
     std::fs::write(&scratch_manifest, manifest).map_err(|error| Error::os("write the manifest", error))?;
     // The manifest last: whoever sees it finds the file beside it.
-    for (from, to) in [(&packed.path, &order.output.join(format!("{base}.tar.gz"))), (&scratch_manifest, &manifest_path)] {
+    for (from, to) in
+        [(&packed.path, &order.output.join(format!("{base}.tar.gz"))), (&scratch_manifest, &manifest_path)]
+    {
         std::fs::rename(from, to).map_err(|error| Error::os(format!("put `{}` in place", to.display()), error))?;
     }
     Ok(manifest_path)

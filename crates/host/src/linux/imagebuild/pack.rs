@@ -104,7 +104,12 @@ pub(super) fn gzip(from: &Path, to: &Path) -> Result<Packed> {
     io::copy(&mut input, &mut encoder).map_err(os)?;
     let sink = encoder.finish().map_err(os)?.into_inner().map_err(|error| os(error.into_error()))?;
     sink.out.sync_all().map_err(os)?;
-    Ok(Packed { path: to.to_owned(), size: sink.size, sha1: hex(&sink.sha1.finalize()), sha256: hex(&sink.sha256.finalize()) })
+    Ok(Packed {
+        path: to.to_owned(),
+        size: sink.size,
+        sha1: hex(&sink.sha1.finalize()),
+        sha256: hex(&sink.sha256.finalize()),
+    })
 }
 
 /// A file that is hashed while it is written.

@@ -61,7 +61,8 @@ fn the_minimal_image_is_whole_and_its_manifest_tells_the_truth() {
 
 #[test]
 fn the_same_content_has_the_same_id_and_another_another() {
-    let packed = |sha256: &str| pack::Packed { path: PathBuf::new(), size: 1, sha1: "0".repeat(40), sha256: sha256.repeat(64) };
+    let packed =
+        |sha256: &str| pack::Packed { path: PathBuf::new(), size: 1, sha1: "0".repeat(40), sha256: sha256.repeat(64) };
     let directory = Path::new("/nowhere");
     let id = |sha256| {
         let text = manifest(&order(directory, "minimal"), &minimal::ABOUT, &packed(sha256));
