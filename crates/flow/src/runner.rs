@@ -400,7 +400,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
     }
 
     fn moment(&self, journal: &Journal, phase: Phase, step: usize, word: &str, moment: Moment) -> Result<(), Stop> {
-        if cfg!(feature = "crash-points") {
+        if cfg!(any(feature = "crash-points", debug_assertions)) {
             // flow.<kind>.<step>.before | after | committed, and flow.<kind>.<step>.undo.before …
             let undo = if phase == Phase::Undo { "undo." } else { "" };
             let name = &journal.record.steps[step].name;

@@ -222,11 +222,13 @@ impl Settings {
         }
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
-        if !kernel.link_prefix.starts_with(|c: char| c.is_ascii_lowercase()) {
-            return Err(format!(
-                "kernel.link_prefix must start with a lower-case letter, not `{}`",
-                kernel.link_prefix
-            ));
+        let prefix = kernel.link_prefix.as_bytes();
+        let fits = prefix.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            && prefix.first().is_some_and(u8::is_ascii_lowercase)
+            && prefix.get(1) != Some(&b'v');
+        if !fits {
+            let rule = "lower-case letters or digits, a letter first and no `v` second";
+            return Err(format!("kernel.link_prefix must be one or two {rule}, not `{}`", kernel.link_prefix));
         }
         name_is_plain("kernel.nft_table", &kernel.nft_table, 32)?;
         if kernel.nft_table.contains('-') {
@@ -432,10 +434,10 @@ impl Choice {
     }
 }
 
-/// Two characters of a hash: a letter, then a letter or digit.
+/// Two characters of a hash: a letter, then a letter or digit, but no `v`, which marks NICs.
 fn link_prefix(hash: u64) -> String {
     const LETTERS: &[u8] = b"abcdefghijklmopqrstuvwxyz";
-    const ALL: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    const ALL: &[u8] = b"abcdefghijklmnopqrstuwxyz0123456789";
     let pick = |from: &[u8], hash: u64| char::from(from[usize::try_from(hash % from.len() as u64).unwrap_or(0)]);
     [pick(LETTERS, hash >> 16), pick(ALL, hash >> 24)].iter().collect()
 }

@@ -1,0 +1,117 @@
+//! A datacenter's ordinary days.
+
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crate::datacenter::{Datacenter, PATIENCE};
+
+/// A `neso up` with nothing to do takes seconds; this is the most we let pass.
+const SECOND_UP: Duration = Duration::from_secs(10);
+
+/// From the first start to the last delete: what a tenant and an operator see, and that nothing is left.
+#[test]
+fn an_instance_lives_and_leaves_nothing() {
+    let Some(datacenter) = Datacenter::start() else { return };
+
+    let began = Instant::now();
+    let before = fs::read(datacenter.settings().pki_dir().join("server.pem")).expect("a certificate");
+    datacenter.good(&["up"]);
+    assert!(began.elapsed() < SECOND_UP, "a second `neso up` took {:?}", began.elapsed());
+    assert_eq!(fs::read(datacenter.settings().pki_dir().join("server.pem")).expect("a certificate"), before);
+
+    datacenter.good(&["instance", "create", "-w", "--name", "one", "minimal", "g1-nano"]);
+    let one = datacenter.json(&["adm", "-j", "instance", "get", "one"]);
+    assert_eq!(one["state"], "running");
+    let phases: Vec<&str> =
+        one["timeline"].as_array().expect("a timeline").iter().flat_map(|phase| phase["name"].as_str()).collect();
+    for phase in ["queued", "placed", "image", "dataset", "network", "zone start", "ready"] {
+        assert!(phases.contains(&phase), "the timeline lacks {phase}: {phases:?}");
+    }
+    answers(&datacenter, datacenter.good(&["instance", "ip", "one"]).trim());
+
+    for (verb, state) in [("stop", "stopped"), ("start", "running"), ("reboot", "running")] {
+        datacenter.good(&["instance", verb, "-w", "one"]);
+        datacenter.wait(state, || datacenter.state("one").as_deref() == Some(state));
+    }
+    datacenter.wait_idle();
+    let found = datacenter.json(&["doctor", "-j"]);
+    let bad: Vec<_> =
+        found.as_array().expect("findings").iter().filter(|finding| finding["severity"] == "fatal").collect();
+    assert!(bad.is_empty(), "the doctor finds {bad:?}");
+
+    datacenter.good(&["instance", "delete", "-w", "one"]);
+    datacenter.wait_idle();
+    datacenter.assert_clean();
+}
+
+/// Waits until the instance at `ip` has told this machine its Ethernet address, which is one of ours.
+fn answers(datacenter: &Datacenter, ip: &str) {
+    datacenter.wait(&format!("{ip} to answer"), || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        // Whether anybody takes the datagram does not matter: sending it asks who has the address.
+        let _ = socket.send_to(b"?", (ip, 9));
+        let table = fs::read_to_string("/proc/net/arp").expect("the kernel's neighbours");
+        table.lines().any(|line| line.starts_with(&format!("{ip} ")) && line.contains(" 90:b8:d0:"))
+    });
+}
+
+/// A running zone does not notice the end of the agent, of the headnode, of both and of their supervisor.
+#[test]
+fn zones_outlive_every_process_of_ours() {
+    let Some(datacenter) = Datacenter::start() else { return };
+    datacenter.good(&["instance", "create", "-w", "--name", "two", "minimal", "g1-nano"]);
+    let booted = || {
+        let view = datacenter.ask(&["adm", "-j", "instance", "get", "two"])?;
+        (view["state"] == "running").then(|| view["fact"]["started_at"].clone())
+    };
+    let first = booted().expect("it runs");
+    for victims in [&["node"][..], &["headnode"], &["headnode", "node"], &["supervisor"]] {
+        for victim in victims {
+            datacenter.wait("its process", || datacenter.pid(victim).is_some());
+            datacenter.kill(victim);
+        }
+        datacenter.wait("the killed to be gone or replaced", || {
+            victims.contains(&"supervisor") || victims.iter().all(|victim| datacenter.pid(victim).is_some())
+        });
+        datacenter.good(&["up"]);
+        datacenter.wait("the zone to be adopted", || booted().is_some());
+        assert_eq!(booted(), Some(first.clone()), "it was started again after the end of {victims:?}");
+    }
+    datacenter.good(&["instance", "delete", "-w", "two"]);
+    datacenter.assert_clean();
+}
+
+/// What ran when the machine went down runs after it came up, with no headnode there; what was stopped stays stopped.
+#[test]
+fn instances_come_back_without_a_headnode() {
+    let Some(datacenter) = Datacenter::start() else { return };
+    for name in ["wanted", "unwanted"] {
+        datacenter.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
+    }
+    datacenter.good(&["instance", "stop", "-w", "unwanted"]);
+    datacenter.wait_idle();
+    let id =
+        |name: &str| datacenter.json(&["adm", "-j", "instance", "get", name])["id"].as_str().expect("an id").to_owned();
+    let (wanted, unwanted) = (id("wanted"), id("unwanted"));
+    datacenter.good(&["down"]);
+
+    // The node alone, as on a machine whose headnode is gone.
+    let mut node = datacenter.command(&["node"]).stderr(Stdio::null()).spawn().expect("the node runs");
+    let zones = datacenter.settings().paths.run.join("zones");
+    let status = |id: &str| fs::read_to_string(zones.join(id).join("status.json")).unwrap_or_default();
+    datacenter.wait("the wanted zone to start by itself", || status(&wanted).contains("\"pid\""));
+    assert!(!zones.join(&unwanted).join("status.json").exists(), "a stopped instance was started");
+    base::daemon::terminate(node.id()).expect("our own process");
+    let deadline = Instant::now() + PATIENCE;
+    while node.try_wait().expect("our own child").is_none() {
+        assert!(Instant::now() < deadline, "the node does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    datacenter.good(&["up"]);
+    datacenter.wait("both to be known", || datacenter.state("wanted").as_deref() == Some("running"));
+    assert_eq!(datacenter.state("unwanted").as_deref(), Some("stopped"));
+}

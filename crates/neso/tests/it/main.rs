@@ -1,0 +1,11 @@
+//! Whole datacenters, real processes, real zones: started below a temporary root, driven by our own commands, and killed in
+//! the middle of things.
+//!
+//! These tests need root and a kernel with what `neso doctor` asks for; without root they say so and pass. Each takes a
+//! datacenter of its own and leaves nothing behind, which [`datacenter::Datacenter::assert_clean`] checks in the kernel too.
+
+#![allow(clippy::disallowed_types, reason = "the subject of these tests is our own command")]
+
+mod datacenter;
+mod faults;
+mod life;
