@@ -372,7 +372,7 @@ impl Choice {
         let [cloudapi, node_link, ops] = free_ports()?;
         let slot = |second: u8| {
             move |third: u64| {
-                let third = u8::try_from((hash / 7 + third * 16) % 256 & 0xf0).unwrap_or(0);
+                let third = u8::try_from((hash / 7 + third * 16) & 0xf0).unwrap_or(0);
                 Ipv4Net::new_assert(Ipv4Addr::new(10, second, third, 0), 20)
             }
         };

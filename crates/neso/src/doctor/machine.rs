@@ -167,10 +167,12 @@ fn disk(path: &Path) -> Finding {
     };
     let found = format!("{} free at `{}`", crate::adm::bytes(free), there.display());
     let remedy = "free some space, or move paths.data in the settings to a larger disk";
-    match free {
-        ..DISK_LEAST_BYTES => Finding::fatal("disk space", found, remedy),
-        ..DISK_GOOD_BYTES => Finding::warning("disk space", found, remedy),
-        _ => Finding::ok("disk space", found),
+    if free < DISK_LEAST_BYTES {
+        Finding::fatal("disk space", found, remedy)
+    } else if free < DISK_GOOD_BYTES {
+        Finding::warning("disk space", found, remedy)
+    } else {
+        Finding::ok("disk space", found)
     }
 }
 
