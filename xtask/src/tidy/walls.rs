@@ -26,6 +26,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("headnode", 4),
     ("sim", 4),
     ("neso", 5),
+    ("bench", 5),
     ("xtask", 6),
 ];
 

@@ -1,4 +1,4 @@
-//! The peers of `bench create`: what else on this machine turns an image into a running container.
+//! The peers of the benchmark `create`: what else on this machine turns an image into a running container.
 //!
 //! Each is started for real in a scratch directory, asked for the same thing (a busybox root, 128 MiB, one core, 500
 //! processes) and removed again. They need a cgroup v1 view without the unified hierarchy, so the whole comparison runs
@@ -15,46 +15,46 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::stats::Samples;
+/// First argument of the child.
+pub(crate) const CHILD: &str = "peers-child";
 
 /// What a peer showed.
 pub(crate) struct PeerFigures {
     /// e.g. `crun create+start`.
     pub(crate) name: String,
-    /// One at a time.
-    pub(crate) single: Samples,
-    /// Creates per second at eight at once; `None` where it was not measured.
-    pub(crate) rate_at_8: Option<f64>,
-    /// Why there are no figures.
-    pub(crate) absent: Option<String>,
+    /// Milliseconds, one at a time; or why there are none.
+    pub(crate) single: Result<Vec<f64>, String>,
+    /// Creates per second at eight at once.
+    pub(crate) rate_at_8: Result<f64, String>,
 }
 
-/// Runs every peer `runs` times; the caller is the xtask binary itself.
+/// Runs every peer `runs` times; the caller is the benchmark's binary itself.
 pub(crate) fn measure(runs: usize) -> Result<Vec<PeerFigures>, String> {
     let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "--"])
         .arg(program)
-        .args(["bench", "peers-child", &runs.to_string()])
+        .args([CHILD, &runs.to_string()])
         .stderr(Stdio::inherit())
         .output()
         .map_err(|error| format!("cannot start `unshare`: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(|line| Ok(figures(&line))).collect()
+    Ok(text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(|line| figures(&line)).collect())
 }
 
 fn figures(line: &Value) -> PeerFigures {
-    let single = line["ms"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect()).unwrap_or_default();
-    PeerFigures {
-        name: line["name"].as_str().unwrap_or("?").to_owned(),
-        single: Samples::new(single),
-        rate_at_8: line["rate_at_8"].as_f64(),
-        absent: line["absent"].as_str().map(str::to_owned),
+    let name = line["name"].as_str().unwrap_or("?").to_owned();
+    if let Some(why) = line["absent"].as_str() {
+        return PeerFigures { name, single: Err(why.to_owned()), rate_at_8: Err(why.to_owned()) };
     }
+    let single = line["ms"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect()).unwrap_or_default();
+    let rate = line["rate_at_8"].as_f64().ok_or_else(|| "no figure".to_owned());
+    PeerFigures { name, single: Ok(single), rate_at_8: rate }
 }
 
 /// The child's work: prints one line per peer.
-pub(crate) fn child(runs: usize) -> Result<(), String> {
+pub(crate) fn child(arguments: &[String]) -> Result<(), String> {
+    let runs = arguments.first().and_then(|runs| runs.parse().ok()).unwrap_or(15);
     // Only our own mount namespace sees this; where there is no hybrid layout there is nothing to hide.
     let _ = Command::new("umount").arg("/sys/fs/cgroup/unified").stderr(Stdio::null()).status();
     let scratch = Scratch::new()?;
@@ -68,7 +68,7 @@ pub(crate) fn child(runs: usize) -> Result<(), String> {
     Ok(())
 }
 
-type Measured = (&'static str, Result<(Vec<f64>, Option<f64>), String>);
+type Measured = (&'static str, Result<(Vec<f64>, f64), String>);
 
 /// A btrfs pool on a loop file with a busybox root in it.
 struct Scratch {
@@ -140,7 +140,7 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
 }
 
 /// `runs` single starts, then eight threads that start two each; `start` gets a name that was not used before.
-fn timed(runs: usize, start: impl Fn(&str) -> Result<(), String> + Sync) -> Result<(Vec<f64>, Option<f64>), String> {
+fn timed(runs: usize, start: impl Fn(&str) -> Result<(), String> + Sync) -> Result<(Vec<f64>, f64), String> {
     start("warm")?;
     let mut single = Vec::with_capacity(runs);
     for index in 0..runs {
@@ -158,10 +158,10 @@ fn timed(runs: usize, start: impl Fn(&str) -> Result<(), String> + Sync) -> Resu
         workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
     });
     outcome?;
-    Ok((single, Some(f64::from(threads * each) / began.elapsed().as_secs_f64())))
+    Ok((single, f64::from(threads * each) / began.elapsed().as_secs_f64()))
 }
 
-fn oci(scratch: &Scratch, runs: usize, runtime: &str) -> Result<(Vec<f64>, Option<f64>), String> {
+fn oci(scratch: &Scratch, runs: usize, runtime: &str) -> Result<(Vec<f64>, f64), String> {
     let bundle = text(&scratch.path("pool/bundle"));
     let _ = fs::remove_file(format!("{bundle}/config.json"));
     run("sh", &["-c", &format!("cd {bundle} && runc spec")]).or_else(|_| run("sh", &["-c", &format!("cd {bundle} && crun spec")]))?;
