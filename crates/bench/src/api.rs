@@ -169,7 +169,7 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
     let (image, package, server, network) =
         (ImageId::random(), PackageId::random(), ServerId::random(), NetworkId::random());
     let mut some = InstanceId::random();
-    for chunk in (0..INSTANCES).collect::<Vec<_>>().chunks(500) {
+    for chunk in (0..INSTANCES).collect::<Vec<_>>().chunks(100) {
         let mut transaction = Transaction::new();
         for &index in chunk {
             let instance = instance(index, owner, image, package, server, network, now);

@@ -9,7 +9,7 @@ use std::{
 
 use cloudapi::{
     client::{Client, Profile, Signer},
-    types::{CreateMachine, Machine, NetworkChoice},
+    types::{Audit, CreateMachine, Machine, NetworkChoice},
 };
 use headnode::Settings;
 use model::id::{InstanceId, NetworkId};
@@ -50,7 +50,9 @@ impl Datacenter {
         let text = text
             .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
             .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
-            .replace("throttle = true", "throttle = false");
+            .replace("memory_percent = 100", "memory_percent = 10000")
+            .replace("cpu_percent = 400", "cpu_percent = 100000")
+            .replace("disk_percent = 400", "disk_percent = 100000");
         let file = root.join("etc/neso/neso.toml");
         write(&file, &text)?;
         let settings = Settings::load(&file).map_err(|error| error.to_string())?;
@@ -75,11 +77,25 @@ impl Datacenter {
         let made = self.client.machine_create(&wanted).await.map_err(|error| error.to_string())?;
         let id = made.id;
         self.wait(id, "running").await?;
-        let audit = self.client.machine_audit(id).await.map_err(|error| error.to_string())?;
-        let entry = audit.iter().find(|entry| entry.action == "provision").ok_or("no audit entry of the provision")?;
+        let entry = self.provision_entry(id).await?;
         let ended = entry.timeline.iter().map(|phase| phase.at.0 as f64 + phase.ms as f64).fold(0.0, f64::max);
         let phases = entry.timeline.iter().map(|phase| (phase.name.clone(), phase.ms)).collect();
         Ok(Created { id, running_ms: ended - began, phases })
+    }
+
+    /// The audit entry of the provision, which the flow writes a moment after the instance runs.
+    async fn provision_entry(&self, id: InstanceId) -> Result<Audit<'static>, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let audit = self.client.machine_audit(id).await.map_err(|error| error.to_string())?;
+            if let Some(entry) = audit.into_iter().find(|entry| entry.action == "provision") {
+                return Ok(entry);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("instance {id} has no audit entry of its provision"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Waits for a state of an instance.
