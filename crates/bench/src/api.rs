@@ -11,7 +11,10 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::Request, response::IntoResponse as _};
-use base::{clock::{Clock as _, SystemClock}, shutdown::Shutdown};
+use base::{
+    clock::{Clock as _, SystemClock},
+    shutdown::Shutdown,
+};
 use cloudapi::signature::{Head, Keys, PublicKey, verify};
 use control::{Control, ControlConfig, tables};
 use headnode::cloudapi::{Options, router};
@@ -157,19 +160,22 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
     let public = PublicKey::from_openssh(&key.openssh).map_err(|error| text(&error))?;
     let mut first = Transaction::new();
     first = first.create(&tables::ACCOUNTS, account(owner, now));
-    first = first.create(&tables::KEYS, AccountKey {
-        account: owner,
-        name: "bench".to_owned(),
-        fingerprint_md5: public.fingerprint_md5.clone(),
-        fingerprint_sha256: public.fingerprint_sha256.clone(),
-        openssh: key.openssh.clone(),
-        created_at: now,
-    });
+    first = first.create(
+        &tables::KEYS,
+        AccountKey {
+            account: owner,
+            name: "bench".to_owned(),
+            fingerprint_md5: public.fingerprint_md5.clone(),
+            fingerprint_sha256: public.fingerprint_sha256.clone(),
+            openssh: key.openssh.clone(),
+            created_at: now,
+        },
+    );
     store.commit(first).await.map_err(|error| text(&error))?;
     let (image, package, server, network) =
         (ImageId::random(), PackageId::random(), ServerId::random(), NetworkId::random());
     let mut some = InstanceId::random();
-    for chunk in (0..INSTANCES).collect::<Vec<_>>().chunks(100) {
+    for chunk in (0..INSTANCES).collect::<Vec<_>>().chunks(50) {
         let mut transaction = Transaction::new();
         for &index in chunk {
             let instance = instance(index, owner, image, package, server, network, now);

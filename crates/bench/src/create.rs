@@ -10,7 +10,8 @@ use futures_util::future::try_join_all;
 
 use crate::{
     datacenter::{Created, Datacenter},
-    peers, report::{Row, Section},
+    peers,
+    report::{Row, Section},
     runtime,
 };
 
@@ -45,12 +46,24 @@ pub(crate) fn measure() -> Result<Vec<Section>, String> {
     ];
     for peer in peers_before {
         latency.push(Row { name: peer.name.clone(), unit: "ms", samples: peer.single });
-        rate.push(Row { name: format!("{}, 8 at once", peer.name), unit: "/s", samples: peer.rate_at_8.map(|rate| vec![rate]) });
+        rate.push(Row {
+            name: format!("{}, 8 at once", peer.name),
+            unit: "/s",
+            samples: peer.rate_at_8.map(|rate| vec![rate]),
+        });
     }
     Ok(vec![
-        Section { about: format!("From signed request to running: image local, dataset, network and limits included; {SAMPLES} creates each. Peers in the same run, one at a time."), rows: latency },
+        Section {
+            about: format!(
+                "From signed request to running: image local, dataset, network and limits included; {SAMPLES} creates each. Peers in the same run, one at a time."
+            ),
+            rows: latency,
+        },
         Section { about: "Creates per second.".to_owned(), rows: rate },
-        Section { about: "Where the time goes, one at a time: the provision timeline's phases.".to_owned(), rows: phases(&one.all) },
+        Section {
+            about: "Where the time goes, one at a time: the provision timeline's phases.".to_owned(),
+            rows: phases(&one.all),
+        },
     ])
 }
 
@@ -88,6 +101,7 @@ fn phases(all: &[Created]) -> Vec<Row> {
         by_name.entry(name).or_default().push(*ms as f64);
     }
     let order = all.first().map(|created| created.phases.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
-    let rows = order.unwrap_or_default().into_iter().filter_map(|name| by_name.remove(name).map(|samples| (name, samples)));
+    let rows =
+        order.unwrap_or_default().into_iter().filter_map(|name| by_name.remove(name).map(|samples| (name, samples)));
     rows.map(|(name, samples)| Row { name: name.to_owned(), unit: "ms", samples: Ok(samples) }).collect()
 }

@@ -123,7 +123,10 @@ impl Datacenter {
     pub(crate) fn pid(&self, process: &str) -> Result<u32, String> {
         let file = self.settings.paths.run.join(format!("{process}.pid"));
         let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        text.split_whitespace().next().and_then(|pid| pid.parse().ok()).ok_or_else(|| format!("no pid in {}", file.display()))
+        text.split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse().ok())
+            .ok_or_else(|| format!("no pid in {}", file.display()))
     }
 }
 
@@ -179,7 +182,9 @@ fn sibling(name: &str) -> Result<PathBuf, String> {
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     let parent = path.parent().ok_or("a settings file lies in a directory")?;
-    fs::create_dir_all(parent).and_then(|()| fs::write(path, text)).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::write(path, text))
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 fn run(neso: &Path, root: &Path, arguments: &[&str]) -> Result<(), String> {

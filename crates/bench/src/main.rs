@@ -3,7 +3,11 @@
 //! One module per benchmark. Each measures ours and a peer or a floor side by side, so that a busy machine slows both; the
 //! report keeps minimum, median, p99 and maximum and the ratio of the medians. Nothing here is asserted in a test: the
 //! page is where a change shows what it cost.
-#![expect(clippy::disallowed_types, clippy::print_stdout, reason = "a benchmark starts the peers it compares with, and prints")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    reason = "a benchmark starts the peers it compares with, and prints"
+)]
 
 mod api;
 mod create;

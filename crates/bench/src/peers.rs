@@ -164,7 +164,8 @@ fn timed(runs: usize, start: impl Fn(&str) -> Result<(), String> + Sync) -> Resu
 fn oci(scratch: &Scratch, runs: usize, runtime: &str) -> Result<(Vec<f64>, f64), String> {
     let bundle = text(&scratch.path("pool/bundle"));
     let _ = fs::remove_file(format!("{bundle}/config.json"));
-    run("sh", &["-c", &format!("cd {bundle} && runc spec")]).or_else(|_| run("sh", &["-c", &format!("cd {bundle} && crun spec")]))?;
+    run("sh", &["-c", &format!("cd {bundle} && runc spec")])
+        .or_else(|_| run("sh", &["-c", &format!("cd {bundle} && crun spec")]))?;
     let path = format!("{bundle}/config.json");
     let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path).map_err(|error| error.to_string())?)
         .map_err(|error| error.to_string())?;
@@ -201,7 +202,9 @@ fn lxc(scratch: &Scratch, runs: usize) -> Measured {
     let path = text(&scratch.path("lxc"));
     let root = text(&scratch.root());
     let config = text(&scratch.path("lxc.conf"));
-    let content = format!("lxc.rootfs.path = dir:{root}\nlxc.net.0.type = none\nlxc.mount.auto = proc:mixed sys:ro\nlxc.cgroup.memory.limit_in_bytes = 128M\nlxc.cgroup.pids.max = 500\n");
+    let content = format!(
+        "lxc.rootfs.path = dir:{root}\nlxc.net.0.type = none\nlxc.mount.auto = proc:mixed sys:ro\nlxc.cgroup.memory.limit_in_bytes = 128M\nlxc.cgroup.pids.max = 500\n"
+    );
     if let Err(error) = fs::write(&config, content).and_then(|()| fs::create_dir_all(&path)) {
         return ("lxc-start -d", Err(error.to_string()));
     }
@@ -263,7 +266,8 @@ fn docker(scratch: &Scratch, runs: usize) -> Measured {
         let socket = format!("unix://{}", text(&scratch.path("docker.sock")));
         let (data, exec, pid) =
             (text(&scratch.path("pool/docker")), text(&scratch.path("docker-run")), text(&scratch.path("docker.pid")));
-        let arguments = ["--data-root", &data, "--exec-root", &exec, "--pidfile", &pid, "-H", &socket, "--storage-driver", "btrfs"];
+        let arguments =
+            ["--data-root", &data, "--exec-root", &exec, "--pidfile", &pid, "-H", &socket, "--storage-driver", "btrfs"];
         let _daemon = Daemon::start("dockerd", &arguments, &scratch.path("docker.log"), &[])?;
         let docker = |args: &[&str]| run("docker", &[&["-H", &socket], args].concat());
         Daemon::wait_until(|| docker(&["version"]))?;
@@ -281,10 +285,32 @@ fn docker(scratch: &Scratch, runs: usize) -> Measured {
 fn podman(scratch: &Scratch, runs: usize) -> Measured {
     let measure = || {
         let (data, state) = (text(&scratch.path("pool/podman")), text(&scratch.path("podman-run")));
-        let base = ["--root", &data, "--runroot", &state, "--storage-driver", "btrfs", "--cgroup-manager", "cgroupfs", "--runtime", "crun"];
+        let base = [
+            "--root",
+            &data,
+            "--runroot",
+            &state,
+            "--storage-driver",
+            "btrfs",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--runtime",
+            "crun",
+        ];
         let podman = |args: &[&str]| run("podman", &[&base[..], args].concat());
         podman(&["import", &text(&scratch.path("root.tgz")), "nesobench"])?;
-        let limits = ["-m", "128m", "--cpus", "1", "--pids-limit", "500", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        let limits = [
+            "-m",
+            "128m",
+            "--cpus",
+            "1",
+            "--pids-limit",
+            "500",
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1024:1024",
+        ];
         let outcome = timed(runs, |name| {
             podman(&[&["run", "-d", "--name", name], &limits[..], &["nesobench", "/bin/sleep", "100000"]].concat())
         });
@@ -316,23 +342,31 @@ fn incus(scratch: &Scratch, runs: usize) -> Measured {
         fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
         let socket = format!("{dir}/unix.socket");
         let environment = [("INCUS_DIR", dir.as_str()), ("INCUS_SOCKET", socket.as_str())];
-        let shell = |command: &str| run("sh", &["-c", &format!("export INCUS_DIR={dir} INCUS_SOCKET={socket}; {command}")]);
-        let daemon = Daemon::start("/usr/libexec/incus/incusd", &["--group", "root"], &scratch.path("incus.log"), &environment)?;
+        let shell =
+            |command: &str| run("sh", &["-c", &format!("export INCUS_DIR={dir} INCUS_SOCKET={socket}; {command}")]);
+        let daemon =
+            Daemon::start("/usr/libexec/incus/incusd", &["--group", "root"], &scratch.path("incus.log"), &environment)?;
         Daemon::wait_until(|| shell("incus info"))?;
         let preseed = scratch.path("incus.yaml");
         fs::write(&preseed, INCUS_PRESEED).map_err(|error| error.to_string())?;
         shell(&format!("incus admin init --preseed < {}", text(&preseed)))?;
         let image = scratch.path("incus-image");
         fs::create_dir_all(&image).map_err(|error| error.to_string())?;
-        fs::write(image.join("metadata.yaml"), "architecture: x86_64\ncreation_date: 1700000000\nproperties: {description: bench}\n")
-            .map_err(|error| error.to_string())?;
+        fs::write(
+            image.join("metadata.yaml"),
+            "architecture: x86_64\ncreation_date: 1700000000\nproperties: {description: bench}\n",
+        )
+        .map_err(|error| error.to_string())?;
         shell(&format!(
             "cd {0} && cp -a {1} rootfs && tar -czf ../incus.tgz metadata.yaml rootfs && incus image import ../incus.tgz --alias nesobench",
-            text(&image), text(&scratch.root())
+            text(&image),
+            text(&scratch.root())
         ))?;
         let outcome = timed(runs, |name| shell(&format!("incus launch nesobench nb-{name}")));
         let _ = shell("incus delete -f $(incus list -f csv -c n)");
-        let _ = shell("incus profile device remove default eth0; incus network delete nesobenchi; incus image delete nesobench");
+        let _ = shell(
+            "incus profile device remove default eth0; incus network delete nesobenchi; incus image delete nesobench",
+        );
         drop(daemon);
         outcome
     };

@@ -43,9 +43,12 @@ pub(crate) fn rendered(sections: &[Section]) -> String {
 }
 
 fn table(section: &Section) -> String {
-    let mut text =
-        format!("{}\n\n| | median | p99 | min | max | samples | ratio |\n|---|---|---|---|---|---|---|\n", section.about);
-    let base = section.rows.iter().find_map(|row| row.samples.as_ref().ok()).map_or(f64::NAN, |all| percentile(all, 50));
+    let mut text = format!(
+        "{}\n\n| | median | p99 | min | max | samples | ratio |\n|---|---|---|---|---|---|---|\n",
+        section.about
+    );
+    let base =
+        section.rows.iter().find_map(|row| row.samples.as_ref().ok()).map_or(f64::NAN, |all| percentile(all, 50));
     for row in &section.rows {
         match &row.samples {
             Ok(all) => text.push_str(&format!(
@@ -98,9 +101,13 @@ mod tests {
 
     #[test]
     fn ratios_are_against_the_first_row_that_was_measured() {
-        let row = |name: &str, samples: &[f64]| Row { name: name.to_owned(), unit: "ms", samples: Ok(samples.to_vec()) };
+        let row =
+            |name: &str, samples: &[f64]| Row { name: name.to_owned(), unit: "ms", samples: Ok(samples.to_vec()) };
         let missing = Row { name: "c".to_owned(), unit: "ms", samples: Err("not installed".to_owned()) };
-        let text = table(&Section { about: "x".to_owned(), rows: vec![missing, row("a", &[4.0, 2.0, 3.0]), row("b", &[6.0])] });
+        let text = table(&Section {
+            about: "x".to_owned(),
+            rows: vec![missing, row("a", &[4.0, 2.0, 3.0]), row("b", &[6.0])],
+        });
         assert!(text.contains("| a | 3.00 ms | 4.00 | 2.00 | 4.00 | 3 | 1.00 |"), "{text}");
         assert!(text.contains("| b | 6.00 ms | 6.00 | 6.00 | 6.00 | 1 | 2.00 |"), "{text}");
         assert!(text.contains("| c | not measured: not installed |"), "{text}");

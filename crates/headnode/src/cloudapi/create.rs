@@ -145,8 +145,10 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
     Ok(NetworkChoice { network: id(uuid)?, ip, primary })
 }
 
+type Texts = BTreeMap<String, String>;
+
 /// `metadata.key` parameters and a `metadata` object; generated passwords go where tenants do not see them by chance.
-fn metadata(params: &Params) -> Result<(BTreeMap<String, String>, BTreeMap<String, String>), ApiError> {
+fn metadata(params: &Params) -> Result<(Texts, Texts), ApiError> {
     let (mut open, mut internal) = (BTreeMap::new(), BTreeMap::new());
     for (key, value) in dotted(params, "metadata")? {
         if key == "credentials" {

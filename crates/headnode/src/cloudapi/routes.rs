@@ -177,8 +177,11 @@ routes! {
     PUT "/:account/:resource/:id" SetRoleTagsOfOne Account absent::role_tags;
 }
 
+/// A row with the segments of its path.
+type Split = (&'static Route, Vec<&'static str>);
+
 /// Rows by their number of segments: few enough to compare one by one.
-static BY_LENGTH: LazyLock<HashMap<usize, Vec<(&'static Route, Vec<&'static str>)>>> = LazyLock::new(|| {
+static BY_LENGTH: LazyLock<HashMap<usize, Vec<Split>>> = LazyLock::new(|| {
     let mut rows: HashMap<usize, Vec<_>> = HashMap::new();
     for route in ROUTES {
         let segments: Vec<&'static str> = route.path[1..].split('/').collect();
