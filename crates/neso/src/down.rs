@@ -15,7 +15,7 @@ use headnode::Settings;
 use crate::{
     context::Place,
     failure::{Failure, Outcome},
-    install::systemctl,
+    install::{UNITS, systemctl, units_run},
     machine,
     progress::Progress,
     supervise::{self, CHILDREN},
@@ -25,8 +25,6 @@ use crate::{
 const END_PATIENCE: Duration = Duration::from_secs(45);
 /// An instance told to halt gets this long.
 const HALT_GRACE: Duration = Duration::from_secs(10);
-/// Units of `neso install`.
-const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
 
 /// Stops the datacenter.
 pub(crate) async fn run(place: &Place, keep_instances: bool) -> Outcome {
@@ -112,10 +110,6 @@ async fn stop_processes(settings: &Settings, progress: &Progress) -> Outcome {
         false => step.done("done"),
     }
     Ok(())
-}
-
-async fn units_run() -> bool {
-    Path::new("/run/systemd/system").exists() && systemctl(&["is-active", "--quiet", UNITS[0]]).await.is_ok()
 }
 
 async fn stop_instances(settings: &Settings, progress: &Progress) -> Outcome {

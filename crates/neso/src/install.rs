@@ -10,6 +10,8 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
+/// The units this writes.
+pub(crate) const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
 /// Where units of the administrator lie.
 const UNIT_DIRECTORY: &str = "/etc/systemd/system";
 
@@ -51,7 +53,7 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
     }
     if Path::new("/run/systemd/system").exists() {
         systemctl(&["daemon-reload"]).await?;
-        systemctl(&["enable", "--now", "neso-headnode.service", "neso-node.service"]).await?;
+        systemctl(&["enable", "--now", UNITS[0], UNITS[1]]).await?;
         println!("Enabled and started neso-headnode and neso-node.");
     } else {
         println!("systemd does not run here; the units take effect once it does.");
@@ -70,11 +72,16 @@ pub(crate) async fn systemctl(arguments: &[&str]) -> Outcome {
     }
 }
 
+/// Whether systemd runs our processes on this machine.
+pub(crate) async fn units_run() -> bool {
+    Path::new("/run/systemd/system").exists() && systemctl(&["is-active", "--quiet", UNITS[0]]).await.is_ok()
+}
+
 fn units(program: &Path, config: &Path) -> Vec<Unit> {
     let command = |verb: &str| format!("{} --config {} {verb}", quoted(program), quoted(config));
     vec![
         Unit {
-            name: "neso-headnode.service",
+            name: UNITS[0],
             text: format!(
                 "[Unit]\nDescription=Neso headnode: store, control plane, CloudAPI\nAfter=network-online.target\n\
                  Wants=network-online.target\n\n[Service]\nExecStart={}\nRestart=always\nRestartSec=1\n\
@@ -84,7 +91,7 @@ fn units(program: &Path, config: &Path) -> Vec<Unit> {
             ),
         },
         Unit {
-            name: "neso-node.service",
+            name: UNITS[1],
             // KillMode=process: instances' supervisors are children of nobody here and must outlive the agent.
             text: format!(
                 "[Unit]\nDescription=Neso node: runs this machine's instances\nAfter=network.target\n\n\

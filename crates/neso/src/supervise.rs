@@ -22,7 +22,7 @@ const STAYED_UP: Duration = Duration::from_secs(30);
 /// First and longest delay before a restart.
 const RESTART_FLOOR: Duration = Duration::from_millis(200);
 /// See [`RESTART_FLOOR`].
-const RESTART_CEILING: Duration = Duration::from_secs(20);
+const RESTART_CEILING: Duration = Duration::from_secs(5);
 /// A child told to end gets this long.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 

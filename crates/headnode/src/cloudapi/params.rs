@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_body_is_read_or_refused(query in "[ -~]{0,80}", kind in 0..4, body: Vec<u8>) {
+        fn any_body_is_read_or_refused(query in "[ -~]{0,80}", kind in 0_usize..4, body: Vec<u8>) {
             let types = ["application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "x"];
             let _ = Params::merge(Some(&query), Some(types[kind]), &Bytes::from(body));
         }

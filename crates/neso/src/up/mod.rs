@@ -23,12 +23,15 @@ use crate::{
     context::Place,
     doctor::{Severity, machine},
     failure::{Failure, Outcome},
+    install::units_run,
     progress::Progress,
     supervise::{self, CHILDREN},
 };
 
 /// The ops API gets this long to answer after a start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Processes whose supervisor is gone get this long to notice.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(20);
 /// How often we look whether it does.
 const START_POLL: Duration = Duration::from_millis(100);
 
@@ -40,7 +43,7 @@ pub(crate) async fn run(place: &Place, foreground: bool, shutdown: Shutdown) -> 
     check_machine(&settings)?;
     ensure_certificates(&settings, &progress)?;
     if !foreground {
-        start_in_background(place, &settings, &progress)?;
+        start_in_background(place, &settings, &progress).await?;
         return finish(place, &settings, progress).await;
     }
     let supervisor = {
@@ -124,10 +127,23 @@ fn ensure_certificates(settings: &Settings, progress: &Progress) -> Outcome {
 }
 
 /// Starts a supervisor unless one runs, or systemd runs the two processes itself.
-fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
+async fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let runs = |name: &str| PidFile::holder(&supervise::pid_file(settings, name)).is_some();
-    if runs("supervisor") || CHILDREN.iter().all(|name| runs(name)) {
+    if runs("supervisor") {
         return Ok(());
+    }
+    if CHILDREN.iter().any(|name| runs(name)) {
+        if units_run().await {
+            return Ok(());
+        }
+        // Their supervisor is gone and they are about to follow it: starting before they did would find taken ports.
+        for name in CHILDREN {
+            let path = supervise::pid_file(settings, name);
+            if !PidFile::wait_released(&path, ORPHAN_PATIENCE) {
+                return Err(Failure::new(format!("a {name} without a supervisor runs and does not end"))
+                    .mend("run `neso down --keep-instances`, then `neso up` again"));
+            }
+        }
     }
     let step = progress.step("Starting headnode and node");
     let mut arguments = place.arguments();

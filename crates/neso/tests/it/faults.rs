@@ -25,12 +25,12 @@ const VERBS: [(&str, &str, &str, Option<&str>); 5] = [
 fn every_point_may_be_the_last() {
     let Some(datacenter) = Datacenter::start() else { return };
     let moments = ["before", "after", "committed"];
-    for round in 0..EVERYWHERE.len() {
+    for (round, everywhere) in EVERYWHERE.iter().enumerate() {
         let name = format!("kill-{round}");
         for (verb, flow, step, state) in VERBS {
             let own = moments.get(round).map(|moment| format!("flow.{flow}.{step}.{moment}"));
             // The flow's own points in the first rounds, those of agent and store in all of them.
-            for point in own.into_iter().take(usize::from(verb != "create")).chain([EVERYWHERE[round].to_owned()]) {
+            for point in own.into_iter().take(usize::from(verb != "create")).chain([(*everywhere).to_owned()]) {
                 attempt(&datacenter, verb, &name, &point);
                 settle(&datacenter, verb, &name, state);
             }
