@@ -16,11 +16,15 @@ use base::{
     shutdown::Shutdown,
 };
 use cloudapi::signature::{Head, Keys, PublicKey, verify};
-use control::{Control, ControlConfig, tables};
+use control::{
+    Control, ControlConfig,
+    accounts::{self, NewAccount},
+    tables,
+};
 use headnode::cloudapi::{Options, router};
 use http_body_util::BodyExt as _;
 use model::{
-    account::{Account, AccountKey, Profile},
+    account::Profile,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     instance::{Brand, Instance, Intent, Wanted},
     network::Nic,
@@ -80,7 +84,9 @@ async fn per_second(service: &Router, path: &str, signer: &TestKey) -> Result<f6
     let request = || signer.request(path);
     let answer = service.clone().oneshot(request()).await.map_err(|error| error.to_string())?;
     if !answer.status().is_success() {
-        return Err(format!("{path} answers {}", answer.status()));
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+        return Err(format!("{path} answers {status}: {}", String::from_utf8_lossy(&body)));
     }
     let (began, mut count) = (Instant::now(), 0_u32);
     while began.elapsed() < ROUND {
@@ -156,22 +162,16 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
     let text = |error: &dyn std::error::Error| base::errors::chain(error);
     let store = Store::open(Arc::new(Memory::default()), control::schema()).await.map_err(|error| text(&error))?;
     let now = Timestamp(SystemClock.now_ms());
-    let owner = AccountId::random();
-    let public = PublicKey::from_openssh(&key.openssh).map_err(|error| text(&error))?;
-    let mut first = Transaction::new();
-    first = first.create(&tables::ACCOUNTS, account(owner, now));
-    first = first.create(
-        &tables::KEYS,
-        AccountKey {
-            account: owner,
-            name: "bench".to_owned(),
-            fingerprint_md5: public.fingerprint_md5.clone(),
-            fingerprint_sha256: public.fingerprint_sha256.clone(),
-            openssh: key.openssh.clone(),
-            created_at: now,
-        },
-    );
-    store.commit(first).await.map_err(|error| text(&error))?;
+    let (trigger, shutdown) = Shutdown::new();
+    let config = ControlConfig::new("bench", "/nonexistent");
+    let control = Control::start(store, Arc::new(SystemClock), config, shutdown);
+    let account = NewAccount {
+        login: "bench".to_owned(),
+        profile: Profile { email: "bench@example.com".to_owned(), ..Profile::default() },
+        operator: false,
+    };
+    let owner = accounts::create(&control, account).await.map_err(|error| text(&error))?.id;
+    accounts::keys::add(&control, owner, None, &key.openssh).await.map_err(|error| text(&error))?;
     let (image, package, server, network) =
         (ImageId::random(), PackageId::random(), ServerId::random(), NetworkId::random());
     let mut some = InstanceId::random();
@@ -182,25 +182,9 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
             some = instance.id;
             transaction = transaction.create(&tables::INSTANCES, instance);
         }
-        store.commit(transaction).await.map_err(|error| text(&error))?;
+        control.store.commit(transaction).await.map_err(|error| text(&error))?;
     }
-    let (trigger, shutdown) = Shutdown::new();
-    let control = Control::start(store, Arc::new(SystemClock), ControlConfig::new("bench", "/nonexistent"), shutdown);
     Ok((control, trigger, some))
-}
-
-fn account(id: AccountId, now: Timestamp) -> Account {
-    Account {
-        id,
-        login: "bench".to_owned(),
-        profile: Profile { email: "bench@example.com".to_owned(), ..Profile::default() },
-        operator: false,
-        disabled: false,
-        names_enabled: false,
-        default_network: None,
-        created_at: now,
-        updated_at: now,
-    }
 }
 
 fn instance(
