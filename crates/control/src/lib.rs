@@ -79,14 +79,7 @@ impl Control {
     pub fn start(store: Store, clock: Arc<dyn Clock>, config: ControlConfig, shutdown: Shutdown) -> Self {
         let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
         let targets = servers::targets::Targets::new(&config);
-        let control = Self(Arc::new(Inner {
-            store,
-            clock,
-            config,
-            nodes,
-            targets,
-            last_given: Mutex::default(),
-        }));
+        let control = Self(Arc::new(Inner { store, clock, config, nodes, targets, last_given: Mutex::default() }));
         servers::targets::start(control.clone(), shutdown);
         control
     }

@@ -123,8 +123,12 @@ pub async fn mend_leaks(control: &Control) -> Result<usize> {
             mended += 1;
         }
     }
-    let stuck: Vec<InstanceId> =
-        control.snapshot().scan(&INSTANCES).filter(|entry| is_abandoned(&control.snapshot(), entry)).map(|entry| entry.id).collect();
+    let stuck: Vec<InstanceId> = control
+        .snapshot()
+        .scan(&INSTANCES)
+        .filter(|entry| is_abandoned(&control.snapshot(), entry))
+        .map(|entry| entry.id)
+        .collect();
     for id in stuck {
         control.store.update(|snapshot| Ok::<_, Error>((give_up(control, snapshot, id), ()))).await?;
         tracing::warn!(instance = %id, "its flow had ended without a word");
@@ -145,7 +149,8 @@ fn leaking(snapshot: &Snapshot) -> Vec<String> {
             claim.name.starts_with(Claim::ALIAS) && holder.as_ref().is_none_or(|entry| entry.deleted_at.is_some());
         mac || alias
     });
-    let mut holders: Vec<String> = addresses.chain(names.map(|claim| claim.holder.clone())).take(PASS_RECORDS).collect();
+    let mut holders: Vec<String> =
+        addresses.chain(names.map(|claim| claim.holder.clone())).take(PASS_RECORDS).collect();
     holders.sort();
     holders.dedup();
     holders

@@ -49,10 +49,7 @@ pub static ADDRESSES: Table<Address> = Table {
     name: "addresses",
     version: 1,
     key: |address| address_key(address.network, address.ip),
-    indexes: &[Index {
-        name: BY_HOLDER,
-        keys: |address| address.instance.iter().map(InstanceId::to_string).collect(),
-    }],
+    indexes: &[Index { name: BY_HOLDER, keys: |address| address.instance.iter().map(InstanceId::to_string).collect() }],
     upgrade: no_upgrade,
 };
 
@@ -61,10 +58,7 @@ pub static IMAGES: Table<Image> = Table {
     name: "images",
     version: 1,
     key: |image| image.id.to_string(),
-    indexes: &[Index {
-        name: "file",
-        keys: |image| image.file.iter().map(|file| file.sha256.clone()).collect(),
-    }],
+    indexes: &[Index { name: "file", keys: |image| image.file.iter().map(|file| file.sha256.clone()).collect() }],
     upgrade: no_upgrade,
 };
 
@@ -79,10 +73,7 @@ pub static INSTANCES: Table<Instance> = Table {
         Index { name: BY_IMAGE, keys: |instance| present(instance, || vec![instance.image.to_string()]) },
         Index { name: BY_PACKAGE, keys: |instance| present(instance, || vec![instance.package.to_string()]) },
         Index { name: BY_NETWORK, keys: |instance| present(instance, || networks_of(instance)) },
-        Index {
-            name: DELETED,
-            keys: |instance| instance.deleted_at.map(|_| DELETED.to_owned()).into_iter().collect(),
-        },
+        Index { name: DELETED, keys: |instance| instance.deleted_at.map(|_| DELETED.to_owned()).into_iter().collect() },
     ],
     upgrade: no_upgrade,
 };
@@ -193,4 +184,3 @@ fn networks_of(instance: &Instance) -> Vec<String> {
     networks.dedup();
     networks
 }
-

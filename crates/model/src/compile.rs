@@ -35,7 +35,8 @@ pub fn zone<'a>(
     let mut resolvers: Vec<IpAddr> = Vec::new();
     let mut routes = BTreeMap::new();
     // The primary network's name servers come first.
-    let by_importance = instance.nics.iter().filter(|nic| nic.primary).chain(instance.nics.iter().filter(|nic| !nic.primary));
+    let by_importance =
+        instance.nics.iter().filter(|nic| nic.primary).chain(instance.nics.iter().filter(|nic| !nic.primary));
     for network in by_importance.filter_map(|nic| network_of(nic.network)) {
         for resolver in &network.resolvers {
             if resolvers.len() < RESOLVERS_MAX && !resolvers.contains(resolver) {

@@ -144,7 +144,10 @@ impl NoRoom {
             (count(|refusal| matches!(refusal, Refusal::Closed | Refusal::Headnode)), "closed for new instances"),
             (count(|refusal| matches!(refusal, Refusal::Unreachable)), "not reachable"),
             (count(|refusal| matches!(refusal, Refusal::TooMany { .. })), "at their limit of instances"),
-            (count(|refusal| matches!(refusal, Refusal::TooSmall { what: "memory", .. })), "with too little memory left"),
+            (
+                count(|refusal| matches!(refusal, Refusal::TooSmall { what: "memory", .. })),
+                "with too little memory left",
+            ),
             (count(|refusal| matches!(refusal, Refusal::TooSmall { what: "disk", .. })), "with too little disk left"),
             (count(|refusal| matches!(refusal, Refusal::TooSmall { what: "cpu", .. })), "with too little CPU left"),
         ]

@@ -132,11 +132,12 @@ fn check_known_tag(key: &str, value: &TagValue) -> Result<(), String> {
         ("triton.cns.disable" | "triton.placement.exclude_virtual_servers", _) => {
             Err("must be true or false".to_owned())
         }
-        (
-            "triton.cns.services" | "triton.cns.reverse_ptr" | "triton.cmon.groups" | "triton.network.public",
-            _,
-        ) => Err("must be a text".to_owned()),
-        _ if key.starts_with("triton.") => Err("no such tag; names that begin with \"triton.\" are reserved".to_owned()),
+        ("triton.cns.services" | "triton.cns.reverse_ptr" | "triton.cmon.groups" | "triton.network.public", _) => {
+            Err("must be a text".to_owned())
+        }
+        _ if key.starts_with("triton.") => {
+            Err("no such tag; names that begin with \"triton.\" are reserved".to_owned())
+        }
         _ => Ok(()),
     }
 }

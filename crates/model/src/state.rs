@@ -71,9 +71,10 @@ pub fn public(instance: &Instance, machine: Reachability) -> PublicState {
             PublicState::Provisioning
         }
         (_, ZoneState::Stopped | ZoneState::Failed) if !booted_once => PublicState::Provisioning,
-        (_, ZoneState::Absent | ZoneState::Preparing | ZoneState::Starting | ZoneState::Stopped | ZoneState::Failed) => {
-            PublicState::Stopped
-        }
+        (
+            _,
+            ZoneState::Absent | ZoneState::Preparing | ZoneState::Starting | ZoneState::Stopped | ZoneState::Failed,
+        ) => PublicState::Stopped,
     }
 }
 
@@ -173,7 +174,11 @@ machine silent         offline      offline      offline
         for starts_done in [0, 1] {
             for state in [Absent, Preparing, Stopped, Starting, Running, Stopping, Removing, Failed] {
                 let past = if starts_done == 0 { "never up" } else { "was up" };
-                rows.push((format!("{:<10} {past}", format!("{state:?}")), Some((state, starts_done)), Reachability::Reachable));
+                rows.push((
+                    format!("{:<10} {past}", format!("{state:?}")),
+                    Some((state, starts_done)),
+                    Reachability::Reachable,
+                ));
             }
         }
         rows.push(("machine silent".to_owned(), Some((Running, 1)), Reachability::Unreachable));

@@ -51,8 +51,15 @@ pub(super) fn check_headers(tree: &Tree) -> Vec<Finding> {
 }
 
 /// Where programs may be started: the doors, build scripts, developers' helpers and tests.
-const COMMAND_DOORS: &[&str] =
-    &["crates/host/", "crates/base/src/process", "xtask/", "crates/bench/", "/tests/", "/build.rs", "crates/neso/src/ssh"];
+const COMMAND_DOORS: &[&str] = &[
+    "crates/host/",
+    "crates/base/src/process",
+    "xtask/",
+    "crates/bench/",
+    "/tests/",
+    "/build.rs",
+    "crates/neso/src/ssh",
+];
 
 /// Programs started outside of the doors.
 pub(super) fn check_doors(tree: &Tree) -> Vec<Finding> {

@@ -71,7 +71,9 @@ async fn ask(socket: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
         stream.read_exact(&mut answer).await?;
         Ok(answer)
     };
-    timeout(PATIENCE, exchange).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the agent does not answer"))?
+    timeout(PATIENCE, exchange)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the agent does not answer"))?
 }
 
 fn expect(answer: &[u8], kind: u8) -> io::Result<&[u8]> {

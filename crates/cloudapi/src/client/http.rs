@@ -20,11 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{
-    Profile, Signer,
-    signer::SignerError,
-    tls,
-};
+use super::{Profile, Signer, signer::SignerError, tls};
 use crate::{
     error::ErrorBody,
     signature::http_date,

@@ -36,9 +36,7 @@ pub struct Profile {
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// None is configured.
-    #[error(
-        "no profile: set TRITON_URL, TRITON_ACCOUNT and TRITON_KEY_ID, or make one with `triton profile create`"
-    )]
+    #[error("no profile: set TRITON_URL, TRITON_ACCOUNT and TRITON_KEY_ID, or make one with `triton profile create`")]
     None,
     /// Half of the environment is set.
     #[error("the environment sets some of TRITON_URL, TRITON_ACCOUNT and TRITON_KEY_ID, but not {0}")]
@@ -99,12 +97,14 @@ impl Profile {
             "env" => Self::from_environment(environment)?,
             _ => Self::from_file(&name, &directory.join("profiles.d").join(format!("{name}.json")))?,
         };
-        profile.ca_file = environment("TRITON_CA_FILE").or_else(|| environment("NODE_EXTRA_CA_CERTS")).map(PathBuf::from);
+        profile.ca_file =
+            environment("TRITON_CA_FILE").or_else(|| environment("NODE_EXTRA_CA_CERTS")).map(PathBuf::from);
         Ok(profile)
     }
 
     fn from_environment(environment: Environment<'_>) -> Result<Self, ProfileError> {
-        let either = |new: &str, old: &str| environment(new).or_else(|| environment(old)).filter(|value| !value.is_empty());
+        let either =
+            |new: &str, old: &str| environment(new).or_else(|| environment(old)).filter(|value| !value.is_empty());
         let url = either("TRITON_URL", "SDC_URL");
         let account = either("TRITON_ACCOUNT", "SDC_ACCOUNT");
         let key_id = either("TRITON_KEY_ID", "SDC_KEY_ID");
@@ -115,7 +115,8 @@ impl Profile {
             (_, None, _) => return Err(ProfileError::Incomplete("TRITON_ACCOUNT")),
             (.., None) => return Err(ProfileError::Incomplete("TRITON_KEY_ID")),
         };
-        let set = |name: &str| environment(name).is_some_and(|value| !matches!(value.as_str(), "" | "0" | "false" | "no"));
+        let set =
+            |name: &str| environment(name).is_some_and(|value| !matches!(value.as_str(), "" | "0" | "false" | "no"));
         Ok(Self {
             name: "env".into(),
             url,

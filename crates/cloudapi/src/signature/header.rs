@@ -6,7 +6,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderName, header};
 
 use super::{
-    AUTHORIZATION_MAX, Algorithm, CLOCK_SKEW_SECONDS, Claim, Head, KeyId, SIGNED_HEADERS_MAX, SignatureError, parse_date,
+    AUTHORIZATION_MAX, Algorithm, CLOCK_SKEW_SECONDS, Claim, Head, KeyId, SIGNED_HEADERS_MAX, SignatureError,
+    parse_date,
 };
 
 /// The parameters of the header.
@@ -47,7 +48,13 @@ pub(super) fn claim<'a>(head: Head<'a>, now: i64) -> Result<Claim<'a>, Signature
     };
     check_date(head, date_name, now)?;
     let message = message(head, parameters.grammar, signed, date_name)?;
-    Ok(Claim { key_id: KeyId::parse(key_id_text)?, key_id_text: Cow::Borrowed(key_id_text), algorithm, message, signature })
+    Ok(Claim {
+        key_id: KeyId::parse(key_id_text)?,
+        key_id_text: Cow::Borrowed(key_id_text),
+        algorithm,
+        message,
+        signature,
+    })
 }
 
 fn malformed(why: &str) -> SignatureError {
@@ -178,7 +185,8 @@ mod tests {
 
     #[test]
     fn both_grammars() {
-        let draft = parse(r#"Signature keyId="/a/keys/b",algorithm="rsa-sha256",headers="date",signature="AA==""#).unwrap();
+        let draft =
+            parse(r#"Signature keyId="/a/keys/b",algorithm="rsa-sha256",headers="date",signature="AA==""#).unwrap();
         assert_eq!((draft.grammar, draft.signature), (Grammar::Draft, Some("AA==")));
         let legacy = parse(r#"Signature keyId="/a/keys/b",algorithm="rsa-sha256" AA=="#).unwrap();
         assert_eq!((legacy.grammar, legacy.signature, legacy.headers), (Grammar::Legacy, Some("AA=="), None));

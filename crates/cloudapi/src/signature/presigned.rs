@@ -37,7 +37,10 @@ pub(super) fn claim<'a>(head: Head<'a>, now: i64) -> Result<Option<Claim<'a>>, S
     let (Some(algorithm), Some(expires), Some(key_id), Some(signature), true) =
         (find("algorithm"), find("expires"), find("keyId"), find("signature"), missing.is_empty())
     else {
-        return Err(SignatureError::Malformed(format!("a signed URL also needs the parameters {}", missing.join(", "))));
+        return Err(SignatureError::Malformed(format!(
+            "a signed URL also needs the parameters {}",
+            missing.join(", ")
+        )));
     };
     let expires: i64 = expires
         .parse()
@@ -55,9 +58,8 @@ pub(super) fn claim<'a>(head: Head<'a>, now: i64) -> Result<Option<Claim<'a>>, S
     if !methods.contains(&head.method.as_str()) {
         return Err(SignatureError::MethodNotSigned(head.method.to_string()));
     }
-    let signature = BASE64
-        .decode(signature)
-        .map_err(|_| SignatureError::Malformed("the signature is not base64".into()))?;
+    let signature =
+        BASE64.decode(signature).map_err(|_| SignatureError::Malformed("the signature is not base64".into()))?;
     let host = head.headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes());
     let parsed = KeyId::parse(key_id)?;
     let key_id_owned = KeyId { login: Cow::Owned(parsed.login.into_owned()), key: Cow::Owned(parsed.key.into_owned()) };

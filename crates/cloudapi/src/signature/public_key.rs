@@ -142,7 +142,8 @@ impl PublicKey {
     pub fn from_key_data(data: &KeyData) -> Result<Self, InvalidKey> {
         let material = match data {
             KeyData::Rsa(rsa) => {
-                let number = |mpint: &ssh_key::Mpint| mpint.as_positive_bytes().map(<[u8]>::to_vec).ok_or(InvalidKey::Text);
+                let number =
+                    |mpint: &ssh_key::Mpint| mpint.as_positive_bytes().map(<[u8]>::to_vec).ok_or(InvalidKey::Text);
                 Material::Rsa(der_sequence(&[der_integer(&number(&rsa.n)?), der_integer(&number(&rsa.e)?)]))
             }
             KeyData::Ecdsa(point) => {

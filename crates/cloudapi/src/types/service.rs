@@ -27,10 +27,7 @@ pub struct PingVersions {
 impl Ping {
     /// The answer.
     pub fn pong() -> Self {
-        Self {
-            ping: Cow::Borrowed("pong"),
-            cloudapi: PingVersions { versions: VERSIONS.map(Cow::Borrowed).into() },
-        }
+        Self { ping: Cow::Borrowed("pong"), cloudapi: PingVersions { versions: VERSIONS.map(Cow::Borrowed).into() } }
     }
 }
 

@@ -167,8 +167,7 @@ async fn modify(
     control
         .store
         .update(|snapshot| {
-            let entry =
-                snapshot.get(&ACCOUNTS, &id.to_string()).ok_or_else(|| Error::not_found("account", id))?;
+            let entry = snapshot.get(&ACCOUNTS, &id.to_string()).ok_or_else(|| Error::not_found("account", id))?;
             let mut account = entry.value.clone();
             change(&mut account)?;
             account.updated_at = now;

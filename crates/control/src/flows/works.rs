@@ -41,7 +41,8 @@ impl Work for Provision {
     }
 
     fn judge(instance: &Instance, _input: &Input) -> Verdict {
-        if let Some(verdict) = overtaken(instance, Wanted::Running).filter(|_| instance.intent.wanted == Wanted::Absent) {
+        if let Some(verdict) = overtaken(instance, Wanted::Running).filter(|_| instance.intent.wanted == Wanted::Absent)
+        {
             return verdict;
         }
         match &instance.fact {
@@ -159,7 +160,8 @@ impl Work for Resize {
     }
 
     fn failed(_: &Control, snapshot: &Snapshot, instance: &mut Instance, input: &Input, _why: &str) -> Transaction {
-        let Some(before) = input.before.as_ref().filter(|_| instance.limits == input.limits && !instance.released) else {
+        let Some(before) = input.before.as_ref().filter(|_| instance.limits == input.limits && !instance.released)
+        else {
             return Transaction::new();
         };
         let had = Demand::of(&instance.limits);
@@ -185,8 +187,8 @@ impl Work for Nics {
             return Verdict::Failed("overtaken by the deletion of the instance".to_owned());
         }
         let Some(fact) = &instance.fact else { return Verdict::NotYet("the machine to report on the instance") };
-        let same = fact.nics.len() == instance.nics.len()
-            && instance.nics.iter().all(|nic| fact.nics.contains(&nic.mac));
+        let same =
+            fact.nics.len() == instance.nics.len() && instance.nics.iter().all(|nic| fact.nics.contains(&nic.mac));
         match fact.state {
             _ if same => Verdict::Done,
             ZoneState::Failed if gave_up(fact, input) => Verdict::Failed(reason(fact)),

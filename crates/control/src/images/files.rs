@@ -93,9 +93,7 @@ pub(super) async fn sweep(control: &Control) -> Result<usize> {
         Err(error) => return Err(file_error(|| format!("list {}", dir.display()))(error)),
     };
     let mut removed = 0;
-    while let Some(entry) =
-        listing.next_entry().await.map_err(file_error(|| format!("list {}", dir.display())))?
-    {
+    while let Some(entry) = listing.next_entry().await.map_err(file_error(|| format!("list {}", dir.display())))? {
         let name = entry.file_name().to_string_lossy().into_owned();
         let ours = name.ends_with(PARTIAL) || (name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let used = control.snapshot().find(&IMAGES, "file", &name).next().is_some();
@@ -124,7 +122,8 @@ async fn receive(
             return Err(Error::invalid("file", why));
         };
         let Some(piece) = piece else { break };
-        let piece = piece.map_err(|error| Error::invalid("file", format!("ended early after {size} bytes: {error}")))?;
+        let piece =
+            piece.map_err(|error| Error::invalid("file", format!("ended early after {size} bytes: {error}")))?;
         size += piece.len() as u64;
         if size > limit {
             return Err(Error::invalid("file", format!("is larger than the {limit} bytes of its manifest")));
@@ -146,7 +145,10 @@ async fn receive(
 
 fn verify(received: &ImageFile, expected: &ExpectedFile) -> Result<()> {
     let differs = |what: &str, is: &str, should: &str| {
-        Err(Error::invalid("file", format!("has {what} {is}, but its manifest says {should}; send it again or mend the manifest")))
+        Err(Error::invalid(
+            "file",
+            format!("has {what} {is}, but its manifest says {should}; send it again or mend the manifest"),
+        ))
     };
     if let Some(size) = expected.size.filter(|size| *size != received.size) {
         return differs("size", &received.size.to_string(), &size.to_string());

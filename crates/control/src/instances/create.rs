@@ -131,8 +131,7 @@ impl Plan {
         alias: &str,
     ) -> Result<Self> {
         let scope = Scope::Account(owner);
-        let account =
-            snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
+        let account = snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
         if snapshot.get(&CLAIMS, &Claim::alias(owner, alias)).is_some() {
             let why = format!("\"{alias}\" is the name of another instance of yours");
             return Err(Error::field("name", FieldCode::Conflict, why));
@@ -236,8 +235,7 @@ fn wire(
     let mut nics = Vec::with_capacity(chosen.len());
     let primary = chosen.iter().position(|(_, choice)| choice.primary).unwrap_or(0);
     for (number, (network, choice)) in chosen.iter().enumerate() {
-        let (ip, with_ip) =
-            allocate::address(control, snapshot, network, choice.ip, holder, &mut taken, transaction)?;
+        let (ip, with_ip) = allocate::address(control, snapshot, network, choice.ip, holder, &mut taken, transaction)?;
         let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
         transaction = with_mac;
         let (interface, network) = (format!("net{number}"), network.id);
@@ -277,7 +275,11 @@ fn choose_networks(
             return Err(Error::invalid("networks", format!("there is no network {}", choice.network)));
         };
         if chosen.iter().any(|(other, _)| other.id == network.id) {
-            return Err(Error::field("networks", FieldCode::Conflict, format!("network {} is named twice", network.id)));
+            return Err(Error::field(
+                "networks",
+                FieldCode::Conflict,
+                format!("network {} is named twice", network.id),
+            ));
         }
         if choice.ip.is_some() && network.public {
             let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
@@ -298,7 +300,8 @@ fn agree(package: &Package, image: &Image, asked: Option<Brand>) -> Result<Brand
         return Err(Error::field("brand", FieldCode::Conflict, why));
     }
     if let Some(other) = package.brand.filter(|only| *only != brand) {
-        let why = format!("package \"{}\" is for brand {}, the image for {}", package.name, other.as_str(), brand.as_str());
+        let why =
+            format!("package \"{}\" is for brand {}, the image for {}", package.name, other.as_str(), brand.as_str());
         return Err(Error::field("package", FieldCode::Conflict, why));
     }
     fits_image(package, image)?;
@@ -309,11 +312,13 @@ fn agree(package: &Package, image: &Image, asked: Option<Brand>) -> Result<Brand
 pub(super) fn fits_image(package: &Package, image: &Image) -> Result<()> {
     let needs = &image.requirements;
     if let Some(least) = needs.min_memory.filter(|least| package.memory < *least) {
-        let why = format!("image \"{}\" needs at least {least} of memory, the package has {}", image.name, package.memory);
+        let why =
+            format!("image \"{}\" needs at least {least} of memory, the package has {}", image.name, package.memory);
         return Err(Error::field("package", FieldCode::Conflict, why));
     }
     if let Some(most) = needs.max_memory.filter(|most| package.memory > *most) {
-        let why = format!("image \"{}\" takes at most {most} of memory, the package has {}", image.name, package.memory);
+        let why =
+            format!("image \"{}\" takes at most {most} of memory, the package has {}", image.name, package.memory);
         return Err(Error::field("package", FieldCode::Conflict, why));
     }
     Ok(())

@@ -101,7 +101,9 @@ impl InstanceView {
             .collect();
         let last_seen_at = match state {
             PublicState::Offline => control.nodes.heard(instance.server).map(|heard| heard.at).or_else(|| {
-                snapshot.get(&crate::tables::SERVERS, &instance.server.to_string()).and_then(|server| server.last_seen_at)
+                snapshot
+                    .get(&crate::tables::SERVERS, &instance.server.to_string())
+                    .and_then(|server| server.last_seen_at)
             }),
             _ => None,
         };
@@ -217,9 +219,10 @@ fn may_pass(instance: &Instance, filter: &InstanceFilter, now: Timestamp) -> boo
         && filter.image.is_none_or(|image| instance.image == image)
         && filter.package.as_ref().is_none_or(|package| instance.package_name == *package)
         && filter.memory.is_none_or(|memory| instance.limits.memory.0 == memory)
-        && filter.tags.iter().all(|(key, value)| {
-            instance.tags.get(key).is_some_and(|tag| value == "*" || tag_text(tag) == *value)
-        })
+        && filter
+            .tags
+            .iter()
+            .all(|(key, value)| instance.tags.get(key).is_some_and(|tag| value == "*" || tag_text(tag) == *value))
 }
 
 fn has_state(state: PublicState, filter: &InstanceFilter) -> bool {

@@ -28,10 +28,7 @@ pub fn list(control: &Control, scope: Scope, id: InstanceId) -> Result<Vec<NicVi
 
 /// The NIC with an Ethernet address.
 pub fn get(control: &Control, scope: Scope, id: InstanceId, mac: MacAddr) -> Result<NicView> {
-    list(control, scope, id)?
-        .into_iter()
-        .find(|view| view.nic.mac == mac)
-        .ok_or_else(|| Error::not_found("NIC", mac))
+    list(control, scope, id)?.into_iter().find(|view| view.nic.mac == mac).ok_or_else(|| Error::not_found("NIC", mac))
 }
 
 /// The NIC an instance has on the network of `choice` already, if it has one.

@@ -71,7 +71,8 @@ fn named(
         let why = format!("{ip} cannot be held by an instance of network \"{}\" ({})", network.name, network.subnet);
         return Err(Error::invalid("networks", why));
     }
-    let in_use = || Error::field("networks", FieldCode::Conflict, format!("{ip} is in use on network \"{}\"", network.name));
+    let in_use =
+        || Error::field("networks", FieldCode::Conflict, format!("{ip} is in use on network \"{}\"", network.name));
     let transaction = match snapshot.get(&ADDRESSES, &address_key(network.id, ip)) {
         None => transaction.create(&ADDRESSES, held(network.id, ip, false, holder)),
         Some(address) if address.instance.is_none() && address.owner.is_none_or(|owner| owner == holder.owner) => {
@@ -86,7 +87,14 @@ fn named(
 }
 
 fn held(network: NetworkId, ip: Ipv4Addr, reserved: bool, holder: Holder) -> Address {
-    Address { network, ip, instance: Some(holder.instance), owner: Some(holder.owner), reserved, created_at: holder.now }
+    Address {
+        network,
+        ip,
+        instance: Some(holder.instance),
+        owner: Some(holder.owner),
+        reserved,
+        created_at: holder.now,
+    }
 }
 
 /// Gives back every address and Ethernet address `holder` holds, except those of the NICs in `kept`. A reserved address

@@ -118,7 +118,10 @@ pub async fn delete(control: &Control, id: NetworkId) -> Result<()> {
             let mut transaction = Transaction::new().delete(&NETWORKS, &network);
             let reserved: Vec<_> = addresses(snapshot, id, Ipv4Addr::UNSPECIFIED).take(RESERVED_MAX + 1).collect();
             if reserved.len() > RESERVED_MAX {
-                let why = format!("network \"{}\" has more than {RESERVED_MAX} reserved addresses; free them first", network.name);
+                let why = format!(
+                    "network \"{}\" has more than {RESERVED_MAX} reserved addresses; free them first",
+                    network.name
+                );
                 return Err(Error::InUse(why));
             }
             for address in &reserved {
@@ -169,7 +172,8 @@ pub async fn reserve_ip(
         .update(|snapshot| {
             let network = visible(snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
             if matches!(scope, Scope::Account(_)) && network.owners.is_empty() {
-                let why = format!("network \"{}\" belongs to the datacenter; only operators reserve there", network.name);
+                let why =
+                    format!("network \"{}\" belongs to the datacenter; only operators reserve there", network.name);
                 return Err(Error::NotAuthorized(why));
             }
             if !Pool::of(&network).may_hold(ip) {
@@ -250,7 +254,8 @@ fn check(id: NetworkId, control: &Control, new: NewNetwork) -> Result<Network> {
         faults.check("mtu", Err("must be between 576 and 9000 bytes".to_owned()));
     }
     let (first, last) = (new.subnet.network().to_bits(), new.subnet.broadcast().to_bits());
-    let after_gateway = new.gateway.map_or(first, |gateway| if gateway.to_bits() == first + 1 { first + 1 } else { first });
+    let after_gateway =
+        new.gateway.map_or(first, |gateway| if gateway.to_bits() == first + 1 { first + 1 } else { first });
     let network = Network {
         id,
         name: new.name,

@@ -80,8 +80,7 @@ pub async fn register(control: &Control, id: ServerId, new: NewServer) -> Result
 
 /// All machines, by host name.
 pub fn list(control: &Control) -> Vec<ServerView> {
-    let mut views: Vec<ServerView> =
-        control.snapshot().scan(&SERVERS).map(|server| view(control, server)).collect();
+    let mut views: Vec<ServerView> = control.snapshot().scan(&SERVERS).map(|server| view(control, server)).collect();
     views.sort_by(|one, other| (&one.server.hostname, one.server.id).cmp(&(&other.server.hostname, other.server.id)));
     views
 }
@@ -110,11 +109,13 @@ pub async fn forget(control: &Control, id: ServerId) -> Result<()> {
     control
         .store
         .update(|snapshot| {
-            let server =
-                snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+            let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
             let instances = snapshot.find(&INSTANCES, BY_SERVER, &id.to_string()).count();
             if instances > 0 {
-                return Err(Error::InUse(format!("server {} has {instances} instances; delete them first", server.hostname)));
+                return Err(Error::InUse(format!(
+                    "server {} has {instances} instances; delete them first",
+                    server.hostname
+                )));
             }
             Ok((Transaction::new().delete(&SERVERS, &server), ()))
         })
@@ -127,8 +128,7 @@ async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> 
     control
         .store
         .update(|snapshot| {
-            let entry =
-                snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+            let entry = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
             let mut server = entry.value.clone();
             edit(&mut server);
             Ok::<_, Error>((Transaction::new().replace(&SERVERS, &entry, server), ()))

@@ -72,10 +72,8 @@ async fn take(control: &Control, id: ServerId, report: &Report, now: Timestamp) 
     let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
     control.targets.caught_up(snapshot.revision().0).await;
     let known = report.zones.keys().filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
-    let news: Vec<InstanceId> = known
-        .filter(|entry| news_of(control, &snapshot, entry, report).is_some())
-        .map(|entry| entry.id)
-        .collect();
+    let news: Vec<InstanceId> =
+        known.filter(|entry| news_of(control, &snapshot, entry, report).is_some()).map(|entry| entry.id).collect();
     if news.is_empty() && refreshed(&server, report, now).is_some() {
         write(control, id, report, &[], now).await?;
     }
@@ -115,7 +113,8 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
                 }
                 transaction = take_in(snapshot, &entry, news, &mut reserved, now, transaction);
             }
-            let changed = Server { reserved, ..refreshed(&server, report, now).unwrap_or_else(|| server.value.clone()) };
+            let changed =
+                Server { reserved, ..refreshed(&server, report, now).unwrap_or_else(|| server.value.clone()) };
             if changed != server.value {
                 transaction = transaction.replace(&SERVERS, &server, changed);
             }

@@ -25,7 +25,11 @@ async fn logins_are_unique() {
 #[tokio::test]
 async fn profiles_change_field_by_field() {
     let world = World::new().await;
-    let change = ProfileChange { email: Some("a@b.example".to_owned()), city: Some("Kiel".to_owned()), ..ProfileChange::default() };
+    let change = ProfileChange {
+        email: Some("a@b.example".to_owned()),
+        city: Some("Kiel".to_owned()),
+        ..ProfileChange::default()
+    };
     accounts::update(&world.control, world.owner, change).await.expect("changed");
     let change = ProfileChange { phone: Some("1".to_owned()), ..ProfileChange::default() };
     let account = accounts::update(&world.control, world.owner, change).await.expect("changed");

@@ -52,12 +52,8 @@ async fn nothing_leaks(world: &FlowWorld<Control>) {
 }
 
 async fn every_way(ask: impl AsyncFn(&World, InstanceId)) {
-    let scenarios = exercise(
-        async || asked(&ask).await,
-        flows::register,
-        async |_, world, _| nothing_leaks(world).await,
-    )
-    .await;
+    let scenarios =
+        exercise(async || asked(&ask).await, flows::register, async |_, world, _| nothing_leaks(world).await).await;
     assert!(scenarios >= 10, "{scenarios}");
 }
 

@@ -24,7 +24,8 @@ async fn a_wrong_file_is_refused_and_leaves_nothing() {
         let refused = images::add_file(&world.control, id, pieces(content)).await.expect_err("it is wrong");
         assert!(refused.to_string().starts_with("file:"), "{refused}");
     }
-    let broken = futures_util::stream::iter([Ok(bytes::Bytes::from_static(b"what")), Err(std::io::Error::other("cut"))]);
+    let broken =
+        futures_util::stream::iter([Ok(bytes::Bytes::from_static(b"what")), Err(std::io::Error::other("cut"))]);
     images::add_file(&world.control, id, broken).await.expect_err("it was cut off");
     assert_eq!(files(&world), before);
     assert_eq!(images::get(&world.control, Scope::All, id).expect("it is known").state, ImageState::Unactivated);

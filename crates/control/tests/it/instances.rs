@@ -296,15 +296,23 @@ async fn guests_change_their_metadata() {
         value: value.map(str::to_owned),
     };
     let fact = machine.zones.get_mut(&id).expect("it is there");
-    fact.guest_metadata =
-        vec![change(1, "a", Some("1")), change(2, "b", Some("2")), change(3, "a", None), change(4, "sdc:x", Some("no"))];
+    fact.guest_metadata = vec![
+        change(1, "a", Some("1")),
+        change(2, "b", Some("2")),
+        change(3, "a", None),
+        change(4, "sdc:x", Some("no")),
+    ];
     machine.report(&world).await;
     machine.report(&world).await;
     let view = world.view(id);
     assert_eq!(view.instance.metadata, [("b".to_owned(), "2".to_owned())].into());
     assert_eq!(view.instance.guest_metadata_seen, 4);
     machine.fetch(&world).await;
-    assert_eq!(machine.told(id).map(|zone| zone.guest_metadata_seen), Some(4), "the machine hears that it was taken over");
+    assert_eq!(
+        machine.told(id).map(|zone| zone.guest_metadata_seen),
+        Some(4),
+        "the machine hears that it was taken over"
+    );
 }
 
 #[tokio::test]

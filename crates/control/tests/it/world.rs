@@ -164,9 +164,8 @@ impl World {
     pub(crate) fn held(&self) -> (u32, u64, usize, usize, usize) {
         let snapshot = self.control.snapshot();
         let server = snapshot.get(&control::tables::SERVERS, &self.server.to_string()).expect("the machine");
-        let names = |kind: &str| {
-            snapshot.scan(&control::tables::CLAIMS).filter(|claim| claim.name.starts_with(kind)).count()
-        };
+        let names =
+            |kind: &str| snapshot.scan(&control::tables::CLAIMS).filter(|claim| claim.name.starts_with(kind)).count();
         let addresses = snapshot.count(&control::tables::ADDRESSES);
         (server.reserved.instances, server.reserved.memory.0, addresses, names("mac/"), names("alias/"))
     }
@@ -276,7 +275,9 @@ impl Machine {
     /// Fetches until the target says of `id` what the records say, then does it and reports.
     pub(crate) async fn obey(&mut self, world: &World, id: InstanceId) {
         let wanted = world.view(id).instance.intent;
-        while self.told(id).is_none_or(|zone| (zone.wanted, zone.starts, zone.reboots) != (wanted.wanted, wanted.starts, wanted.reboots)) {
+        while self.told(id).is_none_or(|zone| {
+            (zone.wanted, zone.starts, zone.reboots) != (wanted.wanted, wanted.starts, wanted.reboots)
+        }) {
             self.fetch(world).await;
         }
         self.converge();
@@ -315,12 +316,7 @@ impl Machine {
             hostname: "one".to_owned(),
             boot_id: "boot-1".to_owned(),
             target_seen: self.target.as_ref().map_or(0, |target| target.generation),
-            hardware: Hardware {
-                memory: Mib(1 << 20),
-                cpus: 1_000,
-                pool_size: Mib(1 << 30),
-                ..Hardware::default()
-            },
+            hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
             zones: self.zones.clone(),
             images: Vec::new(),
         }

@@ -61,12 +61,7 @@ impl Faults {
         if times == 0 {
             return;
         }
-        self.lock().push_back(Fault {
-            verb: verb.to_owned(),
-            subject,
-            why: why.to_owned(),
-            strikes_left: times,
-        });
+        self.lock().push_back(Fault { verb: verb.to_owned(), subject, why: why.to_owned(), strikes_left: times });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Fault>> {

@@ -277,10 +277,22 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(verdict("\"v\": 2", "\"v\": 1"), "the manifest's \"v\" is 1; only version 2 is understood");
-        assert_eq!(verdict("\"minimal\"", "\"a/b\""), "the manifest's \"name\" may not have control characters or \"/\"");
-        assert_eq!(verdict("\"linux\"", "\"smartos\""), "the manifest's \"os\" is \"smartos\"; machines here run \"linux\"");
-        assert_eq!(verdict("\"gzip\"", "\"xz\""), "the manifest's \"files\" are packed with \"xz\"; use \"gzip\" or \"none\"");
-        assert_eq!(verdict("\"sha1\"", "\"md5\""), "the manifest's \"files\" have neither sha1 nor sha256, so nothing could be verified");
+        assert_eq!(
+            verdict("\"minimal\"", "\"a/b\""),
+            "the manifest's \"name\" may not have control characters or \"/\""
+        );
+        assert_eq!(
+            verdict("\"linux\"", "\"smartos\""),
+            "the manifest's \"os\" is \"smartos\"; machines here run \"linux\""
+        );
+        assert_eq!(
+            verdict("\"gzip\"", "\"xz\""),
+            "the manifest's \"files\" are packed with \"xz\"; use \"gzip\" or \"none\""
+        );
+        assert_eq!(
+            verdict("\"sha1\"", "\"md5\""),
+            "the manifest's \"files\" have neither sha1 nor sha256, so nothing could be verified"
+        );
         assert_eq!(verdict("DA39", "../x"), "the manifest's \"files\" have a sha1 that is not 40 hex digits");
         assert_eq!(verdict("\"size\": 123", "\"size\": -1"), "the manifest cannot be read");
     }

@@ -6,8 +6,11 @@
 //!
 //! `NESO_TRITON` names the command; without it one on the path is taken. Without any, or without root, the test says so and
 //! passes, unless `NESO_REQUIRE_CLIENTS` is set, as `make test` does.
-
-#![allow(clippy::disallowed_types, reason = "the subject of these tests is other people's commands")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    reason = "the subject is other people's commands, and skips are said"
+)]
 
 mod datacenter;
 mod shape;

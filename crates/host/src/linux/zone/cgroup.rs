@@ -88,7 +88,8 @@ impl Layout {
         }
         let unified = unified.ok_or_else(|| Error::Lacking {
             what: "a mounted cgroup v2 hierarchy".to_owned(),
-            remedy: "mount it: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`".to_owned(),
+            remedy: "mount it: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`"
+                .to_owned(),
         })?;
         let of_v2 = v2_controllers(&unified);
         let controller = |name: &str| {
@@ -302,7 +303,8 @@ impl Group {
         }
         write(&group.join("cgroup.kill"), "1")?;
         let events = group.join("cgroup.events");
-        let file = fs::File::open(&events).map_err(|source| Error::os(format!("open `{}`", events.display()), source))?;
+        let file =
+            fs::File::open(&events).map_err(|source| Error::os(format!("open `{}`", events.display()), source))?;
         while self.is_populated() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -411,7 +413,8 @@ fn remove_tree(group: &Path, depth: usize) -> Result<()> {
                 std::thread::sleep(BUSY_PAUSE);
             }
             other => {
-                return other.map_err(|source| Error::os(format!("remove control group `{}`", group.display()), source));
+                return other
+                    .map_err(|source| Error::os(format!("remove control group `{}`", group.display()), source));
             }
         }
     }
@@ -431,7 +434,9 @@ fn read(path: &Path) -> Result<String> {
 
 fn read_number(path: &Path) -> Result<u64> {
     let text = read(path)?;
-    text.trim().parse().map_err(|_| Error::Damaged { path: path.to_owned(), why: format!("`{}` is no number", text.trim()) })
+    text.trim()
+        .parse()
+        .map_err(|_| Error::Damaged { path: path.to_owned(), why: format!("`{}` is no number", text.trim()) })
 }
 
 /// The number after `name` in a flat-keyed file.

@@ -99,8 +99,8 @@ pub(super) trait Document: Serialize + DeserializeOwned {
 
     /// Replaces it.
     fn store(&self, zone: &ZoneDir) -> Result<()> {
-        let directory = File::open(zone.path())
-            .map_err(|source| Error::os(format!("open `{}`", zone.path().display()), source))?;
+        let directory =
+            File::open(zone.path()).map_err(|source| Error::os(format!("open `{}`", zone.path().display()), source))?;
         self.store_in(&directory)
     }
 
@@ -223,7 +223,8 @@ fn replace_in(directory: &File, name: &str, bytes: &[u8], mode: u32) -> io::Resu
     };
     remove()?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = File::from(nix::fcntl::openat(directory, temporary.as_str(), flags, Mode::from_bits_truncate(mode))?);
+    let mut file =
+        File::from(nix::fcntl::openat(directory, temporary.as_str(), flags, Mode::from_bits_truncate(mode))?);
     let written = file.write_all(bytes).and_then(|()| {
         renameat(directory, temporary.as_str(), directory, name)?;
         Ok(())

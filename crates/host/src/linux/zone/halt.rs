@@ -43,7 +43,11 @@ pub(crate) fn noticed(candidates: &[i32], status: &str, syscall: &str) -> Option
 }
 
 /// How a boot ended: exit code, signal, and the reason in words.
-pub(crate) fn ending(status: WaitStatus, oom_kills: u64, killed_because: Option<&str>) -> (Option<i32>, Option<i32>, String) {
+pub(crate) fn ending(
+    status: WaitStatus,
+    oom_kills: u64,
+    killed_because: Option<&str>,
+) -> (Option<i32>, Option<i32>, String) {
     match status {
         WaitStatus::Exited(_, code) => {
             let lacked = match oom_kills {
@@ -107,6 +111,9 @@ mod tests {
         assert_eq!(ending(killed(Signal::SIGKILL), 2, None).2, "killed: out of memory");
         assert_eq!(ending(killed(Signal::SIGKILL), 0, Some("killed: too slow")).2, "killed: too slow");
         assert_eq!(ending(killed(Signal::SIGKILL), 0, None).2, "killed by SIGKILL");
-        assert_eq!(ending(WaitStatus::Exited(pid, 0), 2, None).2, "exited with code 0; 2 processes had been killed: out of memory");
+        assert_eq!(
+            ending(WaitStatus::Exited(pid, 0), 2, None).2,
+            "exited with code 0; 2 processes had been killed: out of memory"
+        );
     }
 }

@@ -7,7 +7,10 @@
 //!
 //! The supervisor's side is [`supervisor`]: the same binary, called with another first word.
 
-#![expect(clippy::disallowed_types, reason = "this is the crate that runs commands: a supervisor must outlive its parent")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "this is the crate that runs commands: a supervisor must outlive its parent"
+)]
 
 mod cgroup;
 mod console;
@@ -150,7 +153,8 @@ impl LinuxZones {
     fn traces(&self) -> BTreeSet<InstanceId> {
         let groups = self.layout.zone_names(&self.config.cgroup_parent);
         let directories = fs::read_dir(self.config.run_dir.join("zones"));
-        let directories = directories.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let directories =
+            directories.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
         groups.into_iter().chain(directories).filter_map(|name| name.parse().ok()).collect()
     }
 
@@ -174,7 +178,8 @@ impl LinuxZones {
             status = Status::load(&zone)?.unwrap_or(status);
             if status.exit.is_none() {
                 let oom = self.group(instance).oom_kills() > 0;
-                let why = if oom { "killed, after running out of memory" } else { "ended unseen: its supervisor was killed" };
+                let why =
+                    if oom { "killed, after running out of memory" } else { "ended unseen: its supervisor was killed" };
                 status.exit = Some(Exit { at: now(), code: None, signal: None, reason: why.to_owned() });
                 status.store(&zone)?;
                 let group = self.group(instance);
@@ -352,7 +357,8 @@ impl Zones for LinuxZones {
             // It has said how the zone ended and is about to leave.
             self.await_supervisor(spec.instance, &status, Instant::now() + KILL_DEADLINE)?;
         }
-        let prepared = Prepared::load(&zone)?.filter(|_| namespaces::is_pinned(&zone.user_ns()) && namespaces::is_pinned(&zone.net_ns()));
+        let prepared = Prepared::load(&zone)?
+            .filter(|_| namespaces::is_pinned(&zone.user_ns()) && namespaces::is_pinned(&zone.net_ns()));
         let Some(prepared) = prepared else {
             return Err(Error::Missing(format!("prepared zone {}", spec.instance)));
         };

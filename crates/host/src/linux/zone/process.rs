@@ -29,7 +29,8 @@ impl ProcessRef {
     /// The process with this pid now.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, start_ticks) = parse_stat(&stat).ok_or_else(|| io::Error::other(format!("`{stat}` is no process status")))?;
+        let (_, start_ticks) =
+            parse_stat(&stat).ok_or_else(|| io::Error::other(format!("`{stat}` is no process status")))?;
         Ok(Self { pid, start_ticks })
     }
 

@@ -60,8 +60,7 @@ const MASKED_PATHS: &[&str] = &[
 ];
 
 /// Files that may be read, never written.
-const READ_ONLY_PATHS: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Ceiling on `/run` in a zone, MiB: sockets and pid files.
 const RUN_MIB: u64 = 64;

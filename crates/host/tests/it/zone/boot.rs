@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, time::Duration};
 
+use super::site::{Site, limits, until};
 use host::{
     Error,
     fake::{
@@ -10,7 +11,6 @@ use host::{
     },
     zone::{IdRange, ZoneSpec, Zones},
 };
-use super::site::{Site, limits, until};
 
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -79,7 +79,10 @@ fn a_zone_boots_with_a_world_of_its_own() {
     assert!(text.contains("nameserver 192.0.2.1") && text.contains("127.0.0.1 localhost"), "{text}");
     assert!(text.contains(".zonecontrol") && text.contains("\nconsole\n"), "{text}");
     assert!(!text.contains(&host_net), "the network is its own: {text}");
-    assert!(!text.contains("nztest") && !text.contains(&spec.instance.to_string()), "nothing tells where on the host: {text}");
+    assert!(
+        !text.contains("nztest") && !text.contains(&spec.instance.to_string()),
+        "nothing tells where on the host: {text}"
+    );
     assert!(!text.contains("zone-supervisor") && !text.contains("cargo"), "no process of the host: {text}");
     // On disk the root is still owned by 0: nothing was chowned, and what the zone wrote is shifted back.
     for path in ["bin/busybox", "root/mine"] {
@@ -105,7 +108,8 @@ fn busybox_init_halts_in_its_own_way() {
     let site = Site::new();
     let mut spec = site.spec("halts", "");
     spec.init = vec!["/sbin/init".to_owned()];
-    fs::write(spec.root.join("etc/inittab"), "::sysinit:/bin/echo booted\n::shutdown:/bin/echo going down\n").expect("inittab");
+    fs::write(spec.root.join("etc/inittab"), "::sysinit:/bin/echo booted\n::shutdown:/bin/echo going down\n")
+        .expect("inittab");
     site.run(&spec);
     site.until_console_says(spec.instance, "booted");
     let stopped = site.zones().stop(spec.instance, GRACE).expect("stop");
@@ -145,7 +149,8 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     assert!(site.groups(spec.instance).is_empty());
     assert!(!site.zones().status(spec.instance).expect("still prepared").running);
     fs::write(spec.root.join("bin/text"), "#!/bin/absent\n").expect("write");
-    fs::set_permissions(spec.root.join("bin/text"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    fs::set_permissions(spec.root.join("bin/text"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("chmod");
     spec.init = vec!["/bin/text".to_owned()];
     let error = site.zones().start(&spec).expect_err("its interpreter is absent").to_string();
     assert!(error.contains("ENOENT"), "{error}");

@@ -30,7 +30,8 @@ fn traces() -> BTreeSet<String> {
 
 /// Traces of one site alone; others run at the same time.
 pub(super) fn traces_of(site: &Site) -> BTreeSet<String> {
-    let (directory, parent) = (site.directory.path().display().to_string(), format!("{}/", site.config().cgroup_parent));
+    let (directory, parent) =
+        (site.directory.path().display().to_string(), format!("{}/", site.config().cgroup_parent));
     traces().into_iter().filter(|trace| trace.contains(&directory) || trace.contains(&parent)).collect()
 }
 
@@ -93,7 +94,8 @@ fn a_zone_that_died_with_its_supervisor_is_found_dead() {
     let init = Pid::from_raw(i32::try_from(started.pid.expect("runs")).expect("a pid"));
     nix::sys::signal::kill(init, Signal::SIGKILL).expect("kill");
     site.agent_starts();
-    let status = until("it is found dead", || site.zones().list().expect("list").into_iter().find(|zone| !zone.running));
+    let status =
+        until("it is found dead", || site.zones().list().expect("list").into_iter().find(|zone| !zone.running));
     assert!(status.exit.expect("an end").reason.contains("ended unseen"));
     assert!(site.groups(spec.instance).is_empty());
     assert!(site.zones().start(&spec).expect("start again").running);

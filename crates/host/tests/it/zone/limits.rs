@@ -82,9 +82,8 @@ fn limits_change_while_a_zone_runs() {
         (wanted.memory, wanted.swap, wanted.cpu_shares) = (memory, swap, CpuShares(shares));
         wanted.cpu_cap = Some(CpuCap(150));
         site.zones().set_limits(spec.instance, &wanted).expect("set limits");
-        let of = |name: &str| {
-            site.groups(spec.instance).iter().find_map(|group| fs::read_to_string(group.join(name)).ok())
-        };
+        let of =
+            |name: &str| site.groups(spec.instance).iter().find_map(|group| fs::read_to_string(group.join(name)).ok());
         let bytes = of("memory.limit_in_bytes").or_else(|| of("memory.max")).expect("a memory limit");
         assert_eq!(bytes.trim(), memory.bytes().to_string());
         if let Some(both) = of("memory.memsw.limit_in_bytes") {
@@ -100,7 +99,10 @@ fn limits_change_while_a_zone_runs() {
 fn a_limit_below_what_is_in_use_is_refused_and_kills_nothing() {
     let site = Site::new();
     // 40 MiB that cannot be reclaimed: there is no swap for a tmpfs beyond the limit.
-    let mut spec = site.spec("shrink", "dd if=/dev/zero of=/dev/shm/big bs=1M count=40 2>/dev/null; echo full; while :; do sleep 1000; done");
+    let mut spec = site.spec(
+        "shrink",
+        "dd if=/dev/zero of=/dev/shm/big bs=1M count=40 2>/dev/null; echo full; while :; do sleep 1000; done",
+    );
     spec.limits.memory = Mib(128);
     spec.limits.swap = Mib(128);
     site.run(&spec);

@@ -64,7 +64,11 @@ impl Site {
             fs::create_dir_all(root.join(directory)).expect("make a directory");
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in ["sh", "cat", "ls", "id", "sleep", "echo", "mount", "ps", "hostname", "dd", "mkdir", "true", "unshare", "kill", "ping", "readlink", "test", "touch", "wc", "grep", "yes", "head", "stat", "mknod", "chown", "ip", "halt", "poweroff", "reboot"] {
+        for applet in [
+            "sh", "cat", "ls", "id", "sleep", "echo", "mount", "ps", "hostname", "dd", "mkdir", "true", "unshare",
+            "kill", "ping", "readlink", "test", "touch", "wc", "grep", "yes", "head", "stat", "mknod", "chown", "ip",
+            "halt", "poweroff", "reboot",
+        ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
         }
         std::os::unix::fs::symlink("../bin/busybox", root.join("sbin/init")).expect("link init");

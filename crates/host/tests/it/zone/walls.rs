@@ -16,44 +16,53 @@ fn succeeded(text: &str) -> usize {
 
 #[test]
 fn nothing_is_mounted_and_no_namespace_made() {
-    let text = tried("mounts", &[
-        "mount -t tmpfs none /tmp",
-        "mount -t proc none /tmp",
-        "mount -o remount,rw /sys",
-        "mount -o bind / /tmp",
-        "umount /proc/kcore",
-        "umount /sys",
-        "unshare -U true",
-        "unshare -m true",
-        "unshare -n true",
-    ]);
+    let text = tried(
+        "mounts",
+        &[
+            "mount -t tmpfs none /tmp",
+            "mount -t proc none /tmp",
+            "mount -o remount,rw /sys",
+            "mount -o bind / /tmp",
+            "umount /proc/kcore",
+            "umount /sys",
+            "unshare -U true",
+            "unshare -m true",
+            "unshare -n true",
+        ],
+    );
     assert_eq!(succeeded(&text), 0, "{text}");
     assert!(text.contains("= "), "{text}");
 }
 
 #[test]
 fn the_host_is_neither_seen_nor_changed() {
-    let text = tried("host", &[
-        "echo 1 > /proc/sys/kernel/panic",
-        "echo c > /proc/sysrq-trigger",
-        "echo 1 > /sys/class/net/lo/mtu",
-        "touch /sys/x",
-        "mknod /tmp/disk b 8 0",
-        "mknod /dev/mem c 1 1",
-        "touch /.zonecontrol/x",
-        "hostname other",
-        "ip link set lo mtu 1000",
-        "chown 70000 /tmp",
-    ]);
+    let text = tried(
+        "host",
+        &[
+            "echo 1 > /proc/sys/kernel/panic",
+            "echo c > /proc/sysrq-trigger",
+            "echo 1 > /sys/class/net/lo/mtu",
+            "touch /sys/x",
+            "mknod /tmp/disk b 8 0",
+            "mknod /dev/mem c 1 1",
+            "touch /.zonecontrol/x",
+            "hostname other",
+            "ip link set lo mtu 1000",
+            "chown 70000 /tmp",
+        ],
+    );
     assert_eq!(succeeded(&text), 0, "{text}");
-    let read = tried("masked", &[
-        "wc -c < /proc/keys",
-        "wc -c < /proc/kallsyms",
-        "wc -c < /proc/timer_list",
-        "ls -A /sys/firmware /proc/acpi /sys/kernel | grep -v :",
-        "ls /sys/class/net",
-        "ls /proc | grep -c '^[0-9]'",
-    ]);
+    let read = tried(
+        "masked",
+        &[
+            "wc -c < /proc/keys",
+            "wc -c < /proc/kallsyms",
+            "wc -c < /proc/timer_list",
+            "ls -A /sys/firmware /proc/acpi /sys/kernel | grep -v :",
+            "ls /sys/class/net",
+            "ls /proc | grep -c '^[0-9]'",
+        ],
+    );
     assert!(read.lines().filter(|line| *line == "0").count() >= 3, "masked files are empty: {read}");
     assert!(!read.contains("eth0") && !read.contains("mm\n"), "{read}");
 }
@@ -83,7 +92,8 @@ fn system_calls_of_the_list_are_refused() {
     for directory in ["lib", "lib64", "usr/lib"] {
         std::fs::create_dir_all(spec.root.join(directory)).expect("mkdir");
     }
-    let libraries = std::process::Command::new("ldd").arg(std::env::current_exe().expect("this program")).output().expect("ldd");
+    let libraries =
+        std::process::Command::new("ldd").arg(std::env::current_exe().expect("this program")).output().expect("ldd");
     for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
         let target = spec.root.join(word.trim_start_matches('/'));
         std::fs::create_dir_all(target.parent().expect("a parent")).expect("mkdir");
@@ -91,7 +101,8 @@ fn system_calls_of_the_list_are_refused() {
     }
     spec.limits.memory = model::unit::Mib(256);
     spec.limits.swap = model::unit::Mib(256);
-    spec.init = ["/bin/calls", "--exact", "zone::walls::calls", "--nocapture", "--include-ignored"].map(str::to_owned).to_vec();
+    spec.init =
+        ["/bin/calls", "--exact", "zone::walls::calls", "--nocapture", "--include-ignored"].map(str::to_owned).to_vec();
     let text = site.output(&spec);
     for call in CALLS {
         assert!(text.contains(&format!("{}=EPERM", call.0)), "{}: {text}", call.0);
@@ -141,7 +152,10 @@ fn calls() {
     println!("clone_newuser={}", errno(unsafe { nix::libc::syscall(nix::libc::SYS_clone, flags, 0, 0, 0, 0) }));
     for (name, family) in [("af_alg", nix::libc::AF_ALG), ("af_vsock", nix::libc::AF_VSOCK)] {
         // SAFETY: opening a socket touches no memory.
-        println!("{name}={}", errno(unsafe { nix::libc::syscall(nix::libc::SYS_socket, family, nix::libc::SOCK_STREAM, 0) }));
+        println!(
+            "{name}={}",
+            errno(unsafe { nix::libc::syscall(nix::libc::SYS_socket, family, nix::libc::SOCK_STREAM, 0) })
+        );
     }
     let status = std::fs::read_to_string("/proc/self/status").expect("status");
     let mask = |name: &str| {

@@ -60,7 +60,8 @@ pub(super) struct Launcher {
 
 impl Launcher {
     pub(super) fn start(place: &Place, orders: &Launch) -> Result<Self> {
-        let console = UnixListener::bind(tree::CONSOLE).map_err(|source| Error::os("make the console's socket", source))?;
+        let console =
+            UnixListener::bind(tree::CONSOLE).map_err(|source| Error::os("make the console's socket", source))?;
         let inside = Inside {
             root: Path::new(tree::ZONE),
             control: Path::new(tree::CONTROL),
@@ -182,7 +183,10 @@ impl Executor for Init {
         get_executor().validate(spec)
     }
 
-    fn setup_envs(&self, envs: std::collections::HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(
+        &self,
+        envs: std::collections::HashMap<String, String>,
+    ) -> std::result::Result<(), ExecutorSetEnvsError> {
         get_executor().setup_envs(envs)
     }
 }

@@ -128,8 +128,11 @@ impl Place {
         };
         let directory = open(zone.path())?;
         // An agent that was killed between starting a supervisor and hearing from it is followed by one that starts another.
-        let sole = Flock::lock(directory.try_clone().map_err(|source| Error::os("hold the zone", source))?, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, error)| Error::os("be the zone's only supervisor", error.into()))?;
+        let sole = Flock::lock(
+            directory.try_clone().map_err(|source| Error::os("hold the zone", source))?,
+            FlockArg::LockExclusiveNonblock,
+        )
+        .map_err(|(_, error)| Error::os("be the zone's only supervisor", error.into()))?;
         let logs = open(&orders.log_dir)?;
         let (user_ns, net_ns) = (open(&zone.user_ns())?, open(&zone.net_ns())?);
         let mut kept = Vec::new();
@@ -157,7 +160,8 @@ impl Place {
         let log_name = console_name(orders.spec.instance);
         let (user_ns, net_ns) = (user_ns.into(), net_ns.into());
         let place = Self { zone: held, logs, log_name, group, user_ns, net_ns, _kept: kept, _sole: sole };
-        let ready = place.group.apply(&orders.spec.limits).and_then(|()| tree::enter(zone, &orders.spec, &place.user_ns));
+        let ready =
+            place.group.apply(&orders.spec.limits).and_then(|()| tree::enter(zone, &orders.spec, &place.user_ns));
         if ready.is_err() {
             let _ = place.group.remove();
         }
@@ -288,8 +292,7 @@ fn watch(place: &Place, running: &mut Running) -> Result<WaitStatus> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(fail("wait for the zone", error.into())),
         }
-        let happened: Vec<bool> =
-            fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
+        let happened: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
         if happened.get(1) == Some(&true) {
             let (read, still_open) = console.copy(&mut log, limit);
             budget.take(read);

@@ -49,7 +49,8 @@ pub(super) fn enter(zone: &ZoneDir, spec: &ZoneSpec, user_ns: &OwnedFd) -> Resul
     attach(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
     attach(Some(Path::new("tmpfs")), &tree, Some("tmpfs"), MsFlags::MS_NOSUID, Some(SIZE))?;
     for name in ["zone", "control", "bundle", "state", "proc", "sys", "dev"] {
-        fs::create_dir(tree.join(name)).map_err(|source| Error::os(format!("make `{name}` in the private root"), source))?;
+        fs::create_dir(tree.join(name))
+            .map_err(|source| Error::os(format!("make `{name}` in the private root"), source))?;
     }
     namespaces::mount_shifted(&spec.root, &tree.join("zone"), user_ns)?;
     attach(Some(&spec.control_dir), &tree.join("control"), None, MsFlags::MS_BIND, None)?;
@@ -65,7 +66,13 @@ pub(super) fn enter(zone: &ZoneDir, spec: &ZoneSpec, user_ns: &OwnedFd) -> Resul
     chdir("/").map_err(fail)
 }
 
-fn attach(source: Option<&Path>, target: &Path, kind: Option<&str>, flags: MsFlags, options: Option<&str>) -> Result<()> {
+fn attach(
+    source: Option<&Path>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> Result<()> {
     mount(source, target, kind, flags, options).map_err(|error| {
         let what = source.map_or_else(String::new, |source| format!(" `{}`", source.display()));
         Error::os(format!("mount{what} on `{}`", target.display()), error.into())
