@@ -23,33 +23,33 @@ fn archives_that_try_to_leave_the_root_are_refused() {
         build(&mut pack);
         cases.push((name, pack));
     };
-    case("absolute", &|p| drop(p.file(&victim, b"x")));
-    case("climbing", &|p| drop(p.file("../../outside/victim", b"x")));
-    case("climbing inside", &|p| drop(p.file("etc/../../../outside/victim", b"x")));
-    case("through a link", &|p| drop(p.symlink("out", away).file("out/victim", b"x")));
-    case("through a relative link", &|p| drop(p.symlink("out", "../../../outside").file("out/victim", b"x")));
-    case("through two links", &|p| drop(p.symlink("a", "b").symlink("b", away).file("a/victim", b"x")));
+    case("absolute", &|p| _ = p.file(&victim, b"x"));
+    case("climbing", &|p| _ = p.file("../../outside/victim", b"x"));
+    case("climbing inside", &|p| _ = p.file("etc/../../../outside/victim", b"x"));
+    case("through a link", &|p| _ = p.symlink("out", away).file("out/victim", b"x"));
+    case("through a relative link", &|p| _ = p.symlink("out", "../../../outside").file("out/victim", b"x"));
+    case("through two links", &|p| _ = p.symlink("a", "b").symlink("b", away).file("a/victim", b"x"));
     case("directory through a link", &|p| {
         p.symlink("out", away).add("out/new/", EntryType::Directory, 0o755, (0, 0), "", b"");
     });
-    case("hard link out", &|p| drop(p.add("h", EntryType::Link, 0o644, (0, 0), &victim, b"")));
-    case("hard link climbing", &|p| drop(p.add("h", EntryType::Link, 0o644, (0, 0), "../../outside/victim", b"")));
+    case("hard link out", &|p| _ = p.add("h", EntryType::Link, 0o644, (0, 0), &victim, b""));
+    case("hard link climbing", &|p| _ = p.add("h", EntryType::Link, 0o644, (0, 0), "../../outside/victim", b""));
     case("hard link through a link", &|p| {
         p.symlink("out", away).add("h", EntryType::Link, 0o644, (0, 0), "out/victim", b"");
     });
-    case("hard link to nothing", &|p| drop(p.add("h", EntryType::Link, 0o644, (0, 0), "nothing", b"")));
-    case("PAX path", &|p| drop(p.pax(&[("path", b"../../outside/victim")]).file("harmless", b"x")));
+    case("hard link to nothing", &|p| _ = p.add("h", EntryType::Link, 0o644, (0, 0), "nothing", b""));
+    case("PAX path", &|p| _ = p.pax(&[("path", b"../../outside/victim")]).file("harmless", b"x"));
     case("PAX link", &|p| {
         p.pax(&[("linkpath", victim.as_bytes())]).add("h", EntryType::Link, 0o644, (0, 0), "etc/passwd", b"");
     });
     case("long name", &|p| {
         p.add("././@LongLink", EntryType::GNULongName, 0o644, (0, 0), "", b"../../outside/victim\0").file("a", b"x");
     });
-    case("owner outside", &|p| drop(p.add("o", file, 0o644, (70_000, 0), "", b"x")));
-    case("file over a directory", &|p| drop(p.file("etc", b"x")));
-    case("file below a file", &|p| drop(p.file("etc/passwd/below", b"x")));
-    case("root as a link", &|p| drop(p.symlink("./", away)));
-    case("sparse", &|p| drop(p.pax(&[("GNU.sparse.major", b"1")]).file("s", b"x")));
+    case("owner outside", &|p| _ = p.add("o", file, 0o644, (70_000, 0), "", b"x"));
+    case("file over a directory", &|p| _ = p.file("etc", b"x"));
+    case("file below a file", &|p| _ = p.file("etc/passwd/below", b"x"));
+    case("root as a link", &|p| _ = p.symlink("./", away));
+    case("sparse", &|p| _ = p.pax(&[("GNU.sparse.major", b"1")]).file("s", b"x"));
 
     for (name, pack) in cases {
         let answer = datasets.import(ImageId::random(), &pack.tar_sha(), Compression::None, &mut pack.tar().as_slice());
