@@ -50,6 +50,7 @@ impl Datacenter {
         let text = text
             .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
             .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
+            .replace("throttle_rate = 50", "throttle_rate = 0")
             .replace("memory_percent = 100", "memory_percent = 10000")
             .replace("cpu_percent = 400", "cpu_percent = 100000")
             .replace("disk_percent = 400", "disk_percent = 100000");

@@ -131,7 +131,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
 /// CloudAPI's routes.
 fn tenants_router(control: &Control, settings: &Settings) -> Router {
     let url = settings.cloudapi_url();
-    cloudapi::router(control.clone(), cloudapi::Options::new(&settings.datacenter.name, &url))
+    let mut options = cloudapi::Options::new(&settings.datacenter.name, &url);
+    settings.cloudapi.apply(&mut options);
+    cloudapi::router(control.clone(), options)
 }
 
 async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Control, RunError> {

@@ -16,6 +16,10 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+mod door;
+
+pub use door::Door;
+
 /// Where the settings file lies unless told otherwise, below the root.
 pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
 
@@ -29,6 +33,9 @@ pub struct Settings {
     pub paths: Paths,
     /// Addresses we listen on.
     pub listen: Listen,
+    /// What tenants meet at the CloudAPI door.
+    #[serde(default)]
+    pub cloudapi: Door,
     /// Names and ranges we use in the kernel.
     pub kernel: Kernel,
     /// Where instances' disks live.
@@ -220,6 +227,7 @@ impl Settings {
                 return Err(format!("paths.{name} must be an absolute path, not `{}`", path.display()));
             }
         }
+        self.cloudapi.check()?;
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
         let prefix = kernel.link_prefix.as_bytes();
