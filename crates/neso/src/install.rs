@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    answer,
     context::Place,
     failure::{Failure, Outcome},
 };
@@ -24,13 +25,12 @@ struct Unit {
 }
 
 /// Writes the units and tells systemd, or prints them.
-#[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
 pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
     let program = std::env::current_exe()?;
     let units = units(&program, &place.settings_path());
     if print {
         for unit in units {
-            println!("# {UNIT_DIRECTORY}/{}\n{}", unit.name, unit.text);
+            answer::print(format_args!("# {UNIT_DIRECTORY}/{}\n{}", unit.name, unit.text))?;
         }
         return Ok(());
     }
@@ -49,14 +49,14 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
         let path = directory.join(unit.name);
         std::fs::write(&path, &unit.text)
             .map_err(|error| Failure::new(format!("failed to write `{}`: {error}", path.display())))?;
-        println!("Wrote {}", path.display());
+        answer::print(format_args!("Wrote {}", path.display()))?;
     }
     if Path::new("/run/systemd/system").exists() {
         systemctl(&["daemon-reload"]).await?;
         systemctl(&["enable", "--now", UNITS[0], UNITS[1]]).await?;
-        println!("Enabled and started neso-headnode and neso-node.");
+        answer::print("Enabled and started neso-headnode and neso-node.")?;
     } else {
-        println!("systemd does not run here; the units take effect once it does.");
+        answer::print("systemd does not run here; the units take effect once it does.")?;
     }
     Ok(())
 }

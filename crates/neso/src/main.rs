@@ -5,6 +5,7 @@
 //! runtime, no argument parser and no logger may exist before it.
 
 mod adm;
+mod answer;
 mod cli;
 mod context;
 mod doctor;

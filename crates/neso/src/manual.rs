@@ -1,13 +1,15 @@
 //! `neso manual`: the manual inside the binary, on the terminal.
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    answer,
+    failure::{Failure, Outcome},
+};
 
 /// Prints a chapter, or the list of them.
-#[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
 pub(crate) fn run(chapter: Option<&str>) -> Outcome {
     let Some(wanted) = chapter else {
         for chapter in headnode::manual::chapters() {
-            println!("{:<24} {}", chapter.name, chapter.title);
+            answer::print(format_args!("{:<24} {}", chapter.name, chapter.title))?;
         }
         return Ok(());
     };
@@ -15,6 +17,5 @@ pub(crate) fn run(chapter: Option<&str>) -> Outcome {
     let chapter = found.ok_or_else(|| {
         Failure::new(format!("the manual has no chapter \"{wanted}\"")).mend("`neso manual` lists them")
     })?;
-    println!("{}", chapter.text);
-    Ok(())
+    Ok(answer::print(&chapter.text)?)
 }

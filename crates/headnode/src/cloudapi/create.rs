@@ -80,9 +80,9 @@ fn brand(params: &Params) -> Result<Option<Brand>, ApiError> {
 }
 
 fn affinity(params: &Params) -> Result<Vec<String>, ApiError> {
-    let rule = |value: &Value| {
-        scalar(value)
-            .ok_or_else(|| ApiError::invalid("affinity", "affinity must be a list of rules like instance!=web*"))
+    let rule = |value: &Value| match value {
+        Value::String(rule) => Ok(rule.clone()),
+        _ => Err(ApiError::invalid("affinity", "affinity must be a list of rules like instance!=web*")),
     };
     params.list("affinity").iter().map(rule).collect()
 }

@@ -15,6 +15,7 @@ use opsapi::Client;
 use serde::Serialize;
 
 use crate::{
+    answer,
     context::Place,
     failure::{Failure, Outcome},
 };
@@ -129,21 +130,18 @@ pub(crate) struct Output {
 
 impl Output {
     /// Prints `value`, or the table made of it.
-    #[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
     pub(crate) fn show<T: Serialize>(self, value: &T, table: impl FnOnce(&T) -> Table) -> Outcome {
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(value)?);
-        } else {
-            println!("{}", table(value));
+        match self.json {
+            true => answer::print(serde_json::to_string_pretty(value)?)?,
+            false => answer::print(table(value))?,
         }
         Ok(())
     }
 
     /// Prints one sentence; nothing as JSON, where success is the exit code.
-    #[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
     pub(crate) fn say(self, sentence: impl Display) -> Outcome {
         if !self.json {
-            println!("{sentence}");
+            answer::print(sentence)?;
         }
         Ok(())
     }

@@ -13,10 +13,10 @@ use std::{
 use base::{clock::Clock as _, clock::SystemClock};
 use cloudapi::{
     client::{Client, ClientError, MachineFilter, Profile, Signer},
-    types::{CreateMachine, Machine, NetworkChoice},
+    types::{Audit, CreateMachine, Machine, NetworkChoice},
 };
 use headnode::Settings;
-use model::id::InstanceId;
+use model::{id::InstanceId, time::Timestamp};
 
 use crate::{
     adm::Output,
@@ -175,7 +175,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Verb::Create(create) => create_and_show(&tenant, output, create).await,
         Verb::Start(on) => act(&tenant, output, on, Act { verb: "start", until: "running" }).await,
         Verb::Stop(on) => act(&tenant, output, on, Act { verb: "stop", until: "stopped" }).await,
-        Verb::Reboot(on) => act(&tenant, output, on, Act { verb: "reboot", until: "running" }).await,
+        Verb::Reboot(on) => reboot(&tenant, output, on).await,
         Verb::Delete(on) => delete(&tenant, output, on).await,
         Verb::Resize { instance, package } => {
             let machine = tenant.find_one(&instance).await?;
@@ -285,6 +285,17 @@ async fn act(tenant: &Tenant, output: Output, on: On, act: Act) -> Outcome {
         tenant.wait(machine.id, act.until, WAIT_PATIENCE).await?;
     }
     output.say(format!("{} instance {}: {}", act.verb, words(&machine), if on.wait { act.until } else { "asked" }))
+}
+
+/// A reboot begins and ends in the same state, so its end is told by the audit record it leaves.
+async fn reboot(tenant: &Tenant, output: Output, on: On) -> Outcome {
+    let machine = tenant.find_one(&on.instance).await?;
+    let before = tenant.last_reboot(machine.id).await?.map(|record| record.time);
+    tenant.client.machine_action(machine.id, "reboot").await?;
+    if on.wait {
+        tenant.wait_rebooted(machine.id, before).await?;
+    }
+    output.say(format!("reboot instance {}: {}", words(&machine), if on.wait { "running" } else { "asked" }))
 }
 
 async fn delete(tenant: &Tenant, output: Output, on: On) -> Outcome {
@@ -431,6 +442,32 @@ impl Tenant {
             if start.elapsed() > patience {
                 let why =
                     format!("instance {} is still {} after {} s", words(&machine), machine.state, patience.as_secs());
+                return Err(Failure::new(why).mend(format!("`neso adm instance get {id}` shows what it waits for")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The newest reboot in an instance's audit.
+    async fn last_reboot(&self, id: InstanceId) -> Outcome<Option<Audit<'static>>> {
+        let audit = self.client.machine_audit(id).await?;
+        Ok(audit.into_iter().filter(|record| record.action == "reboot").max_by_key(|record| record.time))
+    }
+
+    /// Waits until a reboot later than `before` is in the audit.
+    async fn wait_rebooted(&self, id: InstanceId, before: Option<Timestamp>) -> Outcome {
+        let start = Instant::now();
+        loop {
+            if let Some(record) = self.last_reboot(id).await?.filter(|record| Some(record.time) > before) {
+                let why = record.error.as_deref().unwrap_or("no reason was recorded");
+                return match &*record.success {
+                    "yes" => Ok(()),
+                    _ => Err(Failure::new(format!("the reboot of instance {id} failed: {why}"))
+                        .mend(format!("`neso adm instance get {id}` shows its history"))),
+                };
+            }
+            if start.elapsed() > WAIT_PATIENCE {
+                let why = format!("instance {id} has not rebooted after {} s", WAIT_PATIENCE.as_secs());
                 return Err(Failure::new(why).mend(format!("`neso adm instance get {id}` shows what it waits for")));
             }
             tokio::time::sleep(POLL).await;

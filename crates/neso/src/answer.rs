@@ -1,0 +1,15 @@
+//! A command's answer on standard output.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+};
+
+/// Prints one piece of the answer and an end of line. A reader that has gone away (`neso … | head`) wants no more, which is
+/// not an error; a full disk is.
+pub(crate) fn print(piece: impl Display) -> io::Result<()> {
+    match writeln!(io::stdout().lock(), "{piece}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
