@@ -53,7 +53,8 @@ impl Datacenter {
             .replace("throttle_rate = 50", "throttle_rate = 0")
             .replace("memory_percent = 100", "memory_percent = 10000")
             .replace("cpu_percent = 400", "cpu_percent = 100000")
-            .replace("disk_percent = 400", "disk_percent = 100000");
+            .replace("disk_percent = 400", "disk_percent = 100000")
+            .replace("throttle_rate = 50", "throttle_rate = 0");
         let file = root.join("etc/neso/neso.toml");
         write(&file, &text)?;
         let settings = Settings::load(&file).map_err(|error| error.to_string())?;

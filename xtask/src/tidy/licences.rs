@@ -98,7 +98,8 @@ fn one(words: &[&str], at: &mut usize, allowed: &BTreeSet<String>) -> bool {
             *at += 2;
             allowed.contains(&format!("{word} WITH {exception}"))
         }
-        _ => allowed.contains(*word),
+        // `X+` is X or a later version: allowing X is enough.
+        _ => allowed.contains(word.trim_end_matches('+')),
     }
 }
 
@@ -112,7 +113,7 @@ mod tests {
     fn expressions_are_understood() {
         let allowed = list(LISTS, "allow = [");
         for good in
-            ["MIT", "GPL-3.0 OR MIT", "MIT/GPL-2.0", "ISC AND (GPL-3.0 OR MIT)", "Apache-2.0 WITH LLVM-exception"]
+            ["MIT", "ISC+", "GPL-3.0 OR MIT", "MIT/GPL-2.0", "ISC AND (GPL-3.0 OR MIT)", "Apache-2.0 WITH LLVM-exception"]
         {
             assert!(satisfied(good, &allowed), "{good}");
         }
