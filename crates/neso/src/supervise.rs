@@ -1,6 +1,6 @@
 //! The supervisor: keeps the headnode and the node running, each in a process of its own.
 //!
-//! A child that ends is started again, after a delay that grows while it keeps ending and shrinks once it stayed up.
+//! A child that ends is started again, after a delay that grows while it does not come up and is short again once it did.
 //! Neither child's end touches the other. The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
 //! waits. When the supervisor itself is killed, its children see their standard input close and end by themselves, so the
 //! next supervisor never finds strangers on its ports; instances have supervisors of their own and notice nothing.
@@ -17,8 +17,9 @@ use tokio::{process::Child, time::Instant};
 
 use crate::{context::Place, failure::Outcome};
 
-/// A child that ran this long is well: its next restart is quick again.
-const STAYED_UP: Duration = Duration::from_secs(30);
+/// A child that ran this long has come up: what keeps one from it (settings, ports, a damaged store) shows within a second.
+/// Its next restart is quick again, however often it is killed.
+const STAYED_UP: Duration = Duration::from_secs(2);
 /// First and longest delay before a restart.
 const RESTART_FLOOR: Duration = Duration::from_millis(200);
 /// See [`RESTART_FLOOR`].

@@ -52,6 +52,9 @@ use crate::{
 /// Level of our quota groups, far from those people make by hand.
 const QGROUP_LEVEL: u64 = 0x4e45;
 
+/// Free bytes of the pool below which no clone is made: room for what a first boot writes, and for removing roots.
+const CLONE_ROOM_BYTES: u64 = 16 << 20;
+
 /// Deepest nesting of subvolumes that is followed when a root is destroyed.
 const NESTING_MAX: usize = 64;
 
@@ -162,12 +165,23 @@ impl LinuxDatasets {
         Ok(())
     }
 
+    /// A clone itself takes next to nothing, so one made in a full pool would come to be and then miss the files that are
+    /// written into it. Better to say so at once.
+    fn check_room(&self, doing: impl Fn() -> String) -> Result<()> {
+        let pool = fstatvfs(&self.pool).map_err(|errno| Error::os(doing(), errno.into()))?;
+        match pool.blocks_available() * pool.fragment_size() < CLONE_ROOM_BYTES {
+            true => Err(Error::NoSpace { doing: doing() }),
+            false => Ok(()),
+        }
+    }
+
     fn snapshot(&self, image: ImageId, instance: InstanceId, quota: Mib) -> Result<()> {
         let doing = || format!("clone image {image} for {instance}");
         let source = match open_subvolume(&self.images, image.to_string().as_bytes()) {
             Err(Errno::ENOENT) => return Err(Error::Missing(format!("image {image}"))),
             other => other.map_err(|errno| Error::os(doing(), errno.into()))?,
         };
+        self.check_room(doing)?;
         let qgroup = qgroup_of(instance);
         self.cloning.lock().unwrap_or_else(PoisonError::into_inner).insert(qgroup);
         let made = btrfs::create_qgroup(self.pool.as_fd(), qgroup)

@@ -1,6 +1,7 @@
 //! A datacenter below a temporary root.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -13,6 +14,8 @@ use serde_json::Value;
 const NESO: &str = env!("CARGO_BIN_EXE_neso");
 /// Anything we wait for: generous, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// How the Ethernet address of every NIC begins.
+const MAC_PREFIX: &str = "90:b8:d0:";
 /// How often we look.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -20,19 +23,26 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Datacenter {
     root: PathBuf,
     tenant: Vec<(String, String)>,
+    mounts: Vec<PathBuf>,
 }
 
 impl Datacenter {
     /// Starts one; `None`, with a line that says why, where that is impossible.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_after(|_| ())
+    }
+
+    /// The same; `before` sees it when its settings are written and nothing runs yet.
+    pub(crate) fn start_after(before: impl FnOnce(&mut Self)) -> Option<Self> {
         let uid = Command::new("id").arg("-u").output().expect("`id` runs");
         if uid.stdout.trim_ascii() != b"0" {
             println!("skipped: a whole datacenter, because it needs root");
             return None;
         }
         let root = tempfile::Builder::new().prefix("neso-it-").tempdir().expect("a root").keep();
-        let mut datacenter = Self { root, tenant: Vec::new() };
+        let mut datacenter = Self { root, tenant: Vec::new(), mounts: Vec::new() };
         datacenter.settle();
+        before(&mut datacenter);
         let text = datacenter.good(&["up"]);
         let exports = text.lines().filter_map(|line| line.trim().strip_prefix("export ")?.split_once('='));
         datacenter.tenant = exports.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -47,7 +57,8 @@ impl Datacenter {
             .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
             .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
             .replace("size_gib = 4", "size_gib = 1")
-            .replace("memory_kept_mib = 1024", "memory_kept_mib = 0");
+            .replace("memory_kept_mib = 1024", "memory_kept_mib = 0")
+            .replace("disk_percent = 400", "disk_percent = 40000");
         let path = self.root.join(headnode::settings::DEFAULT_FILE);
         fs::create_dir_all(path.parent().expect("a file in a directory")).expect("a directory for settings");
         fs::write(path, text).expect("settings are written");
@@ -56,6 +67,16 @@ impl Datacenter {
     /// The settings.
     pub(crate) fn settings(&self) -> headnode::Settings {
         headnode::Settings::load(&self.root.join(headnode::settings::DEFAULT_FILE)).expect("the settings it runs with")
+    }
+
+    /// Gives the headnode's files a file system of their own, of so many MiB.
+    pub(crate) fn confine_headnode(&mut self, mib: u64) {
+        let directory = self.settings().headnode_dir();
+        fs::create_dir_all(&directory).expect("a directory for the headnode");
+        let size = format!("size={mib}m");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "neso-it"]).arg(&directory).status();
+        assert!(mount.is_ok_and(|status| status.success()), "a tmpfs can be mounted");
+        self.mounts.push(directory);
     }
 
     /// A command of ours, not yet run.
@@ -160,6 +181,8 @@ impl Datacenter {
         empty("roots", &settings.pool_dir().join("roots"));
         empty("ledgers", &settings.node_dir().join("zones"));
         let nics = format!("{}v", settings.kernel.link_prefix);
+        let rules = self.rules();
+        assert!(!rules.contains(MAC_PREFIX), "the rules still name NICs:\n{rules}");
         let left: Vec<String> =
             entries(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(&nics)).collect();
         assert_eq!(left, Vec::<String>::new(), "interfaces are left");
@@ -169,6 +192,121 @@ impl Datacenter {
                 !entries(&parent).iter().any(|entry| entry.starts_with("zone-"))
             });
         }
+    }
+
+    /// Our tables in the kernel's packet filter, as text.
+    pub(crate) fn rules(&self) -> String {
+        let table = self.settings().kernel.nft_table;
+        ["bridge", "inet"]
+            .map(|family| Command::new("nft").args(["list", "table", family, &table]).output().expect("`nft` runs"))
+            .map(|listed| String::from_utf8_lossy(&listed.stdout).into_owned())
+            .concat()
+    }
+
+    /// Every instance that is not deleted, as operators see it.
+    #[track_caller]
+    pub(crate) fn instances(&self) -> Vec<Value> {
+        let all = self.json(&["adm", "-j", "instance", "list"]);
+        all.as_array().expect("a list").iter().filter(|instance| instance["state"] != "deleted").cloned().collect()
+    }
+
+    /// Checks that records, disk and kernel tell of the same instances: none lost, none twice, none that nobody knows.
+    /// Every flow must have ended.
+    #[track_caller]
+    pub(crate) fn assert_agreed(&self) {
+        let settings = self.settings();
+        let instances = self.instances();
+        let names: BTreeSet<&str> = instances.iter().flat_map(|one| one["alias"].as_str()).collect();
+        assert_eq!(names.len(), instances.len(), "a name was given twice");
+        let ids: BTreeSet<String> = instances.iter().flat_map(|one| one["id"].as_str()).map(str::to_owned).collect();
+        let running: BTreeSet<String> = instances
+            .iter()
+            .filter(|one| one["state"] == "running")
+            .flat_map(|one| one["id"].as_str())
+            .map(str::to_owned)
+            .collect();
+        let ips: BTreeSet<&str> = instances.iter().flat_map(|one| one["primary_ip"].as_str()).collect();
+        assert_eq!(ips.len(), instances.len(), "instances share addresses, or have none");
+        let held = self.json(&["adm", "-j", "network", "ips", "external"]);
+        let held = held.as_array().expect("a list").iter().filter(|address| !address["instance"].is_null()).count();
+        assert_eq!(held, instances.len(), "addresses are held by instances that are not there");
+        let stems = |path: &Path| -> BTreeSet<String> {
+            let names = entries(path);
+            names.iter().map(|name| name.trim_end_matches(".json").to_owned()).collect()
+        };
+        let ledgers = settings.node_dir().join("zones");
+        assert_eq!(stems(&settings.pool_dir().join("roots")), ids, "roots");
+        assert_eq!(stems(&ledgers).into_iter().filter(|stem| stem.len() == 36).collect::<BTreeSet<_>>(), ids, "ledgers");
+        let ranges: Vec<String> = ids
+            .iter()
+            .map(|id| fs::read_to_string(ledgers.join(format!("{id}.json"))).expect("a ledger"))
+            .map(|text| serde_json::from_str::<Value>(&text).expect("a ledger is JSON")["ids"].to_string())
+            .collect();
+        assert_eq!(ranges.iter().collect::<BTreeSet<_>>().len(), ranges.len(), "an id range is used twice: {ranges:?}");
+        let alive: BTreeSet<String> = ids.iter().filter(|id| self.init(id).is_some()).cloned().collect();
+        assert_eq!(alive, running, "zones that run, and those that should");
+        assert!(stems(&settings.paths.run.join("zones")).is_subset(&ids), "a zone nobody knows of");
+        let rules = self.rules();
+        for mac in instances.iter().filter(|one| one["state"] == "running").map(|one| &one["nics"][0]["mac"]) {
+            assert!(rules.contains(mac.as_str().expect("a NIC")), "no rules for {mac}:\n{rules}");
+        }
+    }
+
+    /// The first process of an instance that runs, and when the kernel says it began.
+    pub(crate) fn init(&self, id: &str) -> Option<(u64, String)> {
+        let status = self.settings().paths.run.join("zones").join(id).join("status.json");
+        let status: Value = serde_json::from_str(&fs::read_to_string(status).ok()?).ok()?;
+        let pid = status["init"]["pid"].as_u64()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in brackets, may hold anything; the start is the 20th field after it.
+        let began = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
+        (status["init"]["start_ticks"].to_string() == began).then(|| (pid, began.to_owned()))
+    }
+
+    /// Ends everything of this datacenter at once and clears what a boot clears: processes, mounts, interfaces, rules,
+    /// control groups, the runtime directory. What the disk holds stays.
+    pub(crate) fn lose_power(&self) {
+        let settings = self.settings();
+        for name in ["supervisor", "headnode", "node"] {
+            self.kill(name);
+        }
+        let root = self.root.to_str().expect("a plain path");
+        let zones = entries(&settings.paths.run.join("zones"));
+        let inits = zones.iter().filter_map(|id| u32::try_from(self.init(id)?.0).ok());
+        let ours = entries(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<u32>().ok()).filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("zone-supervisor") && line.contains(root)
+        });
+        let doomed: Vec<u32> = ours.chain(inits).collect();
+        for pid in &doomed {
+            // One may have gone with another.
+            let _ = base::daemon::kill(*pid);
+        }
+        self.wait("everything to be dead", || !doomed.iter().any(|pid| alive(*pid)));
+
+        let shell = |line: &str| drop(Command::new("sh").args(["-c", line]).output().expect("a shell"));
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+        let below: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        for mount in below.iter().rev().filter(|mount| mount.starts_with(root)) {
+            shell(&format!("umount -l '{mount}'"));
+        }
+        let prefix = &settings.kernel.link_prefix;
+        for link in entries(Path::new("/sys/class/net")) {
+            let bridge = Path::new("/sys/class/net").join(&link).join("bridge").exists();
+            if link.starts_with(&format!("{prefix}v")) || bridge && link.starts_with(prefix.as_str()) {
+                shell(&format!("ip link delete {link}"));
+            }
+        }
+        let table = &settings.kernel.nft_table;
+        shell(&format!("nft delete table bridge {table}; nft delete table inet {table}"));
+        let group = &settings.kernel.cgroup;
+        shell(&format!("find /sys/fs/cgroup -depth -type d -path '*/{group}*' -exec rmdir {{}} \\;"));
+        fs::remove_dir_all(&settings.paths.run).expect("the runtime directory can go");
+        // The kernel's own id does not change, so say that this is another boot.
+        fs::create_dir_all(&settings.paths.run).expect("a runtime directory");
+        let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
+        fs::write(settings.paths.run.join("boot-id"), format!("{}.7\n", kernel.trim())).expect("another boot's id");
     }
 
     /// The ends of the logs.
@@ -184,7 +322,13 @@ impl Datacenter {
 
 impl Drop for Datacenter {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
         let _ = fs::remove_file(self.crash_file());
+        for mount in &self.mounts {
+            let _ = Command::new("umount").arg("-l").arg(mount).status();
+        }
         let output = self.run(&["clean-data", "--yes"]);
         if output.status.success() {
             let _ = fs::remove_dir_all(&self.root);
@@ -192,6 +336,12 @@ impl Drop for Datacenter {
             eprintln!("`neso clean-data` failed: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+/// Whether a process is there and no zombie.
+fn alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// Names in a directory; none when it is not there.

@@ -65,7 +65,8 @@ fn zones_outlive_every_process_of_ours() {
     datacenter.good(&["instance", "create", "-w", "--name", "two", "minimal", "g1-nano"]);
     let booted = || {
         let view = datacenter.ask(&["adm", "-j", "instance", "get", "two"])?;
-        (view["state"] == "running").then(|| view["fact"]["started_at"].clone())
+        let init = datacenter.init(view["id"].as_str()?)?;
+        (view["state"] == "running").then(|| (init, view["fact"]["started_at"].clone()))
     };
     let first = booted().expect("it runs");
     for victims in [&["node"][..], &["headnode"], &["headnode", "node"], &["supervisor"]] {
@@ -84,9 +85,20 @@ fn zones_outlive_every_process_of_ours() {
     datacenter.assert_clean();
 }
 
-/// What ran when the machine went down runs after it came up, with no headnode there; what was stopped stays stopped.
+/// What ran when the machine was told to go down runs after it came up, with no headnode there; what was stopped stays
+/// stopped.
 #[test]
 fn instances_come_back_without_a_headnode() {
+    come_back(|datacenter| drop(datacenter.good(&["down"])));
+}
+
+/// The same when the machine lost power.
+#[test]
+fn instances_come_back_after_a_power_loss() {
+    come_back(Datacenter::lose_power);
+}
+
+fn come_back(go_down: impl FnOnce(&Datacenter)) {
     let Some(datacenter) = Datacenter::start() else { return };
     for name in ["wanted", "unwanted"] {
         datacenter.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
@@ -96,14 +108,13 @@ fn instances_come_back_without_a_headnode() {
     let id =
         |name: &str| datacenter.json(&["adm", "-j", "instance", "get", name])["id"].as_str().expect("an id").to_owned();
     let (wanted, unwanted) = (id("wanted"), id("unwanted"));
-    datacenter.good(&["down"]);
+    go_down(&datacenter);
+    assert_eq!(datacenter.init(&wanted), None, "nothing runs on a machine that is down");
 
     // The node alone, as on a machine whose headnode is gone.
     let mut node = datacenter.command(&["node"]).stderr(Stdio::null()).spawn().expect("the node runs");
-    let zones = datacenter.settings().paths.run.join("zones");
-    let status = |id: &str| fs::read_to_string(zones.join(id).join("status.json")).unwrap_or_default();
-    datacenter.wait("the wanted zone to start by itself", || status(&wanted).contains("\"pid\""));
-    assert!(!zones.join(&unwanted).join("status.json").exists(), "a stopped instance was started");
+    datacenter.wait("the wanted zone to start by itself", || datacenter.init(&wanted).is_some());
+    assert_eq!(datacenter.init(&unwanted), None, "a stopped instance was started");
     base::daemon::terminate(node.id()).expect("our own process");
     let deadline = Instant::now() + PATIENCE;
     while node.try_wait().expect("our own child").is_none() {
@@ -111,7 +122,15 @@ fn instances_come_back_without_a_headnode() {
         std::thread::sleep(Duration::from_millis(20));
     }
 
+    let init = datacenter.init(&wanted);
     datacenter.good(&["up"]);
     datacenter.wait("both to be known", || datacenter.state("wanted").as_deref() == Some("running"));
     assert_eq!(datacenter.state("unwanted").as_deref(), Some("stopped"));
+    assert_eq!(datacenter.init(&wanted), init, "it was started a second time");
+    datacenter.wait_idle();
+    datacenter.assert_agreed();
+    for name in ["wanted", "unwanted"] {
+        datacenter.good(&["instance", "delete", "-w", name]);
+    }
+    datacenter.assert_clean();
 }

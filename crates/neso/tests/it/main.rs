@@ -8,4 +8,6 @@
 
 mod datacenter;
 mod faults;
+mod full;
 mod life;
+mod storm;
