@@ -17,5 +17,5 @@ pub(crate) fn run(chapter: Option<&str>) -> Outcome {
     let chapter = found.ok_or_else(|| {
         Failure::new(format!("the manual has no chapter \"{wanted}\"")).mend("`neso manual` lists them")
     })?;
-    Ok(answer::print(&chapter.text)?)
+    Ok(answer::print(chapter.text)?)
 }

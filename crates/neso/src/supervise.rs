@@ -17,9 +17,9 @@ use tokio::{process::Child, time::Instant};
 
 use crate::{context::Place, failure::Outcome};
 
-/// A child that ran this long has come up: what keeps one from it (settings, ports, a damaged store) shows within a second.
+/// A child that ran this long has come up: what keeps one from it (settings, ports, a damaged store) shows sooner.
 /// Its next restart is quick again, however often it is killed.
-const STAYED_UP: Duration = Duration::from_secs(2);
+const STAYED_UP: Duration = Duration::from_millis(500);
 /// First and longest delay before a restart.
 const RESTART_FLOOR: Duration = Duration::from_millis(200);
 /// See [`RESTART_FLOOR`].

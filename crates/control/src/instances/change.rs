@@ -37,7 +37,8 @@ pub async fn start(control: &Control, caller: &Caller, scope: Scope, id: Instanc
     .await
 }
 
-/// Stops an instance; one that is stopped, or stopping, is an error as in Triton.
+/// Stops an instance; one that is stopped, or stopping, is an error as in Triton. Works while the store is full: what can
+/// then not be started again cannot be stopped again either, so this ends.
 pub async fn stop(control: &Control, caller: &Caller, scope: Scope, id: InstanceId) -> Result<InstanceView> {
     decide(control, scope, id, |snapshot, entry| {
         let state = InstanceView::of(control, snapshot, entry.clone()).state;
@@ -50,7 +51,9 @@ pub async fn stop(control: &Control, caller: &Caller, scope: Scope, id: Instance
         }
         let mut instance = entry.value.clone();
         instance.intent.wanted = Wanted::Stopped;
-        Ok(Some(with_flow::<Stop>(control, instance, caller, "stop")))
+        let mut decision = with_flow::<Stop>(control, instance, caller, "stop");
+        decision.transaction = decision.transaction.may_use_reserve();
+        Ok(Some(decision))
     })
     .await
 }

@@ -236,7 +236,11 @@ impl Datacenter {
         };
         let ledgers = settings.node_dir().join("zones");
         assert_eq!(stems(&settings.pool_dir().join("roots")), ids, "roots");
-        assert_eq!(stems(&ledgers).into_iter().filter(|stem| stem.len() == 36).collect::<BTreeSet<_>>(), ids, "ledgers");
+        assert_eq!(
+            stems(&ledgers).into_iter().filter(|stem| stem.len() == 36).collect::<BTreeSet<_>>(),
+            ids,
+            "ledgers"
+        );
         let ranges: Vec<String> = ids
             .iter()
             .map(|id| fs::read_to_string(ledgers.join(format!("{id}.json"))).expect("a ledger"))
@@ -260,7 +264,7 @@ impl Datacenter {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in brackets, may hold anything; the start is the 20th field after it.
         let began = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-        (status["init"]["start_ticks"].to_string() == began).then(|| (pid, began.to_owned()))
+        (status["init"]["start_ticks"].as_u64() == began.parse().ok()).then(|| (pid, began.to_owned()))
     }
 
     /// Ends everything of this datacenter at once and clears what a boot clears: processes, mounts, interfaces, rules,
