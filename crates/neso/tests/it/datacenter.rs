@@ -271,9 +271,13 @@ impl Datacenter {
     /// control groups, the runtime directory. What the disk holds stays.
     pub(crate) fn lose_power(&self) {
         let settings = self.settings();
-        for name in ["supervisor", "headnode", "node"] {
-            self.kill(name);
+        // The other two end by themselves when the first is gone; they may be quicker than we.
+        for pid in ["supervisor", "headnode", "node"].iter().filter_map(|name| self.pid(name)) {
+            let _ = base::daemon::kill(pid);
         }
+        self.wait("our own processes to be dead", || {
+            ["supervisor", "headnode", "node"].iter().all(|name| self.pid(name).is_none())
+        });
         let root = self.root.to_str().expect("a plain path");
         let zones = entries(&settings.paths.run.join("zones"));
         let inits = zones.iter().filter_map(|id| u32::try_from(self.init(id)?.0).ok());
