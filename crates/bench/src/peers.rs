@@ -1,9 +1,10 @@
 //! The peers of the benchmark `create`: what else on this machine turns an image into a running container.
 //!
 //! Each is started for real in a scratch directory, asked for the same thing (a busybox root, 128 MiB, one core, 500
-//! processes) and removed again. They need a cgroup v1 view without the unified hierarchy, so the whole comparison runs
-//! in a mount namespace of its own: this module starts its own binary again under `unshare --mount`, and the child
-//! prints one JSON line per peer. A peer that is not installed is reported as absent, never as zero.
+//! processes) and removed again. Some rewrite packet filters and switch bridged traffic through them, and some need a cgroup
+//! v1 view without the unified hierarchy, so the whole comparison runs in mount and network namespaces of its own: this
+//! module starts its own binary again under `unshare`, and the child prints one JSON line per peer. A peer that is not
+//! installed is reported as absent, never as zero.
 
 use std::{
     fs,
@@ -32,7 +33,7 @@ pub(crate) struct PeerFigures {
 pub(crate) fn measure(runs: usize) -> Result<Vec<PeerFigures>, String> {
     let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let output = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--"])
+        .args(["--mount", "--propagation", "private", "--net", "--"])
         .arg(program)
         .args([CHILD, &runs.to_string()])
         .stderr(Stdio::inherit())
@@ -57,6 +58,15 @@ pub(crate) fn child(arguments: &[String]) -> Result<(), String> {
     let runs = arguments.first().and_then(|runs| runs.parse().ok()).unwrap_or(15);
     // Only our own mount namespace sees this; where there is no hybrid layout there is nothing to hide.
     let _ = Command::new("umount").arg("/sys/fs/cgroup/unified").stderr(Stdio::null()).status();
+    run("ip", &["link", "set", "lo", "up"])?;
+    // A sysfs of this network namespace, below which the control groups stay.
+    run(
+        "sh",
+        &[
+            "-c",
+            "d=$(mktemp -d) && mount --rbind /sys/fs/cgroup $d && mount -t sysfs sysfs /sys && mount --rbind $d /sys/fs/cgroup",
+        ],
+    )?;
     let scratch = Scratch::new()?;
     for peer in [crun, runc, lxc, docker, podman, incus] as [fn(&Scratch, usize) -> Measured; 6] {
         let line = match peer(&scratch, runs) {

@@ -112,9 +112,14 @@ mod tests {
     #[test]
     fn expressions_are_understood() {
         let allowed = list(LISTS, "allow = [");
-        for good in
-            ["MIT", "ISC+", "GPL-3.0 OR MIT", "MIT/GPL-2.0", "ISC AND (GPL-3.0 OR MIT)", "Apache-2.0 WITH LLVM-exception"]
-        {
+        for good in [
+            "MIT",
+            "ISC+",
+            "GPL-3.0 OR MIT",
+            "MIT/GPL-2.0",
+            "ISC AND (GPL-3.0 OR MIT)",
+            "Apache-2.0 WITH LLVM-exception",
+        ] {
             assert!(satisfied(good, &allowed), "{good}");
         }
         for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0", "(MIT", "MIT MIT", "OR", "MIT AND"] {
