@@ -34,6 +34,12 @@ fn an_instance_lives_and_leaves_nothing() {
 
     for (verb, state) in [("stop", "stopped"), ("start", "running"), ("reboot", "running")] {
         datacenter.good(&["instance", verb, "-w", "one"]);
+        if verb == "reboot" {
+            // It runs before and after: what tells that it was waited for is its record.
+            let one = datacenter.json(&["adm", "-j", "instance", "get", "one"]);
+            let rebooted = |entry: &serde_json::Value| entry["action"] == "reboot" && entry["success"] == true;
+            assert!(one["history"].as_array().expect("a history").iter().any(rebooted), "`reboot -w` did not wait");
+        }
         datacenter.wait(state, || datacenter.state("one").as_deref() == Some(state));
     }
     datacenter.wait_idle();
