@@ -9,5 +9,6 @@
 mod datacenter;
 mod faults;
 mod full;
+mod guest;
 mod life;
 mod storm;
