@@ -31,6 +31,7 @@ pub(crate) fn check(settings: Option<&Settings>) -> Vec<Finding> {
     }
     findings.push(tun());
     findings.push(disk(&data));
+    findings.push(bridged_traffic());
     findings.push(clock());
     findings
 }
@@ -173,6 +174,20 @@ fn disk(path: &Path) -> Finding {
         Finding::warning("disk space", found, remedy)
     } else {
         Finding::ok("disk space", found)
+    }
+}
+
+/// Docker makes the kernel push bridged frames through iptables, whose FORWARD chain it sets to drop: then not even two
+/// instances on one bridge reach each other.
+fn bridged_traffic() -> Finding {
+    let switch = fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or_default();
+    match switch.trim() {
+        "1" => Finding::warning(
+            "bridged traffic",
+            "it passes iptables (Docker switches that on), whose rules may cut instances off from each other",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=0, or accept our bridges in DOCKER-USER: `neso manual networks`",
+        ),
+        _ => Finding::ok("bridged traffic", "stays on its bridge"),
     }
 }
 
