@@ -47,7 +47,17 @@ impl Datacenter {
         let root = PathBuf::from(format!("/tmp/neso-bench-{name}-{}", std::process::id()));
         let neso = sibling("neso")?;
         let text = Settings::generate(Some(&root)).map_err(|error| error.to_string())?;
+        // A rooted datacenter has 256 user id ranges; a benchmark may fill a whole machine's.
+        let text: Vec<&str> = text
+            .lines()
+            .map(|line| match line.split(' ').next() {
+                Some("id_base") => "id_base = 268435456",
+                Some("id_ranges") => "id_ranges = 1000",
+                _ => line,
+            })
+            .collect();
         let text = text
+            .join("\n")
             .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
             .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
             .replace("throttle_rate = 50", "throttle_rate = 0")
