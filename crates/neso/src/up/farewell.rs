@@ -11,12 +11,24 @@ pub(super) fn print(place: &Place, settings: &Settings, ready: &Ready) {
     println!("{}", text(place, settings, ready));
 }
 
+/// How this program is called from a shell: by its name when the path finds it, else by where it lies.
+fn program() -> String {
+    let Ok(here) = std::env::current_exe() else { return "neso".to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path).map(|directory| directory.join("neso")).find(|file| file.is_file());
+    match first.and_then(|file| file.canonicalize().ok()) {
+        Some(found) if found == here => "neso".to_owned(),
+        _ => here.display().to_string(),
+    }
+}
+
 fn text(place: &Place, settings: &Settings, ready: &Ready) -> String {
     let key = ready.tenant_key.path.display();
+    let program = program();
     let neso = match (&place.config, &place.root) {
-        (Some(config), _) => format!("neso --config {}", config.display()),
-        (None, Some(root)) => format!("neso --root {}", root.display()),
-        (None, None) => "neso".to_owned(),
+        (Some(config), _) => format!("{program} --config {}", config.display()),
+        (None, Some(root)) => format!("{program} --root {}", root.display()),
+        (None, None) => program,
     };
     let mut text = format!(
         "\nThe datacenter {} is up.\n\nAs a tenant, with the triton command (npm install -g triton) or `neso instance`:\n\n\
