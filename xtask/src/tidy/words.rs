@@ -1,4 +1,4 @@
-//! Words that do not belong here: leftovers of work in progress, and talk about how the work was done.
+//! Words that do not belong here: leftovers of work in progress, and paths of one machine.
 
 use super::{Finding, Tree};
 
@@ -7,12 +7,7 @@ const WORDS: &[(&str, &str)] = &[
     ("todo", "do it, or write down in the manual that it is missing"),
     ("fixme", "mend it"),
     ("xxx", "say what you mean"),
-    ("subagent", "the repository tells of the product only"),
-    ("chatgpt", "the repository tells of the product only"),
-    ("claude", "the repository tells of the product only"),
-    ("anthropic", "the repository tells of the product only"),
-    ("openai", "the repository tells of the product only"),
-    ("/work", "paths of one machine do not belong here"),
+    ("/root/.ssh", "paths of one machine do not belong here"),
     ("/root/.cargo", "paths of one machine do not belong here"),
 ];
 
@@ -65,8 +60,8 @@ mod tests {
 
     #[test]
     fn a_path_of_one_machine_is_found_and_a_relative_one_is_not() {
-        assert!(contains_word("see /work/main", "/work"));
-        assert!(!contains_word("see /workspace", "/work"));
-        assert!(!contains_word("see ./work", "/work"));
+        assert!(contains_word("see /root/.cargo/bin", "/root/.cargo"));
+        assert!(!contains_word("see /root/.cargoes", "/root/.cargo"));
+        assert!(!contains_word("see ./root/.cargo", "/root/.cargo"));
     }
 }
