@@ -72,8 +72,10 @@ pub trait Work: Send + Sync + 'static {
     /// Name of its one step.
     const STEP: &'static str;
 
-    /// How long it may take.
-    fn deadline(control: &Control) -> Duration;
+    /// How long it may take: as long as a change of an instance that is there, unless the work says otherwise.
+    fn deadline(control: &Control) -> Duration {
+        works::millis(control.config.change_deadline_ms)
+    }
 
     /// What intent and fact say of it.
     fn judge(instance: &Instance, input: &Input) -> Verdict;

@@ -77,10 +77,6 @@ impl Work for Start {
     const NAME: &'static str = "start";
     const STEP: &'static str = "await_running";
 
-    fn deadline(control: &Control) -> Duration {
-        millis(control.config.change_deadline_ms)
-    }
-
     fn judge(instance: &Instance, input: &Input) -> Verdict {
         if let Some(verdict) = overtaken(instance, Wanted::Running) {
             return verdict;
@@ -96,10 +92,6 @@ impl Work for Start {
 impl Work for Stop {
     const NAME: &'static str = "stop";
     const STEP: &'static str = "await_stopped";
-
-    fn deadline(control: &Control) -> Duration {
-        millis(control.config.change_deadline_ms)
-    }
 
     fn judge(instance: &Instance, input: &Input) -> Verdict {
         if let Some(verdict) = overtaken(instance, Wanted::Stopped) {
@@ -121,10 +113,6 @@ impl Work for Reboot {
     const NAME: &'static str = "reboot";
     const STEP: &'static str = "await_rebooted";
 
-    fn deadline(control: &Control) -> Duration {
-        millis(control.config.change_deadline_ms)
-    }
-
     fn judge(instance: &Instance, input: &Input) -> Verdict {
         if let Some(verdict) = overtaken(instance, Wanted::Running) {
             return verdict;
@@ -140,10 +128,6 @@ impl Work for Reboot {
 impl Work for Resize {
     const NAME: &'static str = "resize";
     const STEP: &'static str = "await_limits";
-
-    fn deadline(control: &Control) -> Duration {
-        millis(control.config.change_deadline_ms)
-    }
 
     fn judge(instance: &Instance, input: &Input) -> Verdict {
         if instance.intent.wanted == Wanted::Absent {
@@ -177,10 +161,6 @@ impl Work for Resize {
 impl Work for Nics {
     const NAME: &'static str = "nics";
     const STEP: &'static str = "await_nics";
-
-    fn deadline(control: &Control) -> Duration {
-        millis(control.config.change_deadline_ms)
-    }
 
     fn judge(instance: &Instance, input: &Input) -> Verdict {
         if instance.intent.wanted == Wanted::Absent {
@@ -233,6 +213,6 @@ fn reason(fact: &ZoneFact) -> String {
     fact.error.clone().unwrap_or_else(|| "the machine gave up without saying why".to_owned())
 }
 
-fn millis(ms: i64) -> Duration {
+pub(super) fn millis(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
