@@ -10,8 +10,8 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .PHONY: help build up down clean-data test packages test-packages
 
-# Root is needed for containers, not for compiling.
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Root is needed for containers, not for compiling. Who is not root and has no sudo is told by what needs it.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 PROFILE ?= release
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 NESO := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/neso

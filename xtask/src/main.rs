@@ -1,12 +1,13 @@
 //! The developers' one helper: `cargo xtask <command>`.
 //!
 //! `tidy` holds the walls and the house rules, `check` is everything a change must pass before it lands, `bench` measures
-//! speed as ratios within one run, `sim` runs a datacenter in one process from a seed. It needs nothing beyond cargo and
-//! git; what a command needs besides, it says.
+//! speed as ratios within one run, `sim` runs a datacenter in one process from a seed, `fresh` tries the README on a new
+//! machine. It needs nothing beyond cargo and git; what a command needs besides, it says.
 
 mod bench;
 mod check;
 mod command;
+mod fresh;
 mod sim;
 mod tidy;
 
@@ -17,7 +18,8 @@ usage: cargo xtask <command>
   tidy [--shrink]      check walls, licences, lengths, documents, words; --shrink lowers the recorded debts
   check                tidy, formatting, clippy: what must pass before a change lands
   bench [name…]        measure and rewrite docs/performance.md; without a name, every bench
-  sim [--seed N] …     run the simulation; the arguments go to it as they are";
+  sim [--seed N] …     run the simulation; the arguments go to it as they are
+  fresh [--at DIR] …   the README's two commands on a new Debian 12 made for it (as root): tests/fresh";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
             ("check", []) => check::run(&root),
             ("bench", names) => bench::run(&root, names),
             ("sim", rest) => sim::run(&root, rest),
+            ("fresh", rest) => fresh::run(&root, rest),
             _ => Err(USAGE.to_owned()),
         },
         None => Err(USAGE.to_owned()),
