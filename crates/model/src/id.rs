@@ -76,6 +76,8 @@ ids! {
     InstanceId;
     /// A machine of the fleet.
     ServerId;
+    /// A rule of the distributed firewall.
+    FirewallRuleId;
     /// A journaled job.
     FlowId;
 }

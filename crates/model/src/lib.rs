@@ -6,7 +6,8 @@
 //! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
 //! [`instance`] and [`server`] are the records; [`target`] is the document a node receives and the facts it returns;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
-//! [`placement`], [`address`] and [`compile`] (records to target); [`rules`] says what names, tags and metadata may be.
+//! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`rules`] says what
+//! names, tags and metadata may be.
 
 pub mod id;
 pub mod time;
@@ -22,6 +23,7 @@ pub mod server;
 pub mod address;
 pub mod compile;
 pub mod diff;
+pub mod firewall;
 pub mod placement;
 pub mod rules;
 pub mod state;

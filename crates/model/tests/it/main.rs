@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 mod diff;
+mod firewall;
