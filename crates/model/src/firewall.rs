@@ -19,7 +19,7 @@
 //!
 //! Reading order: [`rule`] has the types and their limits, [`parse`] and [`canonical`] the text; [`apply`] the record and whom it
 //! concerns, [`directory`] the addresses behind tags; [`target`] the document, [`compile`] and [`change`] how it comes to be and
-//! what of it is new; [`evaluate`] what it all does to one packet.
+//! what of it is new, [`merge`] how little of it a packet must be compared with; [`evaluate`] what it all does to one packet.
 //!
 //! ARP and neighbour discovery are not traffic in this sense: whoever enforces a document lets them through.
 
@@ -30,6 +30,7 @@ pub mod compile;
 pub mod directory;
 pub mod error;
 pub mod evaluate;
+pub mod merge;
 pub mod parse;
 pub mod rule;
 pub mod target;
@@ -40,6 +41,7 @@ pub use compile::compile;
 pub use directory::Directory;
 pub use error::RuleError;
 pub use evaluate::{DecidedBy, Decision, Packet, PacketKind, evaluate};
+pub use merge::Match;
 pub use parse::Language;
 pub use rule::{Action, IcmpType, IcmpTypes, Port, Ports, Protocol, Rule, Target, Targets};
 pub use target::{

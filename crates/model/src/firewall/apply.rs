@@ -47,6 +47,14 @@ impl FirewallRule {
     /// Characters of `description` and `created_by`.
     pub const DESCRIPTION_MAX: usize = 255;
 
+    /// Whether a text can be a `description` or `created_by`; why not, to stand beside the field's name.
+    pub fn check_description(text: &str) -> Result<(), String> {
+        match text.chars().count() {
+            0..=Self::DESCRIPTION_MAX => Ok(()),
+            count => Err(format!("has {count} characters; at most {} are allowed", Self::DESCRIPTION_MAX)),
+        }
+    }
+
     /// On which sides an instance is. Whether the rule or the instance's firewall is enabled does not matter here: lists of a
     /// rule's instances and an instance's rules show both.
     pub fn sides(&self, instance: &InstanceView) -> Sides {

@@ -1,6 +1,7 @@
 //! What can be wrong with a rule, said so that the person who typed it can mend it.
 //!
-//! A server answers a bad rule with code [`RuleError::CODE`] for the field [`RuleError::FIELD`] and the error's text as message.
+//! In the first users' contract a bad rule is status 422, code `InvalidParameters` and one entry in `errors`, with code
+//! [`RuleError::CODE`], field [`RuleError::FIELD`] and the error's text as message; a rule that is not given is `MissingParameter`.
 //! Positions count characters from 0, as the language's first users know it.
 
 /// Why a text or a combination of parts is no rule.

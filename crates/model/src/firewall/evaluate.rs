@@ -130,7 +130,8 @@ impl FirewallTarget {
         })
     }
 
-    fn is_peer(&self, peers: &Peers, peer: IpAddr) -> bool {
+    /// Whether an address is one of `peers`, with the sets of this document.
+    pub fn is_peer(&self, peers: &Peers, peer: IpAddr) -> bool {
         match peers {
             Peers::Any => true,
             Peers::Of { sets, subnets, addresses } => {

@@ -117,7 +117,7 @@ pub enum IcmpTypes {
 }
 
 /// An ICMP type, with a code or with every code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct IcmpType {
     /// The type.
     #[serde(rename = "type")]

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! All rules of a layer say the same (let through, or drop), so the order *within* a layer is free: whoever enforces it may merge
-//! its rules into one lookup. The order *of* layers is the order of decision. An instance has few layers: its groups that have
+//! its rules into one lookup (see [`FirewallTarget::matches`]). The order *of* layers is the order of decision. An instance has few layers: its groups that have
 //! rules, times the priorities in use there.
 //!
 //! Names ([`SetId`], [`LayerId`]) come from what they name, not from when: two documents call the same thing the same, so their
@@ -93,7 +93,7 @@ pub struct RuleTarget {
 }
 
 /// The other end of the traffic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Peers {
     /// Every address of both families.
@@ -113,7 +113,7 @@ pub enum Peers {
 }
 
 /// Which traffic, ready to be compared with packets: sorted, merged, nothing twice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "protocol", rename_all = "lowercase")]
 pub enum Traffic {
     /// TCP.
@@ -273,18 +273,45 @@ impl Peers {
             Self::Of { sets, .. } => sets,
         }
     }
+
+    /// Becomes these and `other`.
+    pub(super) fn extend(&mut self, other: Self) {
+        let Self::Of { sets, subnets, addresses } = self else { return };
+        match other {
+            Self::Any => *self = Self::Any,
+            Self::Of { sets: more_sets, subnets: more_subnets, addresses: more_addresses } => {
+                add_all(sets, more_sets);
+                add_all(subnets, more_subnets);
+                add_all(addresses, more_addresses);
+            }
+        }
+    }
 }
 
 impl Traffic {
     /// What a rule's protocol means.
     pub fn of(protocol: &Protocol) -> Self {
         match protocol {
-            Protocol::Tcp(ports) => Self::Tcp { ports: merge_ports(ports) },
-            Protocol::Udp(ports) => Self::Udp { ports: merge_ports(ports) },
-            Protocol::Icmp(types) => Self::Icmp { types: merge_types(types) },
-            Protocol::Icmp6(types) => Self::Icmp6 { types: merge_types(types) },
+            Protocol::Tcp(ports) => Self::Tcp { ports: ranges_of(ports) },
+            Protocol::Udp(ports) => Self::Udp { ports: ranges_of(ports) },
+            Protocol::Icmp(types) => Self::Icmp { types: types_of(types) },
+            Protocol::Icmp6(types) => Self::Icmp6 { types: types_of(types) },
             Protocol::Ah => Self::Ah,
             Protocol::Esp => Self::Esp,
+        }
+    }
+
+    /// Becomes this and `other`, which is of the same protocol.
+    pub(super) fn extend(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Tcp { ports }, Self::Tcp { ports: more }) | (Self::Udp { ports }, Self::Udp { ports: more }) => {
+                *ports = both(ports.take(), more).and_then(merge_ranges);
+            }
+            (Self::Icmp { types }, Self::Icmp { types: more })
+            | (Self::Icmp6 { types }, Self::Icmp6 { types: more }) => {
+                *types = both(types.take(), more).map(merge_types);
+            }
+            _ => {}
         }
     }
 }
@@ -322,10 +349,19 @@ impl FromIterator<IpAddr> for AddressSet {
     }
 }
 
-/// Ranges in order, those that touch as one; `None` if nothing is left out.
-fn merge_ports(ports: &Ports) -> Option<Vec<(u16, u16)>> {
+/// First and last port of each.
+fn ranges_of(ports: &Ports) -> Option<Vec<(u16, u16)>> {
     let Ports::List(ports) = ports else { return None };
-    let mut ranges: Vec<(u16, u16)> = ports.iter().map(|port| (Port::first(port), Port::last(port))).collect();
+    merge_ranges(ports.iter().map(|port| (Port::first(port), Port::last(port))).collect())
+}
+
+fn types_of(types: &IcmpTypes) -> Option<Vec<IcmpType>> {
+    let IcmpTypes::List(types) = types else { return None };
+    Some(merge_types(types.clone()))
+}
+
+/// In order, those that touch as one; `None` if nothing is left out.
+fn merge_ranges(mut ranges: Vec<(u16, u16)>) -> Option<Vec<(u16, u16)>> {
     ranges.sort_unstable();
     let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {
@@ -337,13 +373,25 @@ fn merge_ports(ports: &Ports) -> Option<Vec<(u16, u16)>> {
     (merged != [(1, u16::MAX)]).then_some(merged)
 }
 
-/// Types in order, none twice; a type with any code makes the same with a code superfluous.
-fn merge_types(types: &IcmpTypes) -> Option<Vec<IcmpType>> {
-    let IcmpTypes::List(types) = types else { return None };
-    let mut merged = types.clone();
-    merged.sort();
-    merged.dedup_by(|next, kept| next == kept || (next.kind == kept.kind && kept.code.is_none()));
-    Some(merged)
+/// In order, none twice; a type with any code makes the same with a code superfluous.
+fn merge_types(mut types: Vec<IcmpType>) -> Vec<IcmpType> {
+    types.sort();
+    types.dedup_by(|next, kept| next == kept || (next.kind == kept.kind && kept.code.is_none()));
+    types
+}
+
+/// Both lists as one; `None`, which is everything, swallows the other.
+fn both<T>(one: Option<Vec<T>>, other: Option<Vec<T>>) -> Option<Vec<T>> {
+    let (mut one, other) = (one?, other?);
+    one.extend(other);
+    Some(one)
+}
+
+/// Ordered and each once.
+fn add_all<T: Ord>(list: &mut Vec<T>, more: Vec<T>) {
+    list.extend(more);
+    list.sort_unstable();
+    list.dedup();
 }
 
 /// Bits of a name: too many for two names to meet by accident or by the work of one who may only name his own things.

@@ -93,8 +93,6 @@ fn check_same(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn documents_decide_like_records(
         rules in worlds::rules(),
@@ -113,6 +111,31 @@ proptest! {
             for packet in packets.iter().filter(|_| *here) {
                 let meant = evaluate(&rules, &directory, instance, *packet);
                 check_same(&rules, meant, target.evaluate(instance.id, *packet), *packet)?;
+            }
+        }
+    }
+
+    #[test]
+    fn merged_rules_match_the_same(
+        rules in worlds::rules(),
+        instances in worlds::instances(),
+        here in is_here(),
+        packets in prop::collection::vec(worlds::packet(), 1..40),
+    ) {
+        let target = compiled(&rules, &instances, &here);
+        for (id, layer) in &target.layers {
+            let matches = target.matches(*id);
+            let mut merged: Vec<_> = matches.iter().flat_map(|one| one.rules.clone()).collect();
+            merged.sort_unstable();
+            prop_assert_eq!(&merged, &layer.rules);
+            prop_assert!(matches.iter().all(|one| !one.log || one.rules.len() == 1));
+            for packet in &packets {
+                let fits = |traffic: &Traffic, peers: &Peers| traffic.matches(*packet) && target.is_peer(peers, packet.peer);
+                let by_rule = layer.rules.iter().any(|rule| {
+                    let rule = &target.rules[rule];
+                    fits(&rule.traffic, rule.peers(layer.direction).unwrap())
+                });
+                prop_assert_eq!(matches.iter().any(|one| fits(&one.traffic, &one.peers)), by_rule);
             }
         }
     }
@@ -265,6 +288,34 @@ fn a_document_as_text() {
     );
     let outbound = &target.layers[&target.instances[&instances[0].id].outbound[0]];
     assert_eq!((outbound.priority, outbound.action, &outbound.rules), (5, Action::Block, &vec![second]));
+}
+
+#[test]
+fn rules_that_differ_in_one_thing_are_one_match() {
+    let rules = ours(&[
+        "FROM tag db TO all vms ALLOW tcp PORT 80",
+        "FROM tag db TO all vms ALLOW tcp PORTS 81 - 90, 443",
+        "FROM ip 192.0.2.1 TO all vms ALLOW tcp PORT 22",
+        "FROM (ip 192.0.2.2 OR subnet 198.51.100.0/24) TO all vms ALLOW tcp PORT 22",
+        "FROM any TO all vms ALLOW icmp TYPE 8 CODE 0",
+        "FROM any TO all vms ALLOW icmp TYPE 8",
+    ]);
+    let world = [tagged(1, &["db"])];
+    let target = compile(&rules, &Directory::new(world.iter().cloned()), &world);
+    let [layer] = target.instances[&world[0].id].inbound[..] else { panic!("all are of one weight") };
+    let found: Vec<String> = target
+        .matches(layer)
+        .iter()
+        .map(|one| format!("{} {}", one.rules.len(), serde_json::to_string(&one.traffic).unwrap()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            r#"2 {"protocol":"tcp","ports":[[80,90],[443,443]]}"#,
+            r#"2 {"protocol":"tcp","ports":[[22,22]]}"#,
+            r#"2 {"protocol":"icmp","types":[{"type":8}]}"#,
+        ]
+    );
 }
 
 #[test]
