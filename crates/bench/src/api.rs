@@ -213,6 +213,7 @@ fn instance(
         image,
         package,
         package_name: "g1-nano".to_owned(),
+        affinity: Vec::new(),
         limits: limits.clone(),
         server,
         nics: vec![Nic {

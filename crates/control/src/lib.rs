@@ -19,6 +19,7 @@ pub mod images;
 pub mod instances;
 pub mod networks;
 pub mod packages;
+pub mod placement;
 pub mod servers;
 
 pub mod flows;
@@ -59,6 +60,8 @@ pub struct Inner {
     pub config: ControlConfig,
     /// Heartbeats.
     pub nodes: Liveness,
+    /// The last requests that found no machine.
+    pub refusals: placement::Refusals,
     /// Targets of all machines, kept up to date in memory.
     pub(crate) targets: servers::targets::Targets,
     /// The address each network gave last: only a hint where to look for a free one first.
@@ -79,7 +82,16 @@ impl Control {
     pub fn start(store: Store, clock: Arc<dyn Clock>, config: ControlConfig, shutdown: Shutdown) -> Self {
         let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
         let targets = servers::targets::Targets::new(&config);
-        let control = Self(Arc::new(Inner { store, clock, config, nodes, targets, last_given: Mutex::default() }));
+        let inner = Inner {
+            store,
+            clock,
+            config,
+            nodes,
+            refusals: placement::Refusals::default(),
+            targets,
+            last_given: Mutex::default(),
+        };
+        let control = Self(Arc::new(inner));
         servers::targets::start(control.clone(), shutdown);
         control
     }

@@ -18,6 +18,7 @@ use store::{BoxFuture, Entry, Snapshot, Transaction};
 use crate::{
     Control, Error, Result, images,
     networks::allocate,
+    placement,
     tables::{ADDRESSES, BY_SERVER, CLAIMS, Claim, DELETED, INSTANCES, SERVERS},
 };
 
@@ -117,7 +118,7 @@ pub async fn mend_leaks(control: &Control) -> Result<usize> {
     }
     let servers: Vec<ServerId> = control.snapshot().scan(&SERVERS).map(|server| server.id).collect();
     for server in servers {
-        let (_, wrong) = control.store.update(|snapshot| Ok::<_, Error>(recount(snapshot, server))).await?;
+        let (_, wrong) = control.store.update(|snapshot| Ok::<_, Error>(recount(control, snapshot, server))).await?;
         if wrong {
             tracing::warn!(%server, "what the machine promised was counted anew");
             mended += 1;
@@ -174,14 +175,15 @@ fn take_back(snapshot: &Snapshot, holder: &str) -> Transaction {
 }
 
 /// Counts what the instances of `server` were promised; the transaction mends the record when it says something else.
-fn recount(snapshot: &Snapshot, server: ServerId) -> (Transaction, bool) {
+fn recount(control: &Control, snapshot: &Snapshot, server: ServerId) -> (Transaction, bool) {
     let Some(entry) = snapshot.get(&SERVERS, &server.to_string()) else { return (Transaction::new(), false) };
     let instances = snapshot.find(&INSTANCES, BY_SERVER, &server.to_string()).filter(|entry| !entry.released);
     let reserved = instances.fold(Reserved::default(), |sum, entry| sum.plus(Demand::of(&entry.limits)));
-    if reserved == entry.reserved {
+    // The policy may have changed too, which nobody writes into the records.
+    let mended = placement::with_room(control, Server { reserved, ..entry.value.clone() });
+    if mended == entry.value {
         return (Transaction::new(), false);
     }
-    let mended = Server { reserved, ..entry.value.clone() };
     (Transaction::new().replace(&SERVERS, &entry, mended), true)
 }
 

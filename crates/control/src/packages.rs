@@ -1,12 +1,13 @@
 //! Packages: the sizes operators offer.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
     id::PackageId,
     instance::Brand,
     package::Package,
     rules,
+    server::Trait,
     target::Limits,
     unit::{CpuCap, CpuShares, Mib},
 };
@@ -36,6 +37,8 @@ pub struct NewPackage {
     pub vcpus: u32,
     pub cpu_cap: Option<CpuCap>,
     pub cpu_shares: CpuShares,
+    /// See [`Package::traits`].
+    pub traits: BTreeMap<String, Trait>,
     pub brand: Option<Brand>,
 }
 
@@ -72,6 +75,7 @@ pub async fn create(control: &Control, new: NewPackage) -> Result<Arc<Entry<Pack
         vcpus: new.vcpus,
         cpu_cap: new.cpu_cap,
         cpu_shares: new.cpu_shares,
+        traits: new.traits,
         brand: new.brand,
         active: true,
         created_at: control.now(),

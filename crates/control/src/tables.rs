@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use model::{
     account::{Account, AccountKey},
-    id::{AccountId, InstanceId, MacAddr, NetworkId},
+    id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
     network::{Address, Network},
@@ -70,6 +70,10 @@ pub static INSTANCES: Table<Instance> = Table {
     indexes: &[
         Index { name: BY_OWNER, keys: |instance| vec![instance.owner.to_string()] },
         Index { name: BY_SERVER, keys: |instance| present(instance, || vec![instance.server.to_string()]) },
+        Index {
+            name: BY_OWNER_ON,
+            keys: |instance| present(instance, || vec![owner_on(instance.owner, instance.server)]),
+        },
         Index { name: BY_IMAGE, keys: |instance| present(instance, || vec![instance.image.to_string()]) },
         Index { name: BY_PACKAGE, keys: |instance| present(instance, || vec![instance.package.to_string()]) },
         Index { name: BY_NETWORK, keys: |instance| present(instance, || networks_of(instance)) },
@@ -82,6 +86,8 @@ pub static INSTANCES: Table<Instance> = Table {
 pub const BY_OWNER: &str = "owner";
 /// Index of [`INSTANCES`]: those a machine is told of.
 pub const BY_SERVER: &str = "server";
+/// Index of [`INSTANCES`]: those of an account on a machine, by [`owner_on`].
+pub const BY_OWNER_ON: &str = "owner on server";
 /// Index of [`INSTANCES`]: those a machine is told of that started from an image.
 pub const BY_IMAGE: &str = "image";
 /// Index of [`INSTANCES`]: those a machine is told of that have a package.
@@ -92,8 +98,33 @@ pub const BY_NETWORK: &str = "network";
 pub const DELETED: &str = "deleted";
 
 /// Machines by id.
-pub static SERVERS: Table<Server> =
-    Table { name: "servers", version: 1, key: |server| server.id.to_string(), indexes: &[], upgrade: no_upgrade };
+pub static SERVERS: Table<Server> = Table {
+    name: "servers",
+    version: 1,
+    key: |server| server.id.to_string(),
+    indexes: &[
+        Index { name: BY_ROOM, keys: room_keys },
+        Index { name: BY_RACK, keys: |server| server.rack.iter().cloned().collect() },
+    ],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`SERVERS`]: those that take instances, in the order of their room, the most first. Keys begin with `/` for machines
+/// without traits and with `<trait>=/` for those that have one.
+pub const BY_ROOM: &str = "room";
+/// Index of [`SERVERS`]: those in a rack.
+pub const BY_RACK: &str = "rack";
+
+fn room_keys(server: &Server) -> Vec<String> {
+    if !server.accepts_instances {
+        return Vec::new();
+    }
+    let room = u32::MAX - server.roominess;
+    if server.traits.is_empty() {
+        return vec![format!("/{room:010}")];
+    }
+    server.traits.keys().map(|name| format!("{name}=/{room:010}")).collect()
+}
 
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
@@ -161,6 +192,11 @@ pub fn schema() -> Schema {
         .with(&SERVERS)
         .with(&CLAIMS)
         .with(&flow::FLOWS)
+}
+
+/// Key of [`BY_OWNER_ON`].
+pub(crate) fn owner_on(owner: AccountId, server: ServerId) -> String {
+    format!("{owner}@{server}")
 }
 
 /// Key of an address: eight hex digits, so that the order of keys is the order of addresses.

@@ -12,7 +12,11 @@ use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
 use control::{Control, ControlConfig, servers};
 use flow::loops::{Loop, Loops};
-use model::{placement::Policy, time::Timestamp, unit::Mib};
+use model::{
+    placement::{Policy, Weights},
+    time::Timestamp,
+    unit::Mib,
+};
 use store::{BoxFuture, Store, sqlite::Sqlite};
 use tokio::net::TcpListener;
 
@@ -160,6 +164,15 @@ fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {
             cpu_percent: placement.cpu_percent,
             disk_percent: placement.disk_percent,
             instances_max: placement.instances_max,
+            uncapped_apart: placement.uncapped_apart,
+            weights: Weights {
+                memory: placement.weights.memory,
+                disk: placement.weights.disk,
+                cpu: placement.weights.cpu,
+                owner_spread: placement.weights.owner_spread,
+                rack_spread: placement.weights.rack_spread,
+                soft_rules: placement.weights.soft_rules,
+            },
         },
         ..ControlConfig::new(datacenter.name.clone(), images_dir)
     }

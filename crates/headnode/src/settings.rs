@@ -149,6 +149,33 @@ pub struct Placement {
     pub cpu_percent: u32,
     /// Most instances on one machine.
     pub instances_max: u32,
+    /// Whether instances with and without a CPU cap are kept on different machines.
+    #[serde(default)]
+    pub uncapped_apart: bool,
+    /// What counts how much when several machines fit.
+    #[serde(default)]
+    pub weights: PlacementWeights,
+}
+
+/// What counts how much when several machines fit; see [`model::placement::Weights`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the names are those of the model")]
+pub struct PlacementWeights {
+    pub memory: i32,
+    pub disk: i32,
+    pub cpu: i32,
+    pub owner_spread: i32,
+    pub rack_spread: i32,
+    pub soft_rules: i32,
+}
+
+impl Default for PlacementWeights {
+    fn default() -> Self {
+        let model::placement::Weights { memory, disk, cpu, owner_spread, rack_spread, soft_rules } =
+            model::placement::Policy::default().weights;
+        Self { memory, disk, cpu, owner_spread, rack_spread, soft_rules }
+    }
 }
 
 /// What the first `neso up` makes.
@@ -256,6 +283,12 @@ impl Settings {
         }
         if self.external.subnet.contains(&self.private.subnet) || self.private.subnet.contains(&self.external.subnet) {
             return Err("external.subnet and private.subnet overlap; give each a range of its own".into());
+        }
+        let PlacementWeights { memory, disk, cpu, owner_spread, rack_spread, soft_rules } = self.placement.weights;
+        let weights = [memory, disk, cpu, owner_spread, rack_spread, soft_rules];
+        let most = model::placement::Weights::MAX;
+        if let Some(weight) = weights.into_iter().find(|weight| weight.abs() > most) {
+            return Err(format!("placement.weights must be between -{most} and {most}, not {weight}"));
         }
         Ok(())
     }

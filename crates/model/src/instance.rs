@@ -33,6 +33,9 @@ pub struct Instance {
     pub package_name: String,
     /// What the kernel enforces, copied from the package.
     pub limits: Limits,
+    /// Rules of affinity it was asked for with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub affinity: Vec<String>,
     /// The machine it lives on.
     pub server: ServerId,
     /// In order of their interface number.

@@ -1,10 +1,13 @@
 //! Packages: the sizes instances come in. Field meanings and names follow Triton's PAPI.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::PackageId,
     instance::Brand,
+    server::Trait,
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
 };
@@ -36,6 +39,9 @@ pub struct Package {
     pub cpu_cap: Option<CpuCap>,
     /// Weight under contention.
     pub cpu_shares: CpuShares,
+    /// Traits its instances ask of their machine: machines with traits are kept for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub traits: BTreeMap<String, Trait>,
     /// Restricts the package to one brand.
     pub brand: Option<Brand>,
     /// Inactive packages stay for the instances that have them and are hidden from listings.

@@ -1,5 +1,7 @@
 //! Servers: the machines of the fleet as the control plane knows them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{id::ServerId, time::Timestamp, unit::Mib};
@@ -27,6 +29,22 @@ pub struct Server {
     pub target_seen: u64,
     /// Free text of the operator.
     pub comments: String,
+    /// Properties by name that only requests asking for them may use: see [`Trait`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub traits: BTreeMap<String, Trait>,
+    /// What fails together: the machines of one rack share its switch and its power.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
+    /// NIC tags it is wired to; `None` when it did not say, which counts as all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic_tags: Option<BTreeSet<String>>,
+    /// Where the datacenter's policy is overridden.
+    #[serde(default, skip_serializing_if = "Ratios::is_empty")]
+    pub ratios: Ratios,
+    /// How much room is left, the larger the better: [`crate::placement::roominess`] of the record, kept in it so that machines
+    /// can be listed by it. Written by whoever changes what it is made of.
+    #[serde(default)]
+    pub roominess: u32,
     /// When it joined.
     pub created_at: Timestamp,
 }
@@ -59,4 +77,62 @@ pub struct Reserved {
     pub disk: Mib,
     /// Sum of CPU caps, percent of one core; instances without a cap count nothing.
     pub cpu: u64,
+    /// Number of instances without a CPU cap.
+    #[serde(default)]
+    pub uncapped: u32,
+}
+
+/// A property of a machine that keeps it for those who ask for it, as Triton's traits do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Trait {
+    /// Has it or has it not.
+    Flag(bool),
+    /// One value.
+    Text(String),
+    /// Several values; one in common is enough.
+    List(Vec<String>),
+}
+
+impl Trait {
+    /// Whether a machine with this one serves a request for `asked`.
+    pub fn serves(&self, asked: &Self) -> bool {
+        let values = |of: &Self| match of {
+            Self::Flag(_) => Vec::new(),
+            Self::Text(one) => vec![one.clone()],
+            Self::List(several) => several.clone(),
+        };
+        match (self, asked) {
+            (Self::Flag(has), Self::Flag(wants)) => has == wants,
+            (Self::Flag(_), _) | (_, Self::Flag(_)) => false,
+            _ => values(self).iter().any(|value| values(asked).contains(value)),
+        }
+    }
+}
+
+/// A machine's own rules of how much it may promise; what is `None` is as the datacenter's policy says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ratios {
+    /// Memory kept for the machine itself, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_kept: Option<Mib>,
+    /// Percent of the remaining memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_percent: Option<u32>,
+    /// Percent of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_percent: Option<u32>,
+    /// Percent of all cores' time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
+    /// Instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instances_max: Option<u32>,
+}
+
+impl Ratios {
+    /// Whether the datacenter's policy holds throughout.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }

@@ -121,6 +121,7 @@ mod tests {
             image: ImageId::new(id),
             package: PackageId::new(id),
             package_name: "p".to_owned(),
+            affinity: Vec::new(),
             limits,
             server: ServerId::new(id),
             nics: Vec::new(),

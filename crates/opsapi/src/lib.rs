@@ -16,19 +16,25 @@
 //! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
 //! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
 //! | `GET /v1/flows?unfinished=`, `GET /:flow` | | [`FlowView`] |
+//! | `POST /v1/placement/explain` | [`PlacementQuestion`] | [`model::placement::Explanation`] |
+//! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
 
 pub mod client;
+pub mod placement;
+
+use std::collections::BTreeMap;
 
 use model::{
     id::{AccountId, PackageId},
     instance::Instance,
-    server::Server,
+    server::{Server, Trait},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
+pub use placement::PlacementQuestion;
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.
 pub const BODY_MAX_BYTES: usize = 256 << 10;
@@ -179,6 +185,9 @@ pub struct NewPackage {
     /// Weight; 100 when absent.
     #[serde(default)]
     pub cpu_shares: Option<u32>,
+    /// See [`model::package::Package::traits`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub traits: BTreeMap<String, Trait>,
 }
 
 /// Asks for a network.

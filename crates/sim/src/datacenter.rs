@@ -243,6 +243,7 @@ fn package(name: &str, size: u64) -> packages::NewPackage {
         vcpus: 0,
         cpu_cap: None,
         cpu_shares: CpuShares(100),
+        traits: std::collections::BTreeMap::new(),
         brand: None,
     }
 }

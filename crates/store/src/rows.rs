@@ -62,6 +62,17 @@ impl<T> Rows<T> {
             .map(|(_, entry)| entry.clone())
     }
 
+    /// Records under all keys of the index named `index` that begin with `prefix`, in the order of those.
+    pub(crate) fn ordered(&self, index: &str, prefix: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
+        let position = self.table.indexes.iter().position(|candidate| candidate.name == index);
+        let position = position.unwrap_or_else(|| panic!("table `{}` has no index `{index}`", self.table.name));
+        let start = prefix.to_owned();
+        self.indexes[position]
+            .range::<_, str>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(move |(found, _)| found.starts_with(&start))
+            .map(|(_, entry)| entry.clone())
+    }
+
     fn put(&mut self, key: Arc<str>, entry: Arc<Entry<T>>) {
         let old = self.rows.insert(key.clone(), entry.clone());
         for (index, map) in self.table.indexes.iter().zip(&mut self.indexes) {

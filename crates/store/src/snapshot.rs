@@ -78,6 +78,20 @@ impl Snapshot {
         self.rows(table).find(index, key)
     }
 
+    /// Records that the index named `index` lists under any key that begins with `prefix`, in the order of those keys; one that is
+    /// listed under several of them comes several times. Reading the first few costs no more in a large table than in a small one.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn ordered<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        index: &str,
+        prefix: &str,
+    ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+        self.rows(table).ordered(index, prefix)
+    }
+
     /// How many records there are.
     pub fn count<T>(&self, table: &'static Table<T>) -> usize {
         self.state.tables[self.position(table.name)].len()

@@ -12,7 +12,7 @@ use model::{
 use store::{Snapshot, Transaction};
 
 use super::{Input, Verdict, Work, overtaken};
-use crate::{Control, tables::SERVERS};
+use crate::{Control, placement, tables::SERVERS};
 
 /// A deletion waits for its machine however long that is away: giving its addresses to somebody else would be worse.
 const DESTROY_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -143,7 +143,13 @@ impl Work for Resize {
         }
     }
 
-    fn failed(_: &Control, snapshot: &Snapshot, instance: &mut Instance, input: &Input, _why: &str) -> Transaction {
+    fn failed(
+        control: &Control,
+        snapshot: &Snapshot,
+        instance: &mut Instance,
+        input: &Input,
+        _why: &str,
+    ) -> Transaction {
         let Some(before) = input.before.as_ref().filter(|_| instance.limits == input.limits && !instance.released)
         else {
             return Transaction::new();
@@ -154,7 +160,8 @@ impl Work for Resize {
         instance.limits = before.limits.clone();
         let Some(server) = snapshot.get(&SERVERS, &instance.server.to_string()) else { return Transaction::new() };
         let reserved = server.reserved.minus(had).plus(Demand::of(&instance.limits));
-        Transaction::new().replace(&SERVERS, &server, Server { reserved, ..server.value.clone() })
+        let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
+        Transaction::new().replace(&SERVERS, &server, promised)
     }
 }
 

@@ -3,7 +3,7 @@
 use model::{
     id::InstanceId,
     instance::{Caller, Instance, Wanted},
-    placement::{self, Demand},
+    placement::{Demand, NoRoom, fits},
     rules,
     server::Server,
     state::PublicState,
@@ -14,7 +14,7 @@ use super::{Decision, InstanceView, create::fits_image, decide, edited};
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     flows::{self, Before, Reboot, Resize, Start, Stop, Work},
-    packages,
+    packages, placement,
     tables::{CLAIMS, Claim, IMAGES, SERVERS},
 };
 
@@ -214,10 +214,11 @@ pub(crate) fn move_reservation(
         .get(&SERVERS, &instance.server.to_string())
         .ok_or_else(|| Error::not_found("server", instance.server))?;
     let demand = Demand::of(&instance.limits);
-    placement::fits(demand, had, &control.config.placement, &server)
-        .map_err(|refusal| placement::NoRoom { refusals: vec![(server.id, refusal)] })?;
+    fits(demand, had, &control.config.placement, &server)
+        .map_err(|refusal| NoRoom { refusals: vec![(server.id, refusal)], unmet: Vec::new() })?;
     let reserved = server.reserved.minus(had).plus(demand);
-    Ok(Transaction::new().replace(&SERVERS, &server, Server { reserved, ..server.value.clone() }))
+    let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
+    Ok(Transaction::new().replace(&SERVERS, &server, promised))
 }
 
 /// A start or reboot that was asked for is not carried out yet.

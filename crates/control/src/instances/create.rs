@@ -13,7 +13,7 @@ use model::{
     instance::{Brand, Caller, Instance, Intent, TagValue, Wanted},
     network::{Network, Nic},
     package::Package,
-    placement::{self, Demand},
+    placement::{Demand, Rule},
     rules,
     server::Server,
     target::Phase,
@@ -31,15 +31,13 @@ use crate::{
         self,
         allocate::{self, Holder, Taken},
     },
-    packages,
+    packages, placement,
     tables::{ACCOUNTS, CLAIMS, Claim, INSTANCES, SERVERS},
 };
 
 /// NICs of one instance at most: what is made and given back in one commit, which the smallest store limits to 128
 /// checks and writes.
 pub(super) const NICS_MAX: usize = 24;
-/// Affinity rules in one request at most.
-const AFFINITY_MAX: usize = 32;
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +62,7 @@ pub struct CreateInstance {
     pub firewall_enabled: bool,
     /// Must agree with package and image when it is given.
     pub brand: Option<Brand>,
-    /// Placement wishes; read and bounded, without effect while there is one machine to choose.
+    /// Rules of affinity: see [`model::placement::affinity`].
     pub affinity: Vec<String>,
 }
 
@@ -90,11 +88,12 @@ pub async fn create(
     let id = InstanceId::random();
     let alias = alias(&request, id);
     check(control, &request, &alias)?;
+    let rules = placement::parse_rules(&request.affinity)?;
     control
         .store
         .update(|snapshot| {
             let begun_at = control.now();
-            let plan = Plan::make(control, snapshot, owner, &request, &alias)?;
+            let plan = Plan::make(control, snapshot, owner, &request, &alias, &rules)?;
             let transaction = plan.decide(control, snapshot, caller, Birth { id, asked_at, begun_at }, &request)?;
             Ok::<_, Error>((transaction, ()))
         })
@@ -120,6 +119,7 @@ struct Plan {
     nics: Vec<(Arc<Entry<Network>>, NetworkChoice)>,
     brand: Brand,
     alias: String,
+    rules: Vec<Rule>,
 }
 
 impl Plan {
@@ -129,6 +129,7 @@ impl Plan {
         owner: AccountId,
         request: &CreateInstance,
         alias: &str,
+        rules: &[Rule],
     ) -> Result<Self> {
         let scope = Scope::Account(owner);
         let account = snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
@@ -155,7 +156,7 @@ impl Plan {
         };
         let brand = agree(&package, &image, request.brand)?;
         let nics = choose_networks(control, snapshot, &account, &request.networks)?;
-        Ok(Self { owner: account, package, image, nics, brand, alias: alias.to_owned() })
+        Ok(Self { owner: account, package, image, nics, brand, alias: alias.to_owned(), rules: rules.to_vec() })
     }
 
     /// The transaction.
@@ -169,13 +170,15 @@ impl Plan {
     ) -> Result<Transaction> {
         let Birth { id, asked_at, begun_at } = birth;
         let limits = packages::limits(&self.package);
-        let demand = Demand::of(&limits);
-        let servers: Vec<Arc<Entry<Server>>> = snapshot.scan(&SERVERS).collect();
-        let candidates = servers.iter().map(|server| (&server.value, control.nodes.reachability(server.id, begun_at)));
-        let chosen = placement::place(demand, &control.config.placement, candidates).inspect_err(|no_room| {
-            tracing::info!(instance = %id, refusals = ?no_room.refusals, "no machine can take a new instance");
-        })?;
-        let server = servers.iter().find(|server| server.id == chosen).expect("placement chose one of the candidates");
+        let asked = placement::Asked {
+            owner: self.owner.id,
+            alias: &self.alias,
+            package: &self.package,
+            networks: self.nics.iter().map(|(network, _)| &network.value).collect(),
+            rules: &self.rules,
+            now: begun_at,
+        };
+        let server = placement::choose(control, snapshot, &asked)?;
         let holder = Holder { instance: id, owner: self.owner.id, now: asked_at };
         let (nics, transaction) = wire(control, snapshot, &self.nics, holder, Transaction::new())?;
         let decided_at = control.now();
@@ -193,7 +196,8 @@ impl Plan {
             package: self.package.id,
             package_name: self.package.name.clone(),
             limits,
-            server: chosen,
+            affinity: request.affinity.clone(),
+            server: server.id,
             nics,
             metadata: request.metadata.clone(),
             internal_metadata: request.internal_metadata.clone(),
@@ -213,11 +217,12 @@ impl Plan {
             delete_asked_at: None,
             deleted_at: None,
         };
-        let reserved = Server { reserved: server.reserved.plus(demand), ..server.value.clone() };
+        let reserved = server.reserved.plus(Demand::of(&instance.limits));
+        let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
         let begun = flows::begin::<Provision>(&mut instance, caller, "provision", None, decided_at);
         Ok(transaction
             .create(&CLAIMS, Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() })
-            .replace(&SERVERS, server, reserved)
+            .replace(&SERVERS, &server, promised)
             .create(&INSTANCES, instance)
             .and(begun))
     }
@@ -341,9 +346,6 @@ fn check(control: &Control, request: &CreateInstance, alias: &str) -> Result<()>
     }
     if request.networks.len() > NICS_MAX {
         faults.check("networks", Err(format!("has more than {NICS_MAX} entries")));
-    }
-    if request.affinity.len() > AFFINITY_MAX {
-        faults.check("affinity", Err(format!("has more than {AFFINITY_MAX} entries")));
     }
     for outcome in [
         rules::check_tags(&request.tags),

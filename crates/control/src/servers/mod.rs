@@ -3,18 +3,18 @@
 mod report;
 pub mod targets;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
     id::ServerId,
-    server::{Hardware, Reserved, Server},
+    server::{Hardware, Ratios, Reserved, Server},
     state::Reachability,
     time::Timestamp,
 };
 use store::{Entry, Transaction};
 
 use crate::{
-    Control, Error, Result,
+    Control, Error, Result, placement,
     tables::{BY_SERVER, INSTANCES, SERVERS},
 };
 
@@ -70,9 +70,14 @@ pub async fn register(control: &Control, id: ServerId, new: NewServer) -> Result
                 boot_id: None,
                 target_seen: 0,
                 comments: new.comments.clone(),
+                traits: BTreeMap::new(),
+                rack: None,
+                nic_tags: None,
+                ratios: Ratios::default(),
+                roominess: 0,
                 created_at: now,
             };
-            Ok::<_, Error>((Transaction::new().create(&SERVERS, server), ()))
+            Ok::<_, Error>((Transaction::new().create(&SERVERS, placement::with_room(control, server)), ()))
         })
         .await?;
     get(control, id)
@@ -131,7 +136,7 @@ async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> 
             let entry = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
             let mut server = entry.value.clone();
             edit(&mut server);
-            Ok::<_, Error>((Transaction::new().replace(&SERVERS, &entry, server), ()))
+            Ok::<_, Error>((Transaction::new().replace(&SERVERS, &entry, placement::with_room(control, server)), ()))
         })
         .await?;
     get(control, id)

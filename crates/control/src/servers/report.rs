@@ -25,6 +25,7 @@ use crate::{
     instances::release,
     liveness::Heard,
     networks::allocate,
+    placement,
     servers::targets::Knowledge,
     tables::{ADDRESSES, BY_HOLDER, INSTANCES, SERVERS},
 };
@@ -113,8 +114,8 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
                 }
                 transaction = take_in(snapshot, &entry, news, &mut reserved, now, transaction);
             }
-            let changed =
-                Server { reserved, ..refreshed(&server, report, now).unwrap_or_else(|| server.value.clone()) };
+            let refreshed = refreshed(&server, report, now).unwrap_or_else(|| server.value.clone());
+            let changed = placement::with_room(control, Server { reserved, ..refreshed });
             if changed != server.value {
                 transaction = transaction.replace(&SERVERS, &server, changed);
             }

@@ -6,6 +6,7 @@ mod images;
 mod instances;
 mod loops;
 mod nics;
+mod placement;
 mod races;
 mod restart;
 mod targets;

@@ -197,6 +197,7 @@ pub(crate) fn package(name: &str, memory: u64) -> NewPackage {
         vcpus: 0,
         cpu_cap: Some(CpuCap(100)),
         cpu_shares: CpuShares(100),
+        traits: std::collections::BTreeMap::new(),
         brand: None,
     }
 }

@@ -64,6 +64,7 @@ async fn create_package(State(ops): State<Ops>, Body(new): Body<NewPackage>) -> 
         vcpus: new.vcpus,
         cpu_cap: new.cpu_cap.map(CpuCap),
         cpu_shares: CpuShares(new.cpu_shares.unwrap_or(CPU_SHARES)),
+        traits: new.traits,
         brand: None,
     };
     Ok(Json(value(&packages::create(&ops.control, new).await?)))

@@ -8,6 +8,7 @@ mod images;
 mod infra;
 mod instances;
 mod overview;
+mod placement;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -69,6 +70,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(accounts::routes())
         .merge(infra::routes())
         .merge(instances::routes())
+        .merge(placement::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

@@ -4,3 +4,4 @@
 
 mod diff;
 mod firewall;
+mod placement;

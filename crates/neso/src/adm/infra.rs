@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use model::{image::Image, network::Network, package::Package, server::Server};
+use model::{
+    image::Image,
+    network::Network,
+    package::Package,
+    server::{Server, Trait},
+};
 use opsapi::{Client, NewNetwork, NewPackage, ServerView};
 
 use super::{Output, bytes, details, or_dash, table};
@@ -47,6 +52,9 @@ pub(crate) enum Packages {
         /// Shown to tenants.
         #[arg(long)]
         description: Option<String>,
+        /// Trait its instances ask of their machine, `name` or `name=value`; may be repeated. Machines with traits are kept for them.
+        #[arg(long = "trait", value_parser = super::named_trait)]
+        traits: Vec<(String, Trait)>,
     },
     /// Offer a package.
     Activate {
@@ -65,7 +73,18 @@ pub(crate) async fn packages(client: &Client, output: Output, command: Packages)
     match command {
         Packages::List => output.show(&client.packages().await?, |packages| package_listing(packages)),
         Packages::Get { package } => output.show(&vec![client.package(&package).await?], |one| package_listing(one)),
-        Packages::Create { name, memory, swap, disk, max_processes, cpu_cap, cpu_shares, group, description } => {
+        Packages::Create {
+            name,
+            memory,
+            swap,
+            disk,
+            max_processes,
+            cpu_cap,
+            cpu_shares,
+            group,
+            description,
+            traits,
+        } => {
             let wish = NewPackage {
                 id: None,
                 name,
@@ -79,6 +98,7 @@ pub(crate) async fn packages(client: &Client, output: Output, command: Packages)
                 vcpus: 0,
                 cpu_cap,
                 cpu_shares,
+                traits: traits.into_iter().collect(),
             };
             output.show(&vec![client.create_package(&wish).await?], |one| package_listing(one))
         }

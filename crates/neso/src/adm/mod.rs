@@ -6,6 +6,7 @@
 mod accounts;
 mod infra;
 mod instances;
+mod placement;
 
 use std::fmt::Display;
 
@@ -49,6 +50,9 @@ enum Noun {
     /// Servers.
     #[command(subcommand, visible_alias = "servers")]
     Server(infra::Servers),
+    /// Where instances go and why.
+    #[command(subcommand)]
+    Placement(placement::Command),
     /// Instances of every account.
     #[command(subcommand, visible_alias = "instances", visible_alias = "inst")]
     Instance(instances::Instances),
@@ -75,6 +79,7 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Network(command) => infra::networks(&client, output, command).await,
         Noun::Image(command) => infra::images(&client, output, command).await,
         Noun::Server(command) => infra::servers(&client, output, command).await,
+        Noun::Placement(command) => placement::run(&client, output, command).await,
         Noun::Instance(command) => instances::instances(&client, output, command).await,
         Noun::Flow(command) => instances::flows(&client, output, command).await,
         Noun::Loops => instances::loops(&client, output).await,
@@ -119,6 +124,22 @@ async fn info(client: &Client, output: Output) -> Outcome {
         }
         details(&lines)
     })
+}
+
+/// `name`, or `name=value`, as a trait of a machine or a package; several values stand between commas.
+fn named_trait(text: &str) -> Result<(String, model::server::Trait), String> {
+    use model::server::Trait;
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    if name.is_empty() {
+        return Err("a trait is `name` or `name=value`".to_owned());
+    }
+    let value = match value {
+        None | Some("true") => Trait::Flag(true),
+        Some("false") => Trait::Flag(false),
+        Some(several) if several.contains(',') => Trait::List(several.split(',').map(str::to_owned).collect()),
+        Some(one) => Trait::Text(one.to_owned()),
+    };
+    Ok((name.to_owned(), value))
 }
 
 /// How answers are printed.

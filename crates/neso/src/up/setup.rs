@@ -1,6 +1,6 @@
 //! Setup: accounts, packages, networks, images and the first instance, each made only when it is not there.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use headnode::Settings;
 use ipnet::Ipv4Net;
@@ -108,6 +108,7 @@ async fn packages(client: &Client, progress: &Progress) -> Outcome {
             cpu_cap: Some(cpu_cap),
             // A share for each 10 MiB: under contention bigger instances get more.
             cpu_shares: Some(u32::try_from(memory / 10).unwrap_or(u32::MAX).max(10)),
+            traits: BTreeMap::new(),
         };
         client.create_package(&wish).await?;
         made.push(name);

@@ -148,6 +148,7 @@ impl Stage {
                 vcpus: 0,
                 cpu_cap: None,
                 cpu_shares: CpuShares(100),
+                traits: std::collections::BTreeMap::new(),
                 brand: None,
             };
             packages::create(&self.control, new).await.unwrap();

@@ -1,0 +1,229 @@
+//! Where instances go: the rules of [`model::placement`] on one snapshot of the records.
+//!
+//! The decision is part of the commit that makes the instance, and that commit checks the chosen machine's record: two instances
+//! that would crowd or offend each other on one machine cannot both be committed without the second one having seen the
+//! first. Nothing is locked for the whole datacenter.
+//!
+//! Machines are read in the order of their room from an index of the records, and the owner's other instances are counted only on
+//! the machines that are compared; rules of affinity, when there are any, look through the owner's instances once.
+
+mod refusals;
+
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+
+use model::{
+    id::{AccountId, ServerId},
+    network::Network,
+    package::Package,
+    placement::{
+        self, Candidate, Demand, Explanation, Neighbour, NoRoom, Request, Rule, Search, Spread, Wishes, explain, stage,
+    },
+    server::Server,
+    time::Timestamp,
+};
+use store::{Entry, Snapshot};
+
+pub use refusals::Refusals;
+
+use crate::{
+    Control, Error, FieldCode, Result, Scope,
+    error::Faults,
+    networks, packages,
+    tables::{BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on},
+};
+
+/// Affinity rules in one request at most.
+pub const RULES_MAX: usize = 32;
+/// Instances of one owner on a machine, or in a rack, counted at most: beyond, machines are not told apart.
+const COUNTED_MAX: usize = 10;
+
+/// What an instance to be placed needs.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) owner: AccountId,
+    /// What it would be called.
+    pub(crate) alias: &'a str,
+    pub(crate) package: &'a Package,
+    pub(crate) networks: Vec<&'a Network>,
+    pub(crate) rules: &'a [Rule],
+    pub(crate) now: Timestamp,
+}
+
+/// Reads rules of affinity; every one that is wrong is named.
+pub(crate) fn parse_rules(texts: &[String]) -> Result<Vec<Rule>> {
+    let mut faults = Faults::default();
+    if texts.len() > RULES_MAX {
+        faults.check("affinity", Err(format!("has more than {RULES_MAX} entries")));
+    }
+    let mut rules = Vec::with_capacity(texts.len().min(RULES_MAX));
+    for text in texts.iter().take(RULES_MAX) {
+        match text.parse() {
+            Ok(rule) => rules.push(rule),
+            Err(error) => faults.check("affinity", Err(format!("rule \"{}\": {error}", shortened(text)))),
+        }
+    }
+    faults.finish()?;
+    Ok(rules)
+}
+
+/// Chooses a machine.
+pub(crate) fn choose(control: &Control, snapshot: &Snapshot, asked: &Asked<'_>) -> Result<Arc<Entry<Server>>> {
+    let others = Others { snapshot, owner: asked.owner, racks: RefCell::default() };
+    let request = request(snapshot, asked, &others)?;
+    let seen = |server| control.nodes.reachability(server, asked.now);
+    let mut search = Search::new(&request, &control.config.placement);
+    for server in favoured(snapshot, &request.wishes) {
+        search.look_at_favoured(Candidate { server: &server, reachability: seen(server.id) });
+    }
+    for server in walk(snapshot, &request) {
+        if !search.goes_on_to(&server) {
+            break;
+        }
+        search.look_at(Candidate { server: &server, reachability: seen(server.id) });
+    }
+    if let Some(placed) = search.best() {
+        let chosen = snapshot.get(&SERVERS, &placed.server.to_string());
+        return chosen.ok_or_else(|| Error::not_found("server", placed.server));
+    }
+    let judged = snapshot.scan(&SERVERS).filter_map(|server| {
+        let candidate = Candidate { server: &server, reachability: seen(server.id) };
+        stage::judge(&request, &control.config.placement, candidate).err().map(|refusal| (server.id, refusal))
+    });
+    let no_room = NoRoom { refusals: judged.collect(), unmet: request.wishes.unmet() };
+    control.refusals.note(refusals::unplaced(asked, &no_room));
+    Err(no_room.into())
+}
+
+/// A question of the operator's.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Whose instances they would be.
+    pub owner: AccountId,
+    /// Package by id or name.
+    pub package: String,
+    /// Networks by id or name; fabrics need no wiring.
+    pub networks: Vec<String>,
+    /// Rules of affinity.
+    pub affinity: Vec<String>,
+    /// How many; at most [`explain::COUNT_MAX`].
+    pub count: u32,
+}
+
+/// Takes a decision apart without making anything.
+pub fn explain(control: &Control, question: &Question) -> Result<Explanation> {
+    let snapshot = control.snapshot();
+    let rules = parse_rules(&question.affinity)?;
+    let mut faults = Faults::default();
+    if question.count > explain::COUNT_MAX {
+        faults.check("count", Err(format!("must be at most {}", explain::COUNT_MAX)));
+    }
+    let package = packages::look_up(&snapshot, &question.package);
+    if package.is_none() {
+        faults.check("package", Err(format!("there is no package \"{}\"", question.package)));
+    }
+    let mut wanted = Vec::new();
+    for name in &question.networks {
+        let by_id = name.parse().ok().and_then(|id| networks::visible(&snapshot, Scope::All, id));
+        match by_id.or_else(|| networks::by_name(&snapshot, Scope::All, name)) {
+            Some(network) => wanted.push(network),
+            None => faults.check("networks", Err(format!("there is no network \"{name}\""))),
+        }
+    }
+    faults.finish()?;
+    let Some(package) = package else { unreachable!("a missing one was a fault") };
+    let asked = Asked {
+        owner: question.owner,
+        alias: "",
+        package: &package,
+        networks: wanted.iter().map(|network| &network.value).collect(),
+        rules: &rules,
+        now: control.now(),
+    };
+    let others = Others { snapshot: &snapshot, owner: question.owner, racks: RefCell::default() };
+    let request = request(&snapshot, &asked, &others)?;
+    let servers: Vec<Arc<Entry<Server>>> = snapshot.scan(&SERVERS).collect();
+    let candidates = servers
+        .iter()
+        .map(|server| Candidate { server, reachability: control.nodes.reachability(server.id, asked.now) });
+    Ok(explain::explain(&request, &control.config.placement, question.count, candidates))
+}
+
+/// `server` with the room it has: for every commit that changes what room is made of.
+pub(crate) fn with_room(control: &Control, mut server: Server) -> Server {
+    server.roominess = placement::roominess(&control.config.placement, &server);
+    server
+}
+
+fn request<'a>(snapshot: &Snapshot, asked: &Asked<'_>, others: &'a Others<'_>) -> Result<Request<'a>> {
+    let rack_of = |id: ServerId| snapshot.get(&SERVERS, &id.to_string()).and_then(|server| server.rack.clone());
+    let wishes = if asked.rules.is_empty() {
+        Wishes::default()
+    } else {
+        let owned = snapshot.find(&INSTANCES, BY_OWNER, &asked.owner.to_string());
+        let entries: Vec<_> = owned.filter(|entry| !entry.released && entry.failure.is_none()).collect();
+        Wishes::of(asked.rules, entries.iter().map(|entry| Neighbour::of(entry)), rack_of)
+    };
+    if let Some((one, other)) = wishes.contradiction() {
+        let why = format!("rules \"{one}\" and \"{other}\" contradict each other: no machine can meet both");
+        return Err(Error::field("affinity", FieldCode::Conflict, why));
+    }
+    Ok(Request {
+        demand: Demand::of(&packages::limits(asked.package)),
+        nic_tags: asked.networks.iter().map(|network| network.nic_tag.clone()).collect(),
+        traits: asked.package.traits.clone(),
+        wishes,
+        spread: others,
+    })
+}
+
+/// Machines that a rule wants to be near.
+fn favoured(snapshot: &Snapshot, wishes: &Wishes) -> Vec<Arc<Entry<Server>>> {
+    let named = wishes.favoured().into_iter().filter_map(|id| snapshot.get(&SERVERS, &id.to_string()));
+    let racks = wishes.favoured_racks();
+    let racked = racks.iter().flat_map(|rack| snapshot.find(&SERVERS, BY_RACK, rack));
+    named.chain(racked).collect()
+}
+
+/// Machines that are open, the roomiest first: those without traits, or those that have one that is asked for.
+fn walk<'a>(snapshot: &'a Snapshot, request: &Request<'_>) -> impl Iterator<Item = Arc<Entry<Server>>> + use<'a> {
+    let kept_for = request.traits.keys().next().map_or_else(String::new, |name| format!("{name}="));
+    snapshot.ordered(&SERVERS, BY_ROOM, &format!("{kept_for}/"))
+}
+
+/// The owner's other instances.
+struct Others<'a> {
+    snapshot: &'a Snapshot,
+    owner: AccountId,
+    /// Counted once per request.
+    racks: RefCell<BTreeMap<String, usize>>,
+}
+
+impl std::fmt::Debug for Others<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Others").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+impl Spread for Others<'_> {
+    fn on(&self, server: ServerId) -> usize {
+        self.snapshot.find(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, server)).take(COUNTED_MAX).count()
+    }
+
+    fn in_rack(&self, rack: &str) -> usize {
+        if let Some(count) = self.racks.borrow().get(rack) {
+            return *count;
+        }
+        let machines = self.snapshot.find(&SERVERS, BY_RACK, rack);
+        let count = machines.map(|server| self.on(server.id)).scan(0, |sum, here| {
+            *sum += here;
+            (*sum <= COUNTED_MAX + here).then_some(*sum)
+        });
+        let count = count.last().unwrap_or(0).min(COUNTED_MAX);
+        self.racks.borrow_mut().insert(rack.to_owned(), count);
+        count
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
