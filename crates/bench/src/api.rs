@@ -239,6 +239,8 @@ fn instance(
             timeline: Vec::new(),
             limits: Some(limits),
             nics: vec![mac],
+            gave_up: false,
+            oom_kills: 0,
             guest_metadata: Vec::new(),
         }),
         failure: None,

@@ -5,6 +5,7 @@
 //! process holds no state of its own: kill it at any moment and start it again.
 
 pub mod cloudapi;
+pub mod inquiries;
 pub mod listen;
 pub mod manual;
 pub mod nodelink;

@@ -1,10 +1,10 @@
-//! The node link's door: targets down, reports up, image files out. See [`nodeapi`] for the contract.
+//! The node link's door: targets down, reports up, image files out, questions and answers. See [`nodeapi`] for the contract.
 //!
 //! Who speaks is known from the client certificate and from nothing in the request: a node can only ask for its own target
 //! and report for itself. Image files are named by their SHA-256 and may be fetched from any offset, so a cut transfer
 //! goes on where it stopped.
 
-use std::io::SeekFrom;
+use std::{io::SeekFrom, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -17,12 +17,18 @@ use axum::{
 use base::shutdown::Shutdown;
 use control::Control;
 use model::{id::ServerId, target::Report};
-use nodeapi::{DOCUMENT_MAX_BYTES, ErrorBody};
+use nodeapi::{
+    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS,
+    inquiry::{ANSWER_MAX_BYTES, Answer},
+};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
-use crate::pki::{Peer, Role};
+use crate::{
+    inquiries::Inquiries,
+    pki::{Peer, Role},
+};
 
 /// Bytes of an image read at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -30,16 +36,19 @@ const CHUNK_BYTES: usize = 256 << 10;
 #[derive(Clone)]
 struct Link {
     control: Control,
+    inquiries: Inquiries,
     shutdown: Shutdown,
 }
 
 /// The routes. `shutdown` ends long polls early.
-pub fn router(control: Control, shutdown: Shutdown) -> Router {
+pub fn router(control: Control, inquiries: Inquiries, shutdown: Shutdown) -> Router {
     Router::new()
         .route("/v1/target", get(target))
         .route("/v1/report", post(report).layer(DefaultBodyLimit::max(DOCUMENT_MAX_BYTES)))
         .route("/v1/images/{sha256}", get(image))
-        .with_state(Link { control, shutdown })
+        .route("/v1/inquiries", get(inquiry))
+        .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
+        .with_state(Link { control, inquiries, shutdown })
 }
 
 /// A refusal in the contract's shape.
@@ -106,6 +115,30 @@ async fn report(
         return Err(Refusal(StatusCode::FORBIDDEN, why));
     }
     Ok(Json(control::servers::apply_report(&link.control, server, &report).await?).into_response())
+}
+
+async fn inquiry(State(link): State<Link>, peer: Option<Extension<Peer>>) -> Result<Response, Refusal> {
+    let server = server_of(peer)?;
+    tokio::select! {
+        asked = tokio::time::timeout(Duration::from_secs(LONG_POLL_SECONDS), link.inquiries.next(server)) => {
+            Ok(asked.map_or_else(|_| StatusCode::NO_CONTENT.into_response(), |inquiry| Json(inquiry).into_response()))
+        }
+        () = link.shutdown.wait() => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned())),
+    }
+}
+
+async fn answer(
+    State(link): State<Link>,
+    peer: Option<Extension<Peer>>,
+    Path(id): Path<String>,
+    Json(answer): Json<Answer>,
+) -> Result<StatusCode, Refusal> {
+    let server = server_of(peer)?;
+    let known = id.parse().is_ok_and(|id| link.inquiries.answered(server, id, answer));
+    match known {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Refusal(StatusCode::NOT_FOUND, "nobody waits for this answer any more".to_owned())),
+    }
 }
 
 async fn image(

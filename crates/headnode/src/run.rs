@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     cloudapi,
+    inquiries::Inquiries,
     listen::{self, Limits},
     nodelink,
     ops::{self, Ops},
@@ -98,8 +99,10 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         tenants: tenants_tls.clone(),
         members: members_tls.clone(),
     });
+    let inquiries = Inquiries::default();
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
+        inquiries: inquiries.clone(),
         settings: settings.clone(),
         pki,
         loops: loops.board(),
@@ -119,7 +122,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
             "node link",
             sockets.node_link,
             members_tls.clone(),
-            nodelink::router(control.clone(), shutdown.clone()),
+            nodelink::router(control.clone(), inquiries, shutdown.clone()),
             Limits::NODES
         ),
         serve("ops", sockets.ops, members_tls, ops::router(ops), Limits::OPERATORS),

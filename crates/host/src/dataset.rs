@@ -8,7 +8,7 @@ use model::{
     unit::Mib,
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Use of the pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,13 +34,13 @@ pub trait Datasets: Send + Sync {
     /// Clones an image into a writable root with a quota, and returns its directory. One that is there is left alone.
     fn clone_image(&self, image: ImageId, instance: InstanceId, quota: Mib) -> Result<PathBuf>;
 
-    /// Changes the quota of a root.
+    /// Changes the quota of a root. One below what it holds is refused.
     fn set_quota(&self, instance: InstanceId, quota: Mib) -> Result<()>;
 
     /// Roots that exist.
     fn roots(&self) -> Result<Vec<InstanceId>>;
 
-    /// Bytes a root uses of its quota.
+    /// Bytes a root uses of its quota; what was written in the last half minute may not count yet.
     fn used_bytes(&self, instance: InstanceId) -> Result<u64>;
 
     /// Destroys a root and all in it.
@@ -48,4 +48,15 @@ pub trait Datasets: Send + Sync {
 
     /// Size and use of the pool.
     fn pool(&self) -> Result<PoolUsage>;
+}
+
+/// Refuses a quota below what is used: the instance could write nothing, not even what makes room.
+pub(crate) fn room_for(used_bytes: u64, quota: Mib) -> Result<()> {
+    if used_bytes <= quota.bytes() {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        what: format!("a disk quota of {quota}"),
+        why: format!("the instance holds {} MiB; remove files inside first", used_bytes.div_ceil(1 << 20)),
+    })
 }

@@ -7,7 +7,7 @@
 //! `prepare` makes the namespaces that exist before any process does (user and network), `start` boots, `stop` asks
 //! init to halt and kills it after the grace time, `destroy` removes every trace but the dataset.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use model::{
     id::InstanceId,
@@ -86,6 +86,52 @@ pub struct ZoneUsage {
     pub cpu_ns: u64,
 }
 
+/// A place in a console log: which of its files, and how far into it. Its text form is for handing back later and means
+/// nothing to anybody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsoleMark {
+    /// The file's number on its file system.
+    pub file: u64,
+    /// When it was made, nanoseconds since 1970: numbers are used again.
+    pub born: u64,
+    /// Bytes from its begin.
+    pub offset: u64,
+}
+
+impl fmt::Display for ConsoleMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.file, self.born, self.offset)
+    }
+}
+
+/// A text is no [`ConsoleMark`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no place in a console log; give one back as it was told")]
+pub struct NoConsoleMark(String);
+
+impl FromStr for ConsoleMark {
+    type Err = NoConsoleMark;
+
+    fn from_str(text: &str) -> std::result::Result<Self, NoConsoleMark> {
+        let numbers: Option<Vec<u64>> = text.splitn(4, '-').map(|number| number.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[file, born, offset]) => Ok(Self { file, born, offset }),
+            _ => Err(NoConsoleMark(text.chars().take(80).collect())),
+        }
+    }
+}
+
+/// A piece of a console log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsolePiece {
+    /// What the zone wrote, as it wrote it.
+    pub bytes: Vec<u8>,
+    /// The place behind its last byte; `None` while nothing was ever written.
+    pub end: Option<ConsoleMark>,
+    /// The place asked for is gone: the log keeps a bounded amount, and this is its newest part.
+    pub lost: bool,
+}
+
 /// Something happened to a zone without the agent asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ZoneEvent {
@@ -117,8 +163,17 @@ pub trait Zones: Send + Sync {
     /// What a running zone uses.
     fn usage(&self, instance: InstanceId) -> Result<ZoneUsage>;
 
+    /// How many of its processes the kernel killed for lack of memory since it was started.
+    fn oom_kills(&self, instance: InstanceId) -> Result<u64>;
+
+    /// At most `max_bytes` of the console log: those that follow `after`, or else the last ones. A zone that does not run, or
+    /// never did, has one too.
+    fn console(&self, instance: InstanceId, after: Option<ConsoleMark>, max_bytes: usize) -> Result<ConsolePiece>;
+
     /// The last `max_bytes` of the console log.
-    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>>;
+    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>> {
+        Ok(self.console(instance, None, max_bytes)?.bytes)
+    }
 
     /// Stops without grace and removes every trace: processes, namespaces, cgroups, mounts, runtime files.
     fn destroy(&self, instance: InstanceId) -> Result<()>;

@@ -74,6 +74,8 @@ pub fn zone<'a>(
         brand: instance.brand,
         image: instance.image,
         package_name: instance.package_name.clone(),
+        package_version: None,
+        package: Some(instance.package),
         limits: instance.limits.clone(),
         nics,
         resolvers,

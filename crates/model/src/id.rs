@@ -80,6 +80,8 @@ ids! {
     FirewallRuleId;
     /// A journaled job.
     FlowId;
+    /// A question a headnode asks a node; lives no longer than its answer.
+    InquiryId;
 }
 
 /// An Ethernet address. Text form is lower-case hex with colons; [`MacAddr::bare`] is CloudAPI's form in paths.

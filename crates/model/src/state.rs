@@ -111,6 +111,8 @@ mod tests {
             timeline: Vec::new(),
             limits: None,
             nics: Vec::new(),
+            gave_up: false,
+            oom_kills: 0,
             guest_metadata: Vec::new(),
         });
         Instance {

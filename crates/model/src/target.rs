@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
     instance::{Brand, TagValue, Wanted},
     server::Hardware,
@@ -88,6 +88,12 @@ pub struct ZoneTarget {
     pub image: ImageId,
     /// Name of its package, for the guest's metadata.
     pub package_name: String,
+    /// The package's version, likewise.
+    #[serde(default)]
+    pub package_version: Option<String>,
+    /// The package itself, likewise: what it is charged as.
+    #[serde(default)]
+    pub package: Option<PackageId>,
     /// What the kernel enforces.
     pub limits: Limits,
     /// In order of their interface number.
@@ -188,6 +194,12 @@ pub struct ZoneFact {
     pub limits: Option<Limits>,
     /// MACs of the NICs in force.
     pub nics: Vec<MacAddr>,
+    /// The node tries no longer to make it what it should be, until its target changes: see `error`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gave_up: bool,
+    /// Processes of the running boot that the kernel killed for lack of memory.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oom_kills: u64,
     /// Metadata changed from inside and not yet taken over by the control plane, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guest_metadata: Vec<GuestMetadata>,
@@ -243,6 +255,19 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// In words: `halted`, `exited with code 1`, `killed: out of memory` …
     pub reason: String,
+    /// Whether it was asked for from outside: by a stop, a reboot, a deletion.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub asked: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// One phase of making an instance, with how long it took.

@@ -22,7 +22,7 @@ use crate::{
     error::AgentError,
     ids::IdPool,
     images::Images,
-    keeper,
+    inquiries, keeper,
     ledger::{Ledger, Ledgers},
     link::{self, Identity},
     metadata::{self, Metadata},
@@ -100,11 +100,13 @@ impl Agent {
         let connected = connected(&remembered, &survey);
         let filters = base::task::spawn("filters", network::own_filters(shared.clone(), changes, connected.clone()));
         let reports = base::task::spawn("reports", link::send_reports(shared.clone(), identity));
+        let answering = base::task::spawn("inquiries", inquiries::answer_all(shared.clone()));
+        let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone()));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, reports, fetching);
+        let _ = futures_util::join!(filters, reports, fetching, answering, watching);
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 
 use model::{
     id::{ImageId, InstanceId},
-    target::{ZoneFact, ZoneState},
+    target::{Exit, ZoneFact, ZoneState},
     time::Timestamp,
 };
 use tokio::sync::Notify;
@@ -31,6 +31,8 @@ pub(crate) struct Board {
 struct State {
     facts: BTreeMap<InstanceId, Posted>,
     images: BTreeSet<ImageId>,
+    /// Instances of whose running boot the kernel killed processes for lack of memory.
+    oom_kills: BTreeMap<InstanceId, u64>,
 }
 
 struct Posted {
@@ -82,9 +84,27 @@ impl Board {
         }
     }
 
-    /// When the running boot of an instance began.
-    pub(crate) fn started_at(&self, id: InstanceId) -> Option<Timestamp> {
-        self.lock().facts.get(&id)?.now.started_at
+    /// When the running boot of an instance began, and how the one before ended.
+    pub(crate) fn boots(&self, id: InstanceId) -> (Option<Timestamp>, Option<Exit>) {
+        let state = self.lock();
+        state.facts.get(&id).map_or((None, None), |posted| (posted.now.started_at, posted.now.exit.clone()))
+    }
+
+    /// Instances that run.
+    pub(crate) fn running(&self) -> Vec<InstanceId> {
+        let state = self.lock();
+        state.facts.iter().filter(|(_, posted)| posted.now.state == ZoneState::Running).map(|(id, _)| *id).collect()
+    }
+
+    /// Says how often the kernel killed for lack of memory, in every instance where it did.
+    pub(crate) fn oom_kills(&self, kills: BTreeMap<InstanceId, u64>) {
+        let changed = {
+            let mut state = self.lock();
+            std::mem::replace(&mut state.oom_kills, kills) != state.oom_kills
+        };
+        if changed {
+            self.news.notify_one();
+        }
     }
 
     /// Says which images are here.
@@ -127,6 +147,9 @@ impl Board {
                 facts.insert(*id, posted.now.clone());
             }
         }
+        for (id, fact) in facts.iter_mut().filter(|(_, fact)| fact.state == ZoneState::Running) {
+            fact.oom_kills = state.oom_kills.get(id).copied().unwrap_or(0);
+        }
         (facts, state.images.iter().copied().collect(), later)
     }
 
@@ -151,6 +174,8 @@ mod tests {
             timeline: Vec::new(),
             limits: None,
             nics: Vec::new(),
+            gave_up: false,
+            oom_kills: 0,
             guest_metadata: Vec::new(),
         }
     }

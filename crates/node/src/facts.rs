@@ -66,7 +66,9 @@ pub(crate) fn fact(held: &Held, state: ZoneState, error: Option<String>) -> Zone
         timeline: ledger.timeline.clone(),
         limits: remembered.limits.clone(),
         nics: remembered.wiring.as_ref().map(macs).unwrap_or_default(),
-        // Added when the report is made.
+        gave_up: held.given_up,
+        // Both are added when the report is made.
+        oom_kills: 0,
         guest_metadata: Vec::new(),
     }
 }

@@ -16,6 +16,7 @@ use model::{
     diff::Remembered,
     id::InstanceId,
     target::{Exit, Phase},
+    time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,13 @@ impl Ledgers {
 
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// When an instance's ledger was last written, by the disk's own clock.
+    pub(crate) fn modified_at(&self, id: InstanceId) -> Option<Timestamp> {
+        let about = fs::metadata(self.directory.join(format!("{id}{SUFFIX}"))).ok()?;
+        let since = about.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        i64::try_from(since.as_millis()).ok().map(Timestamp)
     }
 
     /// Every ledger that can be read. A damaged one is set aside under another name and counts as none; see above why

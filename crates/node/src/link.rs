@@ -1,4 +1,4 @@
-//! The two conversations with the headnode: waiting for targets, and reporting.
+//! The two conversations with the headnode that never stop: waiting for targets, and reporting.
 //!
 //! Neither waits for the other and neither ends: a headnode that is gone is asked again, more and more seldom. A target is
 //! judged, written down, and only then shown to the dispatcher; what arrives while the disk is busy is fetched next, as one
@@ -10,7 +10,10 @@ use std::{
 };
 
 use base::backoff::Backoff;
-use model::target::{Report, Target};
+use model::{
+    id::InstanceId,
+    target::{Report, Target},
+};
 use nodeapi::HEARTBEAT_SECONDS;
 
 use crate::{
@@ -117,6 +120,25 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
             () = tokio::time::sleep(pause) => {}
             () = shared.shutdown.wait() => return,
         }
+    }
+}
+
+/// Watches how often the kernel had to kill for lack of memory, until shutdown: a process that dies inside ends no zone, and
+/// would be seen by nobody.
+pub(crate) async fn watch_memory(shared: Arc<Shared>) {
+    let period = Duration::from_secs(nodeapi::HEARTBEAT_SECONDS);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(period) => {}
+            () = shared.shutdown.wait() => return,
+        }
+        let running = shared.board.running();
+        let kills = shared.verbs.run("memory", move |host| {
+            // One that ended meanwhile says itself how.
+            let killed = |id: &InstanceId| Some((*id, host.zones.oom_kills(*id).ok().filter(|kills| *kills > 0)?));
+            running.iter().filter_map(killed).collect()
+        });
+        shared.board.oom_kills(kills.await);
     }
 }
 

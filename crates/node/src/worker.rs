@@ -62,7 +62,11 @@ pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: 
         tracing::warn!(instance = %id, error = %text, failures, "an instance is not yet as it should be");
         worker.held.error = Some(text);
         shared.network.distrust();
-        failures += u32::from(!error.is_outside());
+        failures += match error {
+            // What was asked for cannot be; that changes when somebody asks for something else.
+            StepError::Host { source: host::Error::Refused { .. }, .. } => ATTEMPTS,
+            _ => u32::from(!error.is_outside()),
+        };
         if failures >= ATTEMPTS {
             worker.held.given_up = true;
             worker.post_rest();
@@ -175,6 +179,7 @@ impl Worker<'_> {
             code: None,
             signal: None,
             reason: "ended together with its supervisor; how is not known".to_owned(),
+            asked: false,
         });
         tracing::info!(instance = %self.id, reason = %exit.reason, "a zone ended by itself");
         ledger.remembered.ended = Some(Ended::of(&exit));
@@ -360,7 +365,7 @@ impl Worker<'_> {
             .map_err(|source| StepError::Host { doing: "start the zone", source })?;
         self.phases(first, &[phase("zone start", begun, self.shared.now())]);
         self.held.started_at = status.started_at;
-        self.held.ledger.exit = None;
+        // How the boot before ended stays told; what it was is over.
         self.held.ledger.exit_was_asked = false;
         self.note(Step::Start, zone, wiring)
     }
@@ -376,7 +381,7 @@ impl Worker<'_> {
             .await
             .map_err(|source| StepError::Host { doing: "stop the zone", source })?;
         self.held.started_at = None;
-        self.held.ledger.exit = status.exit;
+        self.held.ledger.exit = status.exit.map(|exit| Exit { asked: true, ..exit });
         self.held.ledger.exit_was_asked = true;
         self.note(Step::Stop, zone, wiring)
     }

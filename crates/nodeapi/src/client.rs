@@ -18,12 +18,16 @@ use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use model::target::{Report, Target};
+use model::{
+    id::InquiryId,
+    target::{Report, Target},
+};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{
     DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, ReportAnswer,
+    inquiry::{Answer, Inquiry},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 
@@ -253,6 +257,35 @@ impl HeadnodeLink for Client {
             }
             let chunks: Box<dyn Chunks> = Box::new(ImageChunks { doing, body: response.into_body() });
             Ok(chunks)
+        })
+    }
+
+    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+        Box::pin(async move {
+            let doing = "wait for a question";
+            let seconds = LONG_POLL_SECONDS + LONG_POLL_MARGIN_SECONDS;
+            let response = self.send(doing, Method::GET, "/v1/inquiries", Bytes::new(), seconds).await?;
+            match response.status() {
+                StatusCode::OK => {
+                    let bytes = whole(doing, response, DOCUMENT_MAX_BYTES).await?;
+                    serde_json::from_slice(&bytes).map(Some).map_err(|error| nonsense(doing, &error))
+                }
+                StatusCode::NO_CONTENT => Ok(None),
+                _ => Err(refusal(doing, response).await),
+            }
+        })
+    }
+
+    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+        Box::pin(async move {
+            let doing = "answer a question";
+            let body = serde_json::to_vec(answer).map_err(|error| nonsense(doing, &error))?;
+            let path = format!("/v1/inquiries/{id}");
+            let response = self.send(doing, Method::POST, &path, body.into(), ANSWER_SECONDS).await?;
+            match response.status() {
+                StatusCode::NO_CONTENT => Ok(()),
+                _ => Err(refusal(doing, response).await),
+            }
         })
     }
 }

@@ -8,8 +8,11 @@
 //! | `GET /v1/target?have=<generation>` | | 200 [`model::target::Target`] as soon as one is newer than `have`, 204 after [`LONG_POLL_SECONDS`] |
 //! | `POST /v1/report` | [`model::target::Report`] | 200 [`ReportAnswer`] |
 //! | `GET /v1/images/<sha256>` | | 200 the file |
+//! | `GET /v1/inquiries` | | 200 [`inquiry::Inquiry`] as soon as there is one, 204 after [`LONG_POLL_SECONDS`] |
+//! | `POST /v1/inquiries/<id>` | [`inquiry::Answer`] | 204; 404 when nobody waits for it any more |
 
 pub mod client;
+pub mod inquiry;
 pub mod link;
 
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,15 @@
 use std::{future::Future, pin::Pin};
 
 use bytes::Bytes;
-use model::target::{Report, Target};
+use model::{
+    id::InquiryId,
+    target::{Report, Target},
+};
 
-use crate::ReportAnswer;
+use crate::{
+    ReportAnswer,
+    inquiry::{Answer, Inquiry},
+};
 
 /// A future in a box: the trait must be usable as `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -74,4 +80,10 @@ pub trait HeadnodeLink: Send + Sync + 'static {
 
     /// Begins to read an image file by its SHA-256 (lower-case hex).
     fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>>;
+
+    /// Waits for a question; `None` when there was none for [`crate::LONG_POLL_SECONDS`].
+    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>>;
+
+    /// Answers one.
+    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>>;
 }

@@ -24,7 +24,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey, NewNetwork, NewPackage, ServerView,
+    ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey, NewNetwork, NewPackage,
+    ServerView,
 };
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
@@ -393,6 +394,12 @@ impl Client {
     /// `start`, `stop` or `reboot` an instance.
     pub async fn instance_action(&self, instance: &str, verb: &str) -> Result<InstanceView, Error> {
         self.act(&format!("/v1/instances/{}/{}", segment(instance), segment(verb))).await
+    }
+
+    /// What an instance wrote to its console: at most `max_bytes` of what follows `after`, or else the newest.
+    pub async fn console(&self, instance: &str, max_bytes: u32, after: Option<&str>) -> Result<ConsoleView, Error> {
+        let after = after.map_or_else(String::new, |after| format!("&after={}", segment(after)));
+        self.get(&format!("/v1/instances/{}/console?max_bytes={max_bytes}{after}", segment(instance))).await
     }
 
     /// Deletes an instance.

@@ -15,6 +15,7 @@
 //! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file` | manifest, file | [`model::image::Image`] |
 //! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
 //! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
+//! | `GET /v1/instances/:id/console?max_bytes=&after=` | | [`ConsoleView`] |
 //! | `GET /v1/flows?unfinished=`, `GET /:flow` | | [`FlowView`] |
 //! | `POST /v1/placement/explain` | [`PlacementQuestion`] | [`model::placement::Explanation`] |
 //! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
@@ -26,7 +27,7 @@ pub mod placement;
 use std::collections::BTreeMap;
 
 use model::{
-    id::{AccountId, PackageId},
+    id::{AccountId, InstanceId, PackageId},
     instance::Instance,
     server::{Server, Trait},
     time::Timestamp,
@@ -259,6 +260,20 @@ pub struct InstanceView {
     pub primary_ip: Option<std::net::Ipv4Addr>,
     /// Login of its owner.
     pub owner_login: Option<String>,
+}
+
+/// A piece of what an instance wrote to its console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleView {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// What it wrote; bytes that are no UTF-8 have become U+FFFD. Whatever runs inside decides what this is: mind where
+    /// you print it.
+    pub text: String,
+    /// To be sent as `after` to read on; `None` while nothing was ever written.
+    pub next: Option<String>,
+    /// What was asked for is gone: the log keeps a bounded amount.
+    pub lost: bool,
 }
 
 /// A flow: a journaled job.

@@ -10,9 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use control::Control;
-use model::target::{Report, Target};
+use model::{
+    id::InquiryId,
+    target::{Report, Target},
+};
 use nodeapi::{
     ReportAnswer,
+    inquiry::{Answer, Inquiry},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 use tokio::sync::watch;
@@ -149,6 +153,15 @@ impl HeadnodeLink for SimLink {
             let chunks: Box<dyn Chunks> = Box::new(Pieces { cable: self.cable.clone(), left: pieces.into_iter() });
             Ok(chunks)
         }))
+    }
+
+    // Nobody asks anything here: questions change nothing, and change is what a simulation is about.
+    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn answer<'a>(&'a self, _: InquiryId, _: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+        Box::pin(async { Err(broken("answer a question", "nobody asked")) })
     }
 }
 

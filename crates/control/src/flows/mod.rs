@@ -22,7 +22,7 @@ use flow::{At, FLOWS, FlowKind, FlowRecord, Progress, Step, StepError, Wait};
 use model::{
     id::{FlowId, InstanceId, PackageId},
     instance::{AuditEntry, Caller, Instance, Wanted},
-    target::{Limits, Phase, ZoneState},
+    target::{Limits, Phase},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -167,7 +167,7 @@ pub(crate) fn begin<W: Work>(
         action: action.to_owned(),
         starts: instance.intent.starts,
         reboots: instance.intent.reboots,
-        failed_before: instance.fact.as_ref().is_some_and(|fact| fact.state == ZoneState::Failed),
+        failed_before: instance.fact.as_ref().is_some_and(works::is_given_up),
         limits: instance.limits.clone(),
         before,
     };

@@ -103,7 +103,7 @@ impl Work for Stop {
         let settled = fact.starts_done >= input.starts && fact.reboots_done >= input.reboots;
         match fact.state {
             ZoneState::Stopped | ZoneState::Absent if settled => Verdict::Done,
-            ZoneState::Failed if gave_up(fact, input) => Verdict::Failed(reason(fact)),
+            _ if gave_up(fact, input) => Verdict::Failed(reason(fact)),
             _ => Verdict::NotYet("the machine to report that the instance is stopped"),
         }
     }
@@ -178,7 +178,7 @@ impl Work for Nics {
             fact.nics.len() == instance.nics.len() && instance.nics.iter().all(|nic| fact.nics.contains(&nic.mac));
         match fact.state {
             _ if same => Verdict::Done,
-            ZoneState::Failed if gave_up(fact, input) => Verdict::Failed(reason(fact)),
+            _ if gave_up(fact, input) => Verdict::Failed(reason(fact)),
             _ => Verdict::NotYet("the machine to report the NICs in force"),
         }
     }
@@ -213,7 +213,12 @@ fn came_up(fact: &ZoneFact) -> Verdict {
 
 /// Whether the machine gave up since this was asked for.
 fn gave_up(fact: &ZoneFact, input: &Input) -> bool {
-    fact.state == ZoneState::Failed && !input.failed_before
+    is_given_up(fact) && !input.failed_before
+}
+
+/// Whether the machine tries no longer.
+pub(super) fn is_given_up(fact: &ZoneFact) -> bool {
+    fact.state == ZoneState::Failed || fact.gave_up
 }
 
 fn reason(fact: &ZoneFact) -> String {

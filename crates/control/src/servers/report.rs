@@ -9,8 +9,9 @@
 //! held, in the same commit ([`crate::instances::release`]).
 
 use model::{
+    diff::Ended,
     id::{InstanceId, ServerId},
-    instance::Instance,
+    instance::{AuditEntry, Caller, Instance},
     placement::Demand,
     rules,
     server::{Reserved, Server},
@@ -193,6 +194,9 @@ fn take_in(
     let mut instance = entry.value.clone();
     if let Some(mut fact) = news.fact {
         merge_guest_metadata(&mut instance, &mut fact, now);
+        if let Some(entry) = ended_by_itself(&instance, &fact, now) {
+            instance.record(entry);
+        }
         if instance.fact.as_ref().map(|known| known.state) != Some(fact.state) {
             instance.updated_at = now;
         }
@@ -206,6 +210,24 @@ fn take_in(
         transaction = allocate::give_back(snapshot, instance.id, &instance.nics, transaction);
     }
     transaction.replace(&INSTANCES, entry, instance)
+}
+
+/// An entry for the history about an end nobody outside asked for: halted or rebooted from inside, or died.
+fn ended_by_itself(instance: &Instance, fact: &ZoneFact, now: Timestamp) -> Option<AuditEntry> {
+    let exit = fact.exit.as_ref().filter(|exit| !exit.asked)?;
+    if instance.fact.as_ref().and_then(|known| known.exit.as_ref()) == Some(exit) {
+        return None;
+    }
+    let ended = Ended::of(exit);
+    Some(AuditEntry {
+        action: if ended == Ended::Rebooted { "reboot" } else { "stop" }.to_owned(),
+        success: ended != Ended::Died,
+        // The machine's clock may be ahead of ours.
+        time: exit.at.min(now),
+        caller: Caller::System,
+        error: (ended == Ended::Died).then(|| exit.reason.clone()),
+        timeline: Vec::new(),
+    })
 }
 
 /// Takes over what the guest changed in its metadata. A change that would break the rules is acknowledged and dropped:

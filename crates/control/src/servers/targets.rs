@@ -27,7 +27,9 @@ use tokio::sync::watch;
 use crate::{
     Control, ControlConfig, Error, Result,
     accounts::keys,
-    tables::{ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, SERVERS},
+    tables::{
+        ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
+    },
 };
 
 /// The documents of all machines.
@@ -273,7 +275,11 @@ impl Targets {
         let networks: Vec<Arc<Entry<Network>>> =
             instance.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string())).collect();
         let network_of = |id| networks.iter().find(|network| network.id == id).map(|network| &network.value);
-        compile::zone(instance, network_of, account_keys, self.dns_domain.as_deref())
+        let package = snapshot.get(&PACKAGES, &instance.package.to_string());
+        ZoneTarget {
+            package_version: package.map(|package| package.version.clone()),
+            ..compile::zone(instance, network_of, account_keys, self.dns_domain.as_deref())
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -219,7 +219,13 @@ async fn one_that_ends_by_itself_is_stopped_and_can_be_started() {
     let id = world.running(&mut machine, "web").await;
     let fact = machine.zones.get_mut(&id).expect("it is there");
     fact.state = ZoneState::Stopped;
-    fact.exit = Some(Exit { at: Timestamp(5), code: Some(1), signal: None, reason: "exited with code 1".to_owned() });
+    fact.exit = Some(Exit {
+        at: Timestamp(5),
+        code: Some(1),
+        signal: None,
+        reason: "exited with code 1".to_owned(),
+        asked: false,
+    });
     machine.report(&world).await;
     assert_eq!(world.view(id).state, PublicState::Stopped);
     instances::start(&world.control, &caller(), world.scope, id).await.expect("it can be started");

@@ -349,6 +349,8 @@ pub(crate) fn blank() -> ZoneFact {
         timeline: Vec::new(),
         limits: None,
         nics: Vec::new(),
+        gave_up: false,
+        oom_kills: 0,
         guest_metadata: Vec::new(),
     }
 }

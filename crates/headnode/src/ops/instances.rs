@@ -10,16 +10,18 @@ use axum::{
 use control::{Control, Scope, instances, instances::InstanceView as Found, tables::INSTANCES};
 use flow::{FLOWS, FlowRecord, FlowState};
 use model::{instance::Caller, time::Timestamp};
-use opsapi::{FlowView, InstanceView, StepView};
+use nodeapi::inquiry::{CONSOLE_MAX_BYTES, Console, Question};
+use opsapi::{ConsoleView, FlowView, InstanceView, StepView};
 use serde::Deserialize;
 use store::Entry;
 
-use super::{Answer, Ops, Refusal, accounts};
+use super::{Answer, AskError, Ops, Refusal, accounts};
 
 pub(super) fn routes() -> Router<Ops> {
     Router::new()
         .route("/v1/instances", get(list))
         .route("/v1/instances/{instance}", get(one).delete(remove))
+        .route("/v1/instances/{instance}/console", get(console))
         .route("/v1/instances/{instance}/start", post(start))
         .route("/v1/instances/{instance}/stop", post(stop))
         .route("/v1/instances/{instance}/reboot", post(reboot))
@@ -81,6 +83,38 @@ fn find(control: &Control, instance: &str) -> Result<Found, Refusal> {
 
 async fn one(State(ops): State<Ops>, Path(instance): Path<String>) -> Answer<InstanceView> {
     Ok(Json(view(&ops.control, &find(&ops.control, &instance)?)))
+}
+
+/// Which part of a console.
+#[derive(Debug, Deserialize)]
+struct Part {
+    #[serde(default = "console_bytes")]
+    max_bytes: u32,
+    after: Option<String>,
+}
+
+/// Bytes of a console when nobody says how many: a boot and what went wrong in it.
+const fn console_bytes() -> u32 {
+    64 << 10
+}
+
+async fn console(
+    State(ops): State<Ops>,
+    Path(instance): Path<String>,
+    Query(Part { max_bytes, after }): Query<Part>,
+) -> Answer<ConsoleView> {
+    if max_bytes == 0 || max_bytes > CONSOLE_MAX_BYTES {
+        let why = format!("is {max_bytes}; use 1 to {CONSOLE_MAX_BYTES}");
+        return Err(control::Error::invalid("max_bytes", why).into());
+    }
+    let instance = find(&ops.control, &instance)?.instance;
+    let question = Question::Console { instance: instance.id, max_bytes, after };
+    match ops.inquiries.ask(instance.server, question).await? {
+        nodeapi::inquiry::Answer::Console(Console { text, next, lost }) => {
+            Ok(Json(ConsoleView { instance: instance.id, text, next, lost }))
+        }
+        nodeapi::inquiry::Answer::Refused { why } => Err(AskError::Refused(why).into()),
+    }
 }
 
 async fn start(

@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use store::Entry;
 
 use crate::{
+    inquiries::{AskError, Inquiries},
     pki::{Peer, Pki, Role},
     settings::Settings,
 };
@@ -38,6 +39,8 @@ pub struct Ops(Arc<Inner>);
 pub struct Inner {
     /// The control plane.
     pub control: Control,
+    /// The way to ask nodes.
+    pub inquiries: Inquiries,
     /// Where everything lies.
     pub settings: Settings,
     /// The certificates, for their ends.
@@ -143,6 +146,16 @@ impl From<control::Error> for Refusal {
             refusal.body.fields = fields.into_iter().map(body).collect();
         }
         refusal
+    }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        let (status, code) = match &error {
+            AskError::Busy(_) | AskError::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
+            AskError::Refused(_) => (StatusCode::CONFLICT, "Conflict"),
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 

@@ -16,7 +16,7 @@ use model::{
 use super::Faults;
 use crate::{
     archive,
-    dataset::{Datasets, PoolUsage},
+    dataset::{Datasets, PoolUsage, room_for},
     error::{Error, Result},
 };
 
@@ -150,7 +150,9 @@ impl Datasets for FakeDatasets {
 
     fn set_quota(&self, instance: InstanceId, quota: Mib) -> Result<()> {
         let mut state = self.enter("datasets.set_quota", &instance.to_string())?;
-        state.roots.get_mut(&instance).ok_or_else(|| missing(instance))?.quota = quota;
+        let root = state.roots.get_mut(&instance).ok_or_else(|| missing(instance))?;
+        room_for(root.used_bytes, quota)?;
+        root.quota = quota;
         Ok(())
     }
 

@@ -28,7 +28,7 @@ use crate::{
     error::Result,
     filter::{FilterSet, Filters},
     link::{Links, NetworkSetup, NicStatus},
-    zone::{IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
 
 /// One agent's view of a machine, and that agent's life.
@@ -137,8 +137,12 @@ impl Zones for Mortal {
         self.look().zones.usage(instance)
     }
 
-    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>> {
-        self.look().zones.console_log(instance, max_bytes)
+    fn oom_kills(&self, instance: InstanceId) -> Result<u64> {
+        self.look().zones.oom_kills(instance)
+    }
+
+    fn console(&self, instance: InstanceId, after: Option<ConsoleMark>, max_bytes: usize) -> Result<ConsolePiece> {
+        self.look().zones.console(instance, after, max_bytes)
     }
 
     fn destroy(&self, instance: InstanceId) -> Result<()> {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::faults::Faults;
 use crate::{
     error::{Error, Result},
-    zone::{IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
 
 /// Events kept for a subscriber that does not read: more only repeat "look".
@@ -56,6 +56,7 @@ struct Boot {
     started_at: Timestamp,
     limits: Limits,
     spec: ZoneSpec,
+    oom_kills: u64,
 }
 
 impl ZoneMachine {
@@ -72,9 +73,16 @@ impl ZoneMachine {
         if zone.boot.take().is_none() {
             return false;
         }
-        zone.exit = Some(Exit { at, code, signal, reason: reason.to_owned() });
+        zone.exit = Some(Exit { at, code, signal, reason: reason.to_owned(), asked: false });
         state.tell(instance);
         true
+    }
+
+    /// Kills a process of a running zone for lack of memory; the zone runs on.
+    pub fn kill_for_memory(&self, instance: InstanceId) {
+        if let Some(boot) = self.lock().zones.get_mut(&instance).and_then(|zone| zone.boot.as_mut()) {
+            boot.oom_kills += 1;
+        }
     }
 
     /// The machine loses power: nothing runs and nothing that lived in memory is left.
@@ -135,7 +143,7 @@ pub struct FakeZones {
 
 impl FakeZones {
     /// A handle, as a fresh agent opens it. Verbs to arm are `zones.prepare`, `zones.start`, `zones.stop`,
-    /// `zones.set_limits`, `zones.status`, `zones.list`, `zones.usage`, `zones.console_log` and `zones.destroy`.
+    /// `zones.set_limits`, `zones.status`, `zones.list`, `zones.usage`, `zones.oom_kills`, `zones.console` and `zones.destroy`.
     pub fn new(machine: ZoneMachine, faults: Faults) -> Self {
         Self { machine, faults }
     }
@@ -182,7 +190,8 @@ impl Zones for FakeZones {
             .ok_or_else(|| Error::Missing(format!("prepared zone {}", spec.instance)))?;
         if zone.boot.is_none() {
             zone.exit = None;
-            zone.boot = Some(Boot { pid, started_at: now, limits: spec.limits.clone(), spec: spec.clone() });
+            zone.boot =
+                Some(Boot { pid, started_at: now, limits: spec.limits.clone(), spec: spec.clone(), oom_kills: 0 });
             state.boots += 1;
         }
         state.status(spec.instance)
@@ -193,7 +202,7 @@ impl Zones for FakeZones {
         let at = state.now;
         let zone = state.zones.get_mut(&instance).ok_or_else(|| missing(instance))?;
         if zone.boot.take().is_some() {
-            zone.exit = Some(Exit { at, code: None, signal: Some(2), reason: "halted".to_owned() });
+            zone.exit = Some(Exit { at, code: None, signal: Some(2), reason: "halted".to_owned(), asked: false });
             state.tell(instance);
         }
         state.status(instance)
@@ -227,11 +236,23 @@ impl Zones for FakeZones {
         })
     }
 
-    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>> {
-        let state = self.enter("zones.console_log", instance)?;
-        let zone = state.zones.get(&instance).ok_or_else(|| missing(instance))?;
-        let from = zone.console.len().saturating_sub(max_bytes);
-        Ok(zone.console[from..].to_vec())
+    fn oom_kills(&self, instance: InstanceId) -> Result<u64> {
+        let state = self.enter("zones.oom_kills", instance)?;
+        let boot = state.zones.get(&instance).and_then(|zone| zone.boot.as_ref());
+        boot.map(|boot| boot.oom_kills).ok_or_else(|| Error::Missing(format!("running zone {instance}")))
+    }
+
+    fn console(&self, instance: InstanceId, after: Option<ConsoleMark>, max_bytes: usize) -> Result<ConsolePiece> {
+        let state = self.enter("zones.console", instance)?;
+        let console = state.zones.get(&instance).map_or(&[][..], |zone| &zone.console);
+        let known = after.and_then(|mark| usize::try_from(mark.offset).ok()).filter(|from| *from <= console.len());
+        let from = known.unwrap_or_else(|| console.len().saturating_sub(max_bytes));
+        let to = console.len().min(from.saturating_add(max_bytes));
+        Ok(ConsolePiece {
+            bytes: console[from..to].to_vec(),
+            end: (to > 0).then_some(ConsoleMark { file: 0, born: 0, offset: to as u64 }),
+            lost: after.is_some() && known.is_none(),
+        })
     }
 
     fn destroy(&self, instance: InstanceId) -> Result<()> {

@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     archive,
-    dataset::{Datasets, PoolUsage},
+    dataset::{Datasets, PoolUsage, room_for},
     error::{Error, Result},
 };
 
@@ -238,6 +238,9 @@ impl Datasets for LinuxDatasets {
         if !self.roots_path.join(instance.to_string()).exists() {
             return Err(Error::Missing(format!("root of {instance}")));
         }
+        // What was written a moment ago is counted once it is on its way to the disk.
+        syncfs(&self.pool).map_err(|errno| Error::os("write out the pool", errno.into()))?;
+        room_for(self.used_bytes(instance)?, quota)?;
         btrfs::limit_qgroup(self.pool.as_fd(), qgroup_of(instance), quota.bytes(), self.quota)
             .map_err(|source| Error::os(format!("set the quota of {instance} to {quota}"), source))
     }

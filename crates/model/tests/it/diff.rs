@@ -29,6 +29,8 @@ fn zone(wanted: Wanted) -> ZoneTarget {
         brand: Brand::Lx,
         image: ImageId::new(uuid::Uuid::nil()),
         package_name: "p".to_owned(),
+        package_version: None,
+        package: None,
         limits: limits(1),
         nics: Vec::new(),
         resolvers: Vec::new(),
@@ -349,8 +351,13 @@ fn the_ways_a_zone_starts_again() {
 
 #[test]
 fn exits_are_told_apart_by_their_reason() {
-    let exit =
-        |reason: &str| model::target::Exit { at: Timestamp(0), code: None, signal: None, reason: reason.to_owned() };
+    let exit = |reason: &str| model::target::Exit {
+        at: Timestamp(0),
+        code: None,
+        signal: None,
+        reason: reason.to_owned(),
+        asked: false,
+    };
     assert_eq!(Ended::of(&exit("halted")), Ended::Halted);
     assert_eq!(Ended::of(&exit("rebooted from inside")), Ended::Rebooted);
     assert_eq!(Ended::of(&exit("exited with code 0")), Ended::Died);

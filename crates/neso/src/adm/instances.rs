@@ -3,7 +3,7 @@
 use model::target::Phase;
 use opsapi::{Client, FlowView, InstanceView};
 
-use super::{Output, details, or_dash, table};
+use super::{Output, console, details, or_dash, table};
 use crate::failure::Outcome;
 
 /// What to do with instances.
@@ -23,6 +23,20 @@ pub(crate) enum Instances {
     Get {
         /// Id, short id, or alias.
         instance: String,
+    },
+    /// Print what an instance wrote to its console; one that is stopped has it too.
+    Console {
+        /// Id, short id, or alias.
+        instance: String,
+        /// The last so many KiB.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+        kib: u32,
+        /// Go on as it writes more, until interrupted.
+        #[arg(long, short)]
+        follow: bool,
+        /// Print control characters as they are. Whatever runs inside then drives your terminal.
+        #[arg(long)]
+        raw: bool,
     },
     /// Start an instance.
     Start {
@@ -54,6 +68,9 @@ pub(crate) async fn instances(client: &Client, output: Output, command: Instance
             output.show(&client.instances(account.as_deref(), server.as_deref()).await?, |found| listing(found))
         }
         Instances::Get { instance } => output.show(&client.instance(&instance).await?, one),
+        Instances::Console { instance, kib, follow, raw } => {
+            console::run(client, output, &instance, console::Options { max_bytes: kib << 10, follow, raw }).await
+        }
         Instances::Start { instance } => output.show(&client.instance_action(&instance, "start").await?, one),
         Instances::Stop { instance } => output.show(&client.instance_action(&instance, "stop").await?, one),
         Instances::Reboot { instance } => output.show(&client.instance_action(&instance, "reboot").await?, one),
@@ -105,6 +122,9 @@ fn one(view: &InstanceView) -> comfy_table::Table {
     }
     if let Some(exit) = instance.fact.as_ref().and_then(|fact| fact.exit.as_ref()) {
         lines.push(("last exit", format!("{} at {}", exit.reason, exit.at)));
+    }
+    if let Some(kills) = instance.fact.as_ref().map(|fact| fact.oom_kills).filter(|kills| *kills > 0) {
+        lines.push(("out of memory", format!("{kills} processes killed since it was started")));
     }
     for entry in instance.history.iter().rev().take(10) {
         let result = entry.error.as_ref().map_or_else(|| "done".to_owned(), |error| format!("failed: {error}"));

@@ -4,6 +4,7 @@
 //! here: what may be done and why not is the headnode's business.
 
 mod accounts;
+mod console;
 mod infra;
 mod instances;
 mod placement;

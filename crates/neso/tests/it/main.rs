@@ -7,8 +7,11 @@
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
 mod datacenter;
+mod ends;
 mod faults;
 mod full;
 mod guest;
 mod life;
+mod limits;
+mod shell;
 mod storm;

@@ -27,7 +27,7 @@ use base::shutdown::{Shutdown, Trigger};
 use mdata::{Answer, Command};
 use model::{
     id::InstanceId,
-    target::{GuestMetadata, Target, ZoneTarget, is_internal_key},
+    target::{Exit, GuestMetadata, Target, ZoneTarget, is_internal_key},
     time::Timestamp,
 };
 use tokio::net::UnixListener;
@@ -166,8 +166,9 @@ fn found(value: Option<String>) -> Answer {
 }
 
 fn sdc(shared: &Shared, id: InstanceId, target: &Target, zone: &ZoneTarget, path: &str) -> Option<String> {
-    let started_at: Option<Timestamp> = shared.board.started_at(id);
-    properties::property(&properties::View { id, target, zone, started_at }, path)
+    let (started_at, exit): (Option<Timestamp>, Option<Exit>) = shared.board.boots(id);
+    let modified_at = shared.ledgers.modified_at(id);
+    properties::property(&properties::View { id, target, zone, started_at, exit, modified_at }, path)
 }
 
 fn stored<'a>(zone: &'a ZoneTarget, key: &str) -> Option<&'a String> {

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use model::{
     id::InstanceId,
-    instance::Wanted,
-    target::{NicTarget, Target, ZoneTarget},
+    instance::{Brand, Wanted},
+    target::{Exit, NicTarget, Target, ZoneTarget},
     time::Timestamp,
 };
 use serde_json::{Map, Value, json};
@@ -23,12 +23,17 @@ pub(crate) struct View<'a> {
     pub(crate) zone: &'a ZoneTarget,
     /// Start of the running boot.
     pub(crate) started_at: Option<Timestamp>,
+    /// How the boot before it ended.
+    pub(crate) exit: Option<Exit>,
+    /// When anything of how it is set up last changed on this machine.
+    pub(crate) modified_at: Option<Timestamp>,
 }
 
 /// The text of a property, without `sdc:`; `None` when there is none.
 pub(crate) fn property(view: &View<'_>, path: &str) -> Option<String> {
     match path {
         "operator-script" => return view.zone.internal_metadata.get(path).cloned(),
+        "volumes" => return view.zone.internal_metadata.get("sdc:volumes").cloned(),
         // Cheap, and asked for by every guest at every boot: not worth the whole object.
         "uuid" | "zonename" => return Some(view.id.to_string()),
         "hostname" => return Some(view.zone.hostname.clone()),
@@ -78,9 +83,12 @@ fn object(view: &View<'_>) -> Value {
     set("datacenter_name", json!(view.target.datacenter));
     set("dns_domain", json!(zone.dns_domain.as_deref().unwrap_or(LOCAL_DOMAIN)));
     set("brand", json!(zone.brand.as_str()));
+    set("type", json!(kind(zone.brand)));
     set("image_uuid", json!(zone.image.to_string()));
     set("dataset_uuid", json!(zone.image.to_string()));
     set("package_name", json!(zone.package_name));
+    set("package_version", json!(zone.package_version));
+    set("billing_id", json!(zone.package.map(|package| package.to_string())));
     set("max_physical_memory", json!(limits.memory.0));
     set("max_locked_memory", json!(limits.memory.0));
     set("max_swap", json!(limits.swap.0));
@@ -93,6 +101,9 @@ fn object(view: &View<'_>) -> Value {
     set("autoboot", json!(zone.wanted == Wanted::Running));
     set("create_timestamp", json!(zone.created_at));
     set("boot_timestamp", view.started_at.map_or(Value::Null, |at| json!(at)));
+    set("last_modified", json!(view.modified_at.map(|at| at.max(zone.created_at))));
+    set("exit_timestamp", json!(view.exit.as_ref().map(|exit| exit.at)));
+    set("exit_status", json!(view.exit.as_ref().map(exit_status)));
     set("state", json!("running"));
     set("zone_state", json!("running"));
     set("nics", zone.nics.iter().map(|nic| nic_object(view.target, nic)).collect());
@@ -127,6 +138,19 @@ fn nic_object(target: &Target, nic: &NicTarget) -> Value {
     fields
 }
 
+/// Triton's word for a kind of instance.
+const fn kind(brand: Brand) -> &'static str {
+    match brand {
+        Brand::Lx => "LX",
+        Brand::Kvm => "KVM",
+    }
+}
+
+/// The status a shell would show: the code, or 128 and the signal.
+fn exit_status(exit: &Exit) -> i32 {
+    exit.code.or_else(|| exit.signal.map(|signal| 128 + signal)).unwrap_or(0)
+}
+
 fn route(destination: String, gateway: Ipv4Addr) -> Value {
     json!({ "linklocal": false, "dst": destination, "gateway": gateway.to_string() })
 }
@@ -137,7 +161,7 @@ mod tests {
 
     use model::{
         id::{AccountId, ImageId, MacAddr, NetworkId, ServerId},
-        instance::{Brand, TagValue},
+        instance::TagValue,
         target::{Limits, NetworkTarget},
         unit::{CpuCap, CpuShares, Mib},
     };
@@ -158,6 +182,8 @@ mod tests {
             brand: Brand::Lx,
             image: ImageId::random(),
             package_name: "g1".to_owned(),
+            package_version: Some("1.2.0".to_owned()),
+            package: "5c8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11".parse().ok(),
             limits: Limits {
                 memory: Mib(256),
                 swap: Mib(512),
@@ -206,7 +232,9 @@ mod tests {
     #[test]
     fn every_key_guests_ask_for() {
         let (id, target) = example();
-        let view = View { id, target: &target, zone: &target.zones[&id], started_at: None };
+        let exit = Exit { at: Timestamp(5000), code: None, signal: Some(1), reason: "rebooted".into(), asked: false };
+        let (zone, modified_at) = (&target.zones[&id], Some(Timestamp(7000)));
+        let view = View { id, target: &target, zone, started_at: None, exit: Some(exit), modified_at };
         let cases = [
             ("uuid", Some("0b8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11")),
             ("alias", Some("web")),
@@ -219,6 +247,13 @@ mod tests {
             ("create_timestamp", Some("1970-01-01T00:00:00.000Z")),
             ("boot_timestamp", None),
             ("package_name", Some("g1")),
+            ("package_version", Some("1.2.0")),
+            ("billing_id", Some("5c8a1f0e-5a3c-4f0e-9d52-7d2f4c0f9a11")),
+            ("type", Some("LX")),
+            ("last_modified", Some("1970-01-01T00:00:07.000Z")),
+            ("exit_status", Some("129")),
+            ("exit_timestamp", Some("1970-01-01T00:00:05.000Z")),
+            ("volumes", None),
             ("operator-script", Some("#!/bin/sh")),
             ("tags.a", Some("true")),
             ("tags.a.b", Some("dotted")),

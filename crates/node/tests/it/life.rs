@@ -3,8 +3,9 @@
 use model::{
     id::{ImageId, InstanceId, ServerId},
     instance::Wanted,
-    target::ZoneState,
+    target::{ZoneFact, ZoneState},
 };
+use nodeapi::inquiry::{Answer, Question};
 
 use crate::world::{World, eventually, limits, nic};
 
@@ -79,7 +80,9 @@ async fn stop_start_reboot_resize_and_nics() {
         zone.starts += 1;
     });
     let fact = world.headnode.wait_fact(id, "start 2", |fact| fact.starts_done == 2).await;
-    assert_eq!((fact.state, fact.exit), (ZoneState::Running, None));
+    assert_eq!(fact.state, ZoneState::Running);
+    // How the boot before ended stays told, and that it was asked for.
+    assert!(fact.exit.is_some_and(|exit| exit.asked), "{:?}", world.headnode.last_report());
     assert_eq!(world.machine.zones.boots(), 2);
 
     world.headnode.zone(id, |zone| zone.reboots += 1);
@@ -122,7 +125,10 @@ async fn a_zone_that_ends_by_itself_stays_and_says_why() {
     world.headnode.wait_state(id, ZoneState::Running).await;
     // A reboot from inside is carried out.
     world.machine.zones.end_boot(id, None, Some(1), "rebooted from inside");
-    eventually("a third boot", || world.machine.zones.boots() == 3).await;
+    let rebooted = |fact: &ZoneFact| fact.exit.as_ref().is_some_and(|exit| exit.reason.starts_with("rebooted"));
+    let fact = world.headnode.wait_fact(id, "a third boot", |fact| fact.started_at.is_some() && rebooted(fact)).await;
+    assert_eq!((fact.state, fact.exit.unwrap().asked), (ZoneState::Running, false));
+    assert_eq!(world.machine.zones.boots(), 3);
     agent.end().await;
 }
 
@@ -264,5 +270,55 @@ async fn a_target_is_seen_only_with_a_word_on_every_instance_in_it() {
             assert!(report.zones.contains_key(id), "seen {} without a word on {id}", report.target_seen);
         }
     }
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn processes_killed_for_memory_are_counted_while_the_zone_runs() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    world.machine.zones.kill_for_memory(id);
+    world.headnode.wait_fact(id, "one killed", |fact| fact.oom_kills == 1).await;
+    world.headnode.zone(id, |zone| zone.reboots += 1);
+    world.headnode.wait_fact(id, "a new count", |fact| fact.reboots_done == 1 && fact.oom_kills == 0).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_console_is_read_on_request() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    let ask = async |instance, max_bytes, after: Option<&str>| {
+        world.headnode.ask(Question::Console { instance, max_bytes, after: after.map(str::to_owned) }).await
+    };
+    let console = |answer| match answer {
+        Answer::Console(console) => console,
+        Answer::Refused { why } => panic!("refused: {why}"),
+    };
+    let nothing = console(ask(id, 100, None).await);
+    assert_eq!((nothing.text.as_str(), nothing.next, nothing.lost), ("", None, false));
+    world.machine.zones.write_console(id, "one → ".as_bytes());
+    let first = console(ask(id, 100, None).await);
+    assert_eq!(first.text, "one → ");
+    // The first byte of three: the character comes when it is whole.
+    world.machine.zones.write_console(id, &"two →".as_bytes()[..5]);
+    let second = console(ask(id, 100, first.next.as_deref()).await);
+    assert_eq!(second.text, "two ");
+    world.machine.zones.write_console(id, &"two →".as_bytes()[5..]);
+    assert_eq!(console(ask(id, 100, second.next.as_deref()).await).text, "→");
+    // A stopped one has it too.
+    world.headnode.zone(id, |zone| zone.wanted = Wanted::Stopped);
+    world.headnode.wait_state(id, ZoneState::Stopped).await;
+    assert_eq!(console(ask(id, 9, None).await).text, " two →");
+    let refused = |answer| match answer {
+        Answer::Refused { why } => why,
+        Answer::Console(console) => panic!("answered: {console:?}"),
+    };
+    assert!(refused(ask(id, 9, Some("here")).await).contains("no place in a console log"));
+    assert!(refused(ask(model::id::InstanceId::random(), 9, None).await).contains("has no instance"));
     agent.end().await;
 }

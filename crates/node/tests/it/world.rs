@@ -15,7 +15,7 @@ use base::{
 use bytes::Bytes;
 use host::{Host, fake::FakeMachine};
 use model::{
-    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    id::{AccountId, ImageId, InquiryId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Compression,
     instance::{Brand, Wanted},
     target::{ImageTarget, Limits, NetworkTarget, NicTarget, Report, Target, ZoneFact, ZoneState, ZoneTarget},
@@ -25,6 +25,7 @@ use model::{
 use node::{Agent, AgentConfig, AgentError, Execution, IdRanges};
 use nodeapi::{
     ReportAnswer,
+    inquiry::{Answer, Inquiry, Question},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -41,6 +42,8 @@ const ARCHIVE_SHA256: &str = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cd
 pub(crate) struct Headnode {
     target: watch::Sender<Target>,
     report: watch::Sender<Option<Report>>,
+    question: watch::Sender<Option<Inquiry>>,
+    answer: watch::Sender<Option<(InquiryId, Answer)>>,
     state: Mutex<State>,
 }
 
@@ -72,7 +75,8 @@ impl Headnode {
             zones: BTreeMap::new(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
-        Arc::new(Self { target, report, state: Mutex::default() })
+        let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));
+        Arc::new(Self { target, report, question, answer, state: Mutex::default() })
     }
 
     /// Changes the target and counts its generation up.
@@ -124,6 +128,16 @@ impl Headnode {
             Ok(report) => report.expect("the headnode outlives its waiters").clone().expect("it fits"),
             Err(_) => panic!("no report with {what}; the last one: {:#?}", self.last_report()),
         }
+    }
+
+    /// Asks the agent something.
+    pub(crate) async fn ask(&self, question: Question) -> Answer {
+        let id = InquiryId::random();
+        let mut answers = self.answer.subscribe();
+        self.question.send_replace(Some(Inquiry { id, question }));
+        let answered = answers.wait_for(|answer| answer.as_ref().is_some_and(|(to, _)| *to == id));
+        let answered = tokio::time::timeout(DEADLINE, answered).await.expect("an answer in time");
+        answered.expect("the headnode outlives its waiters").clone().expect("it fits").1
     }
 
     /// Waits for a fact of one instance.
@@ -197,6 +211,23 @@ impl HeadnodeLink for Headnode {
             let pieces = archive.chunks(100).map(Bytes::copy_from_slice).collect::<Vec<_>>();
             let chunks: Box<dyn Chunks> = Box::new(Pieces(pieces.into_iter()));
             Ok(chunks)
+        })
+    }
+
+    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+        Box::pin(async move {
+            self.check("wait for a question")?;
+            let mut questions = self.question.subscribe();
+            let _ = questions.wait_for(Option::is_some).await;
+            Ok(self.question.send_replace(None))
+        })
+    }
+
+    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+        Box::pin(async move {
+            self.check("answer a question")?;
+            self.answer.send_replace(Some((id, answer.clone())));
+            Ok(())
         })
     }
 }
@@ -336,6 +367,8 @@ pub(crate) fn zone(nics: Vec<NicTarget>) -> ZoneTarget {
         brand: Brand::Lx,
         image: image_id(),
         package_name: "small".to_owned(),
+        package_version: None,
+        package: None,
         limits: limits(1),
         nics,
         resolvers: vec!["9.9.9.9".parse().unwrap()],

@@ -229,6 +229,8 @@ impl Stage {
             timeline: Vec::new(),
             limits: Some(zone.limits.clone()),
             nics: zone.nics.iter().map(|nic| nic.mac).collect(),
+            gave_up: false,
+            oom_kills: 0,
             guest_metadata: Vec::new(),
         };
         self.report(target.zones.iter().map(|(id, zone)| (*id, fact(zone))).collect()).await;

@@ -6,9 +6,12 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use crate::zone::{ConsoleMark, ConsolePiece};
 
 /// Bytes per file: enough for the boot of any Linux userland.
 pub(crate) const FILE_BYTES: u64 = 256 * 1024;
@@ -47,12 +50,71 @@ impl Writer {
     }
 }
 
-/// The last `max_bytes` of the log at `path`.
-pub(crate) fn tail(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    let newer = tail_of_file(path, max_bytes)?;
-    let mut all = tail_of_file(&older_path(path), max_bytes - newer.len())?;
-    all.extend_from_slice(&newer);
-    Ok(all)
+/// At most `max_bytes` of the log at `path`: those that follow `after`, or else, or when that place is gone, the last ones.
+pub(crate) fn read(path: &Path, after: Option<ConsoleMark>, max_bytes: usize) -> io::Result<ConsolePiece> {
+    // The newer one first: a page that is turned in between is then seen twice, which can be told, rather than not at all.
+    let newer = Page::open(path)?;
+    let older = Page::open(&older_path(path))?.filter(|older| newer.as_ref().is_none_or(|newer| !newer.is(older.mark)));
+    if let Some(after) = after {
+        let holds = |page: &Option<Page>| page.as_ref().is_some_and(|page| page.is(after) && after.offset <= page.size);
+        if holds(&newer) {
+            return forward(newer, after.offset, max_bytes);
+        }
+        if holds(&older) {
+            let rest = forward(older, after.offset, max_bytes)?;
+            return if rest.bytes.is_empty() { forward(newer, 0, max_bytes) } else { Ok(rest) };
+        }
+    }
+    let of_newer = newer.as_ref().map_or(0, |page| page.size.min(max_bytes as u64));
+    let of_older = older.as_ref().map_or(0, |page| page.size.min(max_bytes as u64 - of_newer));
+    let end = newer.as_ref().or(older.as_ref()).map(|page| ConsoleMark { offset: page.size, ..page.mark });
+    let mut bytes = Vec::new();
+    for (page, wanted) in [(older, of_older), (newer, of_newer)] {
+        if let Some(mut page) = page {
+            page.read(page.size - wanted, wanted, &mut bytes)?;
+        }
+    }
+    Ok(ConsolePiece { bytes, end, lost: after.is_some() })
+}
+
+/// One of the two files, as large as it was when it was opened.
+struct Page {
+    file: File,
+    mark: ConsoleMark,
+    size: u64,
+}
+
+impl Page {
+    fn open(path: &Path) -> io::Result<Option<Self>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let about = file.metadata()?;
+        // Not every file system knows when a file was made; then its number alone has to do.
+        let made = about.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let born = made.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0));
+        Ok(Some(Self { file, mark: ConsoleMark { file: about.ino(), born, offset: 0 }, size: about.len() }))
+    }
+
+    /// Whether a place is in this file.
+    fn is(&self, mark: ConsoleMark) -> bool {
+        (self.mark.file, self.mark.born) == (mark.file, mark.born)
+    }
+
+    fn read(&mut self, from: u64, count: u64, into: &mut Vec<u8>) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(from))?;
+        (&self.file).take(count).read_to_end(into).map(drop)
+    }
+}
+
+/// What follows a place in one file.
+fn forward(page: Option<Page>, from: u64, max_bytes: usize) -> io::Result<ConsolePiece> {
+    let mut bytes = Vec::new();
+    let Some(mut page) = page else { return Ok(ConsolePiece { bytes, end: None, lost: false }) };
+    page.read(from, (page.size - from).min(max_bytes as u64), &mut bytes)?;
+    let end = ConsoleMark { offset: from + bytes.len() as u64, ..page.mark };
+    Ok(ConsolePiece { bytes, end: Some(end), lost: false })
 }
 
 /// Removes the log at `path`.
@@ -93,18 +155,6 @@ impl Budget {
     pub(crate) fn take(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes);
     }
-}
-
-fn tail_of_file(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let from = file.metadata()?.len().saturating_sub(max_bytes as u64);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take(max_bytes as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn older(name: &str) -> String {
@@ -149,11 +199,53 @@ mod tests {
             .map(|entry| entry.expect("entry").metadata().expect("size").len())
             .sum();
         assert!(on_disk <= 2 * FILE_BYTES, "{on_disk}");
-        assert_eq!(tail(&path, 10).expect("tail"), b"xxxthe end");
-        let all = tail(&path, 1 << 20).expect("tail");
+        let tail = |bytes| read(&path, None, bytes).expect("tail").bytes;
+        assert_eq!(tail(10), b"xxxthe end");
+        let all = tail(1 << 20);
         assert!(all.len() as u64 > FILE_BYTES && all.ends_with(b"the end"), "{}", all.len());
         remove(&path).expect("remove");
         assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn a_reader_that_follows_sees_every_byte_once_or_hears_that_some_are_lost() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("console.log");
+        let nothing = read(&path, None, 100).expect("nothing");
+        assert_eq!(nothing, ConsolePiece { bytes: Vec::new(), end: None, lost: false });
+        let mut writer = Writer::open(open_directory(directory.path()).expect("open"), "console.log").expect("open");
+        let (mut written, mut seen, mut mark) = (Vec::new(), Vec::new(), None);
+        // More than a page, less than two, read in pieces that fit nothing.
+        for number in 0..4000 {
+            let line = format!("{number:0100}");
+            writer.write(line.as_bytes()).expect("write");
+            written.extend_from_slice(line.as_bytes());
+            if number % 7 == 0 {
+                let piece = read(&path, mark, 777).expect("read");
+                assert!(!piece.lost);
+                seen.extend_from_slice(&piece.bytes);
+                mark = piece.end;
+            }
+        }
+        loop {
+            let piece = read(&path, mark, 777).expect("read");
+            seen.extend_from_slice(&piece.bytes);
+            assert!(!piece.lost && piece.bytes.len() <= 777);
+            mark = piece.end;
+            if piece.bytes.is_empty() {
+                break;
+            }
+        }
+        assert!(seen == written, "{} of {} bytes", seen.len(), written.len());
+        for _ in 0..8000 {
+            writer.write(&[b'y'; 100]).expect("write");
+        }
+        let late = read(&path, mark, 50).expect("read");
+        assert!(late.lost && late.bytes == [b'y'; 50], "{late:?}");
+        assert_eq!(late.end.expect("a place").to_string().parse(), Ok(late.end.expect("a place")));
+        for wrong in ["", "1-2", "1-2-3-4", "a-b-c", "1-2--3"] {
+            assert!(wrong.parse::<ConsoleMark>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

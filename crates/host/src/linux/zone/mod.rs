@@ -55,11 +55,15 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
-    zone::{IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
 
 /// How long a supervisor may take to get init to execute; a loaded machine takes a second, a broken one for ever.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// In a zone's control directory while it is asked to halt from outside. Some inits cannot tell their scripts whether they go
+/// down or come again, and this tells them.
+const STOPPING: &str = "stopping";
 
 /// How long a zone may take to vanish after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(15);
@@ -180,7 +184,7 @@ impl LinuxZones {
                 let oom = self.group(instance).oom_kills() > 0;
                 let why =
                     if oom { "killed, after running out of memory" } else { "ended unseen: its supervisor was killed" };
-                status.exit = Some(Exit { at: now(), code: None, signal: None, reason: why.to_owned() });
+                status.exit = Some(Exit { at: now(), code: None, signal: None, reason: why.to_owned(), asked: false });
                 status.store(&zone)?;
                 let group = self.group(instance);
                 group.kill(Instant::now() + KILL_DEADLINE)?;
@@ -220,6 +224,7 @@ impl LinuxZones {
         for name in [Status::NAME, Because::NAME] {
             remove_file(&zone.path().join(name))?;
         }
+        remove_file(&spec.control_dir.join(STOPPING))?;
         let launch = Launch {
             spec: spec.clone(),
             cgroups: self.layout.clone(),
@@ -277,7 +282,12 @@ impl LinuxZones {
         let give_up = (Instant::now() + LISTEN_PATIENCE).min(deadline);
         let Some(init) = status.init.open().map_err(fail)? else { return Ok(true) };
         let executable = fs::read_link(format!("/proc/{}/exe", status.init.pid)).unwrap_or_default();
-        let called = Launch::load(&self.dir(instance))?.and_then(|launch| launch.spec.init.first().cloned());
+        let launch = Launch::load(&self.dir(instance))?;
+        if let Some(launch) = &launch {
+            // Only a help: a guest that does not know it is not told less.
+            let _ = File::create(launch.spec.control_dir.join(STOPPING));
+        }
+        let called = launch.and_then(|launch| launch.spec.init.first().cloned());
         let candidates = halt::candidates(&executable.to_string_lossy(), &called.unwrap_or_default());
         loop {
             // An init may not listen yet, or not at this very moment; one that never does is not worth the grace.
@@ -423,8 +433,13 @@ impl Zones for LinuxZones {
         group.usage()
     }
 
-    fn console_log(&self, instance: InstanceId, max_bytes: usize) -> Result<Vec<u8>> {
-        console::tail(&self.console_path(instance), max_bytes)
+    fn oom_kills(&self, instance: InstanceId) -> Result<u64> {
+        let group = self.group(instance);
+        if group.exists() { Ok(group.oom_kills()) } else { Err(Error::Missing(format!("running zone {instance}"))) }
+    }
+
+    fn console(&self, instance: InstanceId, after: Option<ConsoleMark>, max_bytes: usize) -> Result<ConsolePiece> {
+        console::read(&self.console_path(instance), after, max_bytes)
             .map_err(|source| Error::os(format!("read the console log of zone {instance}"), source))
     }
 

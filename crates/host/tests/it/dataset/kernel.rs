@@ -83,8 +83,14 @@ fn a_quota_stops_writing_and_can_grow() {
 
     datasets.set_quota(instance, Mib(32)).expect("a new quota");
     write(&root.join("c"), 12).expect("now they do");
+    datasets.set_quota(instance, Mib(32)).expect("again; what was written counts from then on");
     let used = datasets.used_bytes(instance).expect("its use");
     assert!((18 * MIB..24 * MIB).contains(&used), "{used} bytes");
+
+    write(&root.join("d"), 4).expect("not even on the disk yet");
+    let refused = datasets.set_quota(instance, Mib(20)).expect_err("22 MiB are held").to_string();
+    assert!(refused.contains("a disk quota of 20 MiB") && refused.contains("remove files inside"), "{refused}");
+    write(&root.join("e"), 4).expect("the old quota holds");
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn supervise(zone: &ZoneDir) -> Result<()> {
     place.group.kill(Instant::now() + REMAINS_DEADLINE)?;
     let because = Because::load(&place.zone).unwrap_or_default().map(|because| because.0);
     let (code, signal, reason) = halt::ending(ended, place.group.oom_kills(), because.as_deref());
-    let exit = Some(Exit { at: now(), code, signal, reason });
+    let exit = Some(Exit { at: now(), code, signal, reason, asked: false });
     // The groups go first: who sees that the zone ended may start it again at once.
     let removed = place.group.remove();
     Status { exit, ..running.status }.store(&place.zone)?;

@@ -1,0 +1,86 @@
+//! Questions a headnode asks a node while it runs, and their answers.
+//!
+//! Nodes never listen, so a node holds a request open that ends with the next question, and posts what it answers; both are
+//! streams of the one HTTP/2 connection. A question changes nothing on the node: what must happen is in the target, which
+//! survives everybody. So nothing of this is written down, an answer that comes too late is dropped, and whoever
+//! asked may ask again.
+
+use model::id::{InquiryId, InstanceId};
+use serde::{Deserialize, Serialize};
+
+/// How long whoever asked waits for the answer, seconds: a node that is well answers in milliseconds.
+pub const ANSWER_SECONDS: u64 = 10;
+
+/// Most bytes of a console log in one answer: both files of a log.
+pub const CONSOLE_MAX_BYTES: u32 = 512 << 10;
+
+/// Largest answer, bytes: a log full of bytes that take six in JSON, and some room.
+pub const ANSWER_MAX_BYTES: usize = 4 << 20;
+
+/// A question with the name its answer will bear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inquiry {
+    /// Its name.
+    pub id: InquiryId,
+    /// The question.
+    pub question: Question,
+}
+
+/// What may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "lowercase")]
+pub enum Question {
+    /// What an instance wrote to its console.
+    Console {
+        /// Which.
+        instance: InstanceId,
+        /// At most so many bytes of it, up to [`CONSOLE_MAX_BYTES`].
+        max_bytes: u32,
+        /// What follows this place ([`Console::next`] of an earlier answer); else the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
+    /// Something of a newer headnode.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a node answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "lowercase")]
+pub enum Answer {
+    /// To [`Question::Console`].
+    Console(Console),
+    /// It cannot say, and why.
+    Refused {
+        /// In words.
+        why: String,
+    },
+}
+
+/// A piece of a console log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Console {
+    /// What was written; bytes that are no UTF-8 have become U+FFFD.
+    pub text: String,
+    /// Where the next piece begins; `None` while nothing was ever written.
+    pub next: Option<String>,
+    /// The place asked for is gone, and something between it and this text with it.
+    pub lost: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_of_a_newer_headnode_are_told_from_nonsense() {
+        let id = InquiryId::random();
+        let read = |question: &str| {
+            serde_json::from_str::<Inquiry>(&format!("{{\"id\": \"{id}\", \"question\": {question}}}"))
+        };
+        assert_eq!(read(r#"{"ask": "weather", "where": "here"}"#).unwrap().question, Question::Unknown);
+        assert!(read(r#"{"ask": "console"}"#).is_err());
+        assert!(read("7").is_err());
+    }
+}
