@@ -7,12 +7,14 @@ use serde_json::Value;
 
 use crate::datacenter::Datacenter;
 
-/// The loop. A command is run once, also when it is what reboots the guest.
+/// The loop. A command is run once, also when it is what reboots the guest, or when the disk is full.
 const LOOP: &str = r#"#!/bin/sh
+asked=$(cat /asked 2>/dev/null)
 while :; do
     ask=$(mdata-get ask 2>/dev/null)
-    if [ -n "$ask" ] && [ "${ask%% *}" != "$(cat /asked 2>/dev/null)" ]; then
-        echo "${ask%% *}" >/asked
+    if [ -n "$ask" ] && [ "${ask%% *}" != "$asked" ]; then
+        asked=${ask%% *}
+        echo "$asked" >/asked
         said=$(sh -c "${ask#* }" 2>&1 </dev/null; echo "= $?")
         mdata-put said "${ask%% *} $said"
     fi
