@@ -69,7 +69,7 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
 fn need_root(what: &str) -> Outcome {
     match daemon::is_root() {
         true => Ok(()),
-        false => Err(Failure::new(format!("only root may {what}")).mend("run it with sudo")),
+        false => Err(Failure::new(format!("only root may {what}")).mend("run it as root, for example with sudo")),
     }
 }
 

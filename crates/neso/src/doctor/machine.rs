@@ -42,7 +42,7 @@ fn root() -> Finding {
         false => Finding::fatal(
             "root",
             "this process is not root: it may not make namespaces, bridges, mounts or cgroups",
-            "run it with sudo",
+            "run it as root, for example with sudo",
         ),
     }
 }
