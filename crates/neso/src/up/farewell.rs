@@ -31,7 +31,8 @@ fn text(place: &Place, settings: &Settings, ready: &Ready) -> String {
         (None, None) => program,
     };
     let mut text = format!(
-        "\nThe datacenter {} is up.\n\nAs a tenant, with the triton command (npm install -g triton; npm is a package of Debian's) or `neso instance`:\n\n\
+        "\nThe datacenter {} is up.\n\n\
+         As a tenant, with the triton command (npm install -g triton; Debian has npm) or `neso instance`:\n\n\
          \x20 export TRITON_URL={}\n  export TRITON_ACCOUNT={}\n  export TRITON_KEY_ID={}\n  export TRITON_TLS_INSECURE=1\n\
          \x20 eval \"$(ssh-agent)\" && ssh-add {key}\n\n\
          \x20 triton inst list\n",
