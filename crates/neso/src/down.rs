@@ -62,6 +62,10 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
     }
     std::fs::remove_file(&path)
         .map_err(|error| Failure::new(format!("failed to remove `{}`: {error}", path.display())))?;
+    if let Some(directory) = path.parent() {
+        // It stays when somebody keeps other files there.
+        let _ = std::fs::remove_dir(directory);
+    }
     step.done("the tenant's SSH key stays");
     Ok(())
 }
