@@ -247,6 +247,8 @@ fn instance(
         flow: None,
         timeline: Vec::new(),
         guest_metadata_seen: 0,
+        metadata_edits: 0,
+        metadata_edits_served: 0,
         history: Vec::new(),
         created_at: now,
         updated_at: now,

@@ -140,6 +140,29 @@ impl Faults {
         self.0.push(FieldError { field: field.into(), code, message: message.into() });
     }
 
+    /// The value, or a default one after noting which fields are wrong; any other error is passed on.
+    pub(crate) fn take<T: Default>(&mut self, outcome: crate::Result<T>) -> crate::Result<T> {
+        match outcome {
+            Err(Error::Invalid(fields)) => {
+                self.0.extend(fields);
+                Ok(T::default())
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// These faults, and `others` of fields that have none yet.
+    pub(crate) fn and(mut self, others: Vec<FieldError>) -> Vec<FieldError> {
+        let others: Vec<FieldError> =
+            others.into_iter().filter(|other| self.0.iter().all(|known| known.field != other.field)).collect();
+        self.0.extend(others);
+        self.0
+    }
+
     /// All is well, or [`Error::Invalid`].
     pub(crate) fn finish(self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::Invalid(self.0)) }

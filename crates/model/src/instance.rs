@@ -65,6 +65,12 @@ pub struct Instance {
     pub timeline: Vec<Phase>,
     /// Highest sequence number of guest metadata changes that is contained in `metadata`.
     pub guest_metadata_seen: u64,
+    /// Grows by one with each change of the metadata from outside that somebody may wait for.
+    #[serde(default)]
+    pub metadata_edits: u64,
+    /// Up to which of [`Instance::metadata_edits`] its machine is known to serve.
+    #[serde(default)]
+    pub metadata_edits_served: u64,
     /// Newest last; at most [`Instance::HISTORY_MAX`].
     pub history: Vec<AuditEntry>,
     /// When it was asked for.

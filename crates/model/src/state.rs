@@ -139,6 +139,8 @@ mod tests {
             flow: None,
             timeline: Vec::new(),
             guest_metadata_seen: 0,
+            metadata_edits: 0,
+            metadata_edits_served: 0,
             history: Vec::new(),
             created_at: Timestamp(0),
             updated_at: Timestamp(0),

@@ -30,7 +30,7 @@ use store::{Entry, Snapshot, Transaction};
 
 use crate::{Control, Error, Result, tables::INSTANCES};
 
-pub use works::{Destroy, Nics, Provision, Reboot, Resize, Start, Stop};
+pub use works::{Destroy, Metadata, Nics, Provision, Reboot, Resize, Start, Stop};
 
 /// What a flow about an instance is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct Input {
     pub starts: u64,
     /// Value of [`model::instance::Intent::reboots`] that was asked for.
     pub reboots: u64,
+    /// Value of [`Instance::metadata_edits`] that was asked for.
+    #[serde(default)]
+    pub metadata_edits: u64,
     /// Its machine had given it up before this was asked for, so that alone means nothing.
     pub failed_before: bool,
     /// Limits that were asked for.
@@ -132,6 +135,7 @@ pub fn register(engine: flow::Engine<Control>) -> flow::Engine<Control> {
         .register::<Waiting<Reboot>>()
         .register::<Waiting<Resize>>()
         .register::<Waiting<Nics>>()
+        .register::<Waiting<Metadata>>()
         .register::<Waiting<Destroy>>()
 }
 
@@ -167,6 +171,7 @@ pub(crate) fn begin<W: Work>(
         action: action.to_owned(),
         starts: instance.intent.starts,
         reboots: instance.intent.reboots,
+        metadata_edits: instance.metadata_edits,
         failed_before: instance.fact.as_ref().is_some_and(works::is_given_up),
         limits: instance.limits.clone(),
         before,

@@ -29,6 +29,8 @@ pub struct Reboot;
 pub struct Resize;
 /// Adding NICs to one, or removing some.
 pub struct Nics;
+/// Changing the metadata of one from outside.
+pub struct Metadata;
 /// Deleting one.
 pub struct Destroy;
 
@@ -181,6 +183,21 @@ impl Work for Nics {
             _ if gave_up(fact, input) => Verdict::Failed(reason(fact)),
             _ => Verdict::NotYet("the machine to report the NICs in force"),
         }
+    }
+}
+
+impl Work for Metadata {
+    const NAME: &'static str = "metadata";
+    const STEP: &'static str = "await_served";
+
+    fn judge(instance: &Instance, input: &Input) -> Verdict {
+        if instance.metadata_edits_served >= input.metadata_edits {
+            return Verdict::Done;
+        }
+        if instance.intent.wanted == Wanted::Absent {
+            return Verdict::Failed("overtaken by the deletion of the instance".to_owned());
+        }
+        Verdict::NotYet("the machine to serve the new metadata; it will as soon as it is back")
     }
 }
 

@@ -24,7 +24,7 @@ use store::{Entry, Snapshot, Transaction};
 use super::InstanceView;
 use crate::{
     Control, Error, FieldCode, Result, Scope,
-    error::Faults,
+    error::{Faults, FieldError},
     flows::{self, Provision},
     images,
     networks::{
@@ -87,8 +87,11 @@ pub async fn create(
     let asked_at = control.now();
     let id = InstanceId::random();
     let alias = alias(&request, id);
-    check(control, &request, &alias)?;
-    let rules = placement::parse_rules(&request.affinity)?;
+    let mut faults = check(control, &request, &alias);
+    let rules = faults.take(placement::parse_rules(&request.affinity))?;
+    if !faults.is_empty() {
+        return Err(Error::Invalid(faults.and(look(control, owner, &request, &alias)?)));
+    }
     control
         .store
         .update(|snapshot| {
@@ -101,6 +104,23 @@ pub async fn create(
     let snapshot = control.snapshot();
     let instance = super::recorded(&snapshot, Scope::Account(owner), id)?;
     Ok(InstanceView::of(control, &snapshot, instance))
+}
+
+/// What is wrong with a request, as far as that can be said now: every field, and nothing when all is well.
+pub fn faults(control: &Control, owner: AccountId, request: &CreateInstance) -> Result<Vec<FieldError>> {
+    let alias = alias(request, InstanceId::random());
+    let mut faults = check(control, request, &alias);
+    faults.take(placement::parse_rules(&request.affinity))?;
+    Ok(faults.and(look(control, owner, request, &alias)?))
+}
+
+/// What is wrong with the things it refers to.
+fn look(control: &Control, owner: AccountId, request: &CreateInstance, alias: &str) -> Result<Vec<FieldError>> {
+    match Plan::make(control, &control.snapshot(), owner, request, alias, &[]) {
+        Ok(_) => Ok(Vec::new()),
+        Err(Error::Invalid(fields)) => Ok(fields),
+        Err(other) => Err(other),
+    }
 }
 
 /// When and as what an instance comes to be.
@@ -133,11 +153,10 @@ impl Plan {
     ) -> Result<Self> {
         let scope = Scope::Account(owner);
         let account = snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
-        if snapshot.get(&CLAIMS, &Claim::alias(owner, alias)).is_some() {
-            let why = format!("\"{alias}\" is the name of another instance of yours");
-            return Err(Error::field("name", FieldCode::Conflict, why));
-        }
         let mut faults = Faults::default();
+        if snapshot.get(&CLAIMS, &Claim::alias(owner, alias)).is_some() {
+            faults.add("name", FieldCode::Conflict, format!("\"{alias}\" is the name of another instance of yours"));
+        }
         let package = packages::look_up(snapshot, &request.package).filter(|package| package.active);
         if package.is_none() {
             faults.check("package", Err(format!("there is no package \"{}\"", request.package)));
@@ -150,12 +169,15 @@ impl Plan {
             }
             Some(_) => {}
         }
+        let brand = match (&package, &image) {
+            (Some(package), Some(image)) => faults.take(agree(package, image, request.brand).map(Some))?,
+            _ => None,
+        };
+        let nics = faults.take(choose_networks(control, snapshot, &account, &request.networks))?;
         faults.finish()?;
-        let (Some(package), Some(image)) = (package, image) else {
+        let (Some(package), Some(image), Some(brand)) = (package, image, brand) else {
             unreachable!("a missing one was a fault");
         };
-        let brand = agree(&package, &image, request.brand)?;
-        let nics = choose_networks(control, snapshot, &account, &request.networks)?;
         Ok(Self { owner: account, package, image, nics, brand, alias: alias.to_owned(), rules: rules.to_vec() })
     }
 
@@ -211,6 +233,8 @@ impl Plan {
             flow: None,
             timeline: vec![phase("queued", asked_at, begun_at), phase("placed", begun_at, decided_at)],
             guest_metadata_seen: 0,
+            metadata_edits: 0,
+            metadata_edits_served: 0,
             history: Vec::new(),
             created_at: asked_at,
             updated_at: asked_at,
@@ -238,7 +262,9 @@ fn wire(
 ) -> Result<(Vec<Nic>, Transaction)> {
     let mut taken = Taken::default();
     let mut nics = Vec::with_capacity(chosen.len());
-    let primary = chosen.iter().position(|(_, choice)| choice.primary).unwrap_or(0);
+    // Where nobody chose, the way out: the first public network.
+    let asked = chosen.iter().position(|(_, choice)| choice.primary);
+    let primary = asked.or_else(|| chosen.iter().position(|(network, _)| network.public)).unwrap_or(0);
     for (number, (network, choice)) in chosen.iter().enumerate() {
         let (ip, with_ip) = allocate::address(control, snapshot, network, choice.ip, holder, &mut taken, transaction)?;
         let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
@@ -336,7 +362,7 @@ fn alias(request: &CreateInstance, id: InstanceId) -> String {
 }
 
 /// What can be judged without looking at anything else.
-fn check(control: &Control, request: &CreateInstance, alias: &str) -> Result<()> {
+fn check(control: &Control, request: &CreateInstance, alias: &str) -> Faults {
     let mut faults = Faults::default();
     faults.check("name", rules::check_alias(alias, control.config.alias_max));
     for (field, text) in [("package", &request.package), ("image", &request.image)] {
@@ -356,5 +382,5 @@ fn check(control: &Control, request: &CreateInstance, alias: &str) -> Result<()>
             faults.add(field, FieldCode::Invalid, why);
         }
     }
-    faults.finish()
+    faults
 }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use change::{reboot, rename, resize, set_deletion_protection, set_firewall, start, stop};
-pub use create::{CreateInstance, NetworkChoice, create};
+pub use create::{CreateInstance, NetworkChoice, create, faults};
 pub use delete::delete;
 
 /// Instances one page of a list has at most: CloudAPI's own limit.

@@ -22,7 +22,7 @@ pub fn get(control: &Control, scope: Scope, id: InstanceId) -> Result<Tags> {
 
 /// Adds tags, or changes those that are there.
 pub async fn add(control: &Control, caller: &Caller, scope: Scope, id: InstanceId, tags: Tags) -> Result<InstanceView> {
-    change(control, caller, scope, id, "add_tags", |present| {
+    change(control, caller, scope, id, "set_tags", |present| {
         present.extend(tags.clone());
         Ok(())
     })
@@ -52,7 +52,7 @@ pub async fn delete_one(
     id: InstanceId,
     tag: &str,
 ) -> Result<InstanceView> {
-    change(control, caller, scope, id, "remove_tag", |present| {
+    change(control, caller, scope, id, "remove_tags", |present| {
         present.remove(tag).map(|_| ()).ok_or_else(|| Error::not_found("tag", tag))
     })
     .await

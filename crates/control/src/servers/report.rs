@@ -37,6 +37,10 @@ const FACTS_PER_COMMIT: usize = 24;
 const LOOKS_MAX: usize = 8;
 /// Instances one machine may report: more than it could run.
 const ZONES_MAX: usize = 10_000;
+/// How old a change of metadata is at least when it counts as served, milliseconds. Clients that wait for it look for a line in
+/// the history that is younger, by their own clock, than the answer they got; the line must not be written before that
+/// answer is with them, nor be taken for older because their clock is a little ahead.
+const SERVED_AFTER_MS: i64 = 1_000;
 /// How often a heartbeat is written down, milliseconds.
 const LAST_SEEN_EVERY_MS: i64 = 60_000;
 
@@ -133,7 +137,9 @@ struct News {
     gone: bool,
     /// It holds addresses of NICs that are gone.
     strays: bool,
-    /// Nothing is there, and whether that counts cannot be said yet.
+    /// Its machine serves the newest metadata.
+    served: bool,
+    /// What its machine knows matters, and cannot be said yet.
     unclear: bool,
 }
 
@@ -142,12 +148,15 @@ fn news_of(control: &Control, snapshot: &Snapshot, entry: &Entry<Instance>, repo
     // That nothing is there counts only from a machine that knows it must stay so: under an older target it may just be
     // about to make it.
     let awaited = fact.state == ZoneState::Absent && release::is_wanted(entry);
+    let edited = entry.metadata_edits_served < entry.metadata_edits
+        && control.now().millis_since(entry.updated_at) >= SERVED_AFTER_MS.unsigned_abs();
     let knowledge = control.targets.knowledge(report.server, entry, report.target_seen);
     let gone = awaited && knowledge == Knowledge::Current;
-    let unclear = awaited && knowledge == Knowledge::Unclear;
+    let served = edited && knowledge == Knowledge::Current;
+    let unclear = (awaited || edited) && knowledge == Knowledge::Unclear;
     let strays = !entry.released && has_strays(snapshot, entry, fact);
     let fact = (gone || matters(entry, fact)).then(|| fact.clone());
-    (fact.is_some() || strays || unclear).then_some(News { fact, gone, strays, unclear })
+    (fact.is_some() || strays || served || unclear).then_some(News { fact, gone, strays, served, unclear })
 }
 
 /// Whether `fact` is worth a commit.
@@ -201,6 +210,9 @@ fn take_in(
             instance.updated_at = now;
         }
         instance.fact = Some(fact);
+    }
+    if news.served {
+        instance.metadata_edits_served = instance.metadata_edits;
     }
     if news.gone {
         let (freed, with_release) = release::release(snapshot, &mut instance, now, transaction);

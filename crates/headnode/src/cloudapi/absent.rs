@@ -17,8 +17,8 @@ pub(super) async fn one(call: Call) -> Result<Reply, ApiError> {
 }
 
 /// Nobody can make one.
-pub(super) async fn unavailable(_call: Call) -> Result<Reply, ApiError> {
-    Err(not_here("this"))
+pub(super) async fn unavailable(call: Call) -> Result<Reply, ApiError> {
+    Err(not_here(call.operation))
 }
 
 /// None of these on this instance.
@@ -36,7 +36,7 @@ pub(super) async fn machine_one(call: Call) -> Result<Reply, ApiError> {
 /// Nobody can do this to an instance.
 pub(super) async fn machine_unavailable(call: Call) -> Result<Reply, ApiError> {
     instances::get(call.control(), call.scope(), call.machine()?)?;
-    Err(not_here("this for its instances"))
+    Err(not_here(call.operation))
 }
 
 /// Containers have no screen.
@@ -52,7 +52,7 @@ pub(super) async fn image_create(_call: Call) -> Result<Reply, ApiError> {
 
 /// Overlay networks.
 pub(super) async fn fabric(_call: Call) -> Result<Reply, ApiError> {
-    Err(not_here("fabrics"))
+    Err(not_here("fabrics: networks of one's own"))
 }
 
 /// Not this volume.
@@ -60,9 +60,27 @@ pub(super) async fn volume(call: Call) -> Result<Reply, ApiError> {
     Err(ApiError::new(Code::VolumeNotFound, format!("volume {} does not exist", call.segment(0))))
 }
 
+/// Kinds of things that could carry a role if there were any.
+const TAGGABLE: [&str; 11] = [
+    "datacenters",
+    "fwrules",
+    "images",
+    "keys",
+    "machines",
+    "networks",
+    "packages",
+    "policies",
+    "roles",
+    "services",
+    "users",
+];
+
 /// Roles do not exist, so nothing can carry one.
-pub(super) async fn role_tags(_call: Call) -> Result<Reply, ApiError> {
-    Err(not_here("role tags"))
+pub(super) async fn role_tags(call: Call) -> Result<Reply, ApiError> {
+    match call.segment(0) {
+        kind if kind.is_empty() || TAGGABLE.contains(&kind) => Err(not_here("role tags")),
+        kind => Err(ApiError::not_found(format!("/{}/{kind} does not exist", call.account.login))),
+    }
 }
 
 /// Changes as they happen need a connection that can carry them.

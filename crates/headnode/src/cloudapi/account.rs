@@ -5,7 +5,11 @@ use std::borrow::Cow;
 use cloudapi::types::{Account, Config, service::Limit};
 use control::accounts::{self, ProfileChange};
 
-use super::{call::Call, error::ApiError, reply::Reply};
+use super::{
+    call::Call,
+    error::{ApiError, Faults},
+    reply::Reply,
+};
 
 /// `GET /:account`.
 pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
@@ -15,19 +19,21 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
 /// `POST /:account`.
 pub(super) async fn update(call: Call) -> Result<Reply, ApiError> {
     let params = &call.params;
+    let mut faults = Faults::default();
     let change = ProfileChange {
-        email: params.text("email")?,
-        company_name: params.text("companyName")?,
-        first_name: params.text("firstName")?,
-        last_name: params.text("lastName")?,
-        address: params.text("address")?,
-        postal_code: params.text("postalCode")?,
-        city: params.text("city")?,
-        state: params.text("state")?,
-        country: params.text("country")?,
-        phone: params.text("phone")?,
-        names_enabled: params.flag("triton_cns_enabled")?,
+        email: faults.take(params.text("email")),
+        company_name: faults.take(params.text("companyName")),
+        first_name: faults.take(params.text("firstName")),
+        last_name: faults.take(params.text("lastName")),
+        address: faults.take(params.text("address")),
+        postal_code: faults.take(params.text("postalCode")),
+        city: faults.take(params.text("city")),
+        state: faults.take(params.text("state")),
+        country: faults.take(params.text("country")),
+        phone: faults.take(params.text("phone")),
+        names_enabled: faults.take(params.flag("triton_cns_enabled")),
     };
+    faults.finish()?;
     let account = accounts::update(call.control(), call.account.id, change).await?;
     Ok(Reply::json(&show(&account)))
 }

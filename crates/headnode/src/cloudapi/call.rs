@@ -14,6 +14,8 @@ pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Reply, ApiError>> +
 /// One request whose signature is good and whose parameters are read.
 pub(super) struct Call {
     pub(super) api: CloudApi,
+    /// The contract's name of what is asked for.
+    pub(super) operation: &'static str,
     /// Whose path it is.
     pub(super) account: Arc<Entry<Account>>,
     /// Whether the one who signed is an operator.

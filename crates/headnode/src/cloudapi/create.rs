@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use cloudapi::error::Code;
 use control::{
     Error,
     instances::{self, CreateInstance, NetworkChoice},
@@ -11,12 +10,13 @@ use http::{StatusCode, header};
 use model::{
     id::NetworkId,
     instance::{Brand, TagValue},
+    target::is_internal_key,
 };
 use serde_json::Value;
 
 use super::{
     call::Call,
-    error::ApiError,
+    error::{ApiError, Faults},
     machine_view::machine,
     machines::{not_here, show},
     params::{Params, scalar},
@@ -25,7 +25,11 @@ use super::{
 
 /// `POST /:account/machines`.
 pub(super) async fn create(call: Call) -> Result<Reply, ApiError> {
-    let request = read(&call.params)?;
+    let (request, mut faults) = read(&call.params);
+    if !faults.is_empty() {
+        faults.add_others(instances::faults(call.control(), call.account.id, &request)?);
+        faults.finish()?;
+    }
     let view = instances::create(call.control(), &call.caller(), call.account.id, request).await.map_err(|error| {
         // Creating refers to things; what is not there is a wrong argument, not a missing endpoint.
         match error {
@@ -38,9 +42,12 @@ pub(super) async fn create(call: Call) -> Result<Reply, ApiError> {
     Ok(Reply::json(&machine).status(StatusCode::CREATED).header(header::LOCATION, location))
 }
 
-fn read(params: &Params) -> Result<CreateInstance, ApiError> {
+/// What is asked for, and what of it cannot be read.
+fn read(params: &Params) -> (CreateInstance, Faults) {
+    let mut faults = Faults::default();
     if params.get("locality").is_some() && params.get("affinity").is_some() {
-        return Err(ApiError::invalid("locality", "locality and affinity cannot be given together; use affinity"));
+        let message = "locality and affinity cannot be given together; use affinity";
+        faults.add(ApiError::invalid("locality", message));
     }
     for (field, what) in [
         ("volumes", "volumes"),
@@ -51,23 +58,24 @@ fn read(params: &Params) -> Result<CreateInstance, ApiError> {
     ] {
         let asked = params.get(field).is_some_and(|value| !matches!(value, Value::Bool(false)) && *value != "false");
         if asked && *params.get(field).unwrap_or(&Value::Null) != Value::Array(Vec::new()) {
-            return Err(not_here(what));
+            faults.add(not_here(what));
         }
     }
-    let (metadata, internal_metadata) = metadata(params)?;
-    Ok(CreateInstance {
-        alias: params.text("name")?.filter(|name| !name.is_empty()),
-        package: params.required("package")?,
-        image: params.required("image")?,
-        networks: networks(params)?,
+    let (metadata, internal_metadata) = metadata(params, &mut faults);
+    let request = CreateInstance {
+        alias: faults.take(params.text("name")).filter(|name| !name.is_empty()),
+        package: faults.take(params.required("package")),
+        image: faults.take(params.required("image")),
+        networks: faults.take(networks(params)),
         metadata,
         internal_metadata,
-        tags: tags(params)?,
-        deletion_protection: params.flag("deletion_protection")?.unwrap_or(false),
-        firewall_enabled: params.flag("firewall_enabled")?.unwrap_or(false),
-        brand: brand(params)?,
-        affinity: affinity(params)?,
-    })
+        tags: tags(params, &mut faults),
+        deletion_protection: faults.take(params.flag("deletion_protection")).unwrap_or(false),
+        firewall_enabled: faults.take(params.flag("firewall_enabled")).unwrap_or(false),
+        brand: faults.take(brand(params)),
+        affinity: faults.take(affinity(params)),
+    };
+    (request, faults)
 }
 
 fn brand(params: &Params) -> Result<Option<Brand>, ApiError> {
@@ -147,45 +155,46 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
 
 type Texts = BTreeMap<String, String>;
 
-/// `metadata.key` parameters and a `metadata` object; generated passwords go where tenants do not see them by chance.
-fn metadata(params: &Params) -> Result<(Texts, Texts), ApiError> {
+/// `metadata.key` parameters and a `metadata` object; passwords go where tenants do not see them by chance.
+fn metadata(params: &Params, faults: &mut Faults) -> (Texts, Texts) {
     let (mut open, mut internal) = (BTreeMap::new(), BTreeMap::new());
-    for (key, value) in dotted(params, "metadata")? {
+    for (key, value) in faults.take(dotted(params, "metadata")) {
         if key == "credentials" {
-            for (user, password) in credentials(&value)? {
-                internal.insert(user, password);
-            }
-        } else if !key.ends_with("_pw") {
-            let text = scalar(&value)
-                .ok_or_else(|| ApiError::invalid(&format!("metadata.{key}"), "metadata values must be text"))?;
-            open.insert(key, text);
+            internal.extend(faults.take(credentials("metadata.credentials", &value)));
+            continue;
+        }
+        match scalar(&value) {
+            Some(text) if is_internal_key(&key) => drop(internal.insert(key, text)),
+            Some(text) => drop(open.insert(key, text)),
+            None => faults.add(ApiError::invalid(&format!("metadata.{key}"), format!("metadata.{key} must be text"))),
         }
     }
     for field in ["password", "administrator_pw"] {
-        if let Some(password) = params.text(field)? {
+        if let Some(password) = faults.take(params.scalar(field)) {
             internal.insert("administrator_pw".to_owned(), password);
         }
     }
-    Ok((open, internal))
+    (open, internal)
 }
 
-fn credentials(value: &Value) -> Result<Vec<(String, String)>, ApiError> {
+/// Passwords by user, as keys of metadata.
+pub(super) fn credentials(field: &str, value: &Value) -> Result<Texts, ApiError> {
     let parsed = value.as_str().and_then(|text| serde_json::from_str(text).ok());
-    let Value::Object(users) = parsed.as_ref().unwrap_or(value) else {
-        return Err(ApiError::invalid("metadata.credentials", "credentials must be an object of passwords by user"));
-    };
+    let refused = || ApiError::invalid(field, format!("{field} must be an object of passwords by user"));
+    let Value::Object(users) = parsed.as_ref().unwrap_or(value) else { return Err(refused()) };
     let suffixed = |user: &String| if user.ends_with("_pw") { user.clone() } else { format!("{user}_pw") };
-    Ok(users.iter().filter_map(|(user, password)| Some((suffixed(user), scalar(password)?))).collect())
+    users.iter().map(|(user, password)| Ok((suffixed(user), scalar(password).ok_or_else(refused)?))).collect()
 }
 
 /// `tag.key` parameters and a `tags` object.
-fn tags(params: &Params) -> Result<BTreeMap<String, TagValue>, ApiError> {
-    let mut tags = BTreeMap::new();
-    for (key, value) in dotted(params, "tag")?.into_iter().chain(dotted(params, "tags")?) {
-        let value = tag(&key, &value)?;
-        tags.insert(key, value);
-    }
-    Ok(tags)
+fn tags(params: &Params, faults: &mut Faults) -> BTreeMap<String, TagValue> {
+    let given = [faults.take(dotted(params, "tag")), faults.take(dotted(params, "tags"))];
+    given
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((faults.take(tag(&key, &value).map(Some))?, key)))
+        .map(|(value, key)| (key, value))
+        .collect()
 }
 
 /// One tag's value.
@@ -194,7 +203,7 @@ pub(super) fn tag(key: &str, value: &Value) -> Result<TagValue, ApiError> {
         Value::Bool(flag) => Ok(TagValue::Bool(*flag)),
         Value::Number(number) => Ok(TagValue::Number(number.clone())),
         Value::String(text) => Ok(TagValue::Text(text.clone())),
-        _ => Err(ApiError::invalid(&format!("tag.{key}"), "tag values must be text, numbers or booleans")),
+        _ => Err(ApiError::invalid(&format!("tag.{key}"), format!("tag.{key} must be text, a number or a boolean"))),
     }
 }
 
@@ -204,7 +213,7 @@ fn dotted(params: &Params, name: &str) -> Result<Vec<(String, Value)>, ApiError>
     for (key, value) in params.iter() {
         if let Some(rest) = key.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) {
             if rest.is_empty() {
-                return Err(ApiError::new(Code::InvalidArgument, format!("\"{key}\" has no name after the dot")));
+                return Err(ApiError::invalid(key, format!("{key} has no name after the dot")));
             }
             found.push((rest.to_owned(), value.clone()));
         }

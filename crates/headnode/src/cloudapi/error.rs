@@ -69,7 +69,7 @@ impl From<Error> for ApiError {
         let text = error.to_string();
         let code = match error {
             Error::Gone(instance) => return Self::Gone(instance),
-            Error::Invalid(fields) => return invalid_fields(text, fields),
+            Error::Invalid(fields) => return invalid_fields(fields.into_iter().map(field_error).collect()),
             Error::NotFound { .. } => Code::ResourceNotFound,
             Error::Conflict(_) | Error::AlreadyExists { .. } => Code::InvalidArgument,
             Error::InUse(_) => Code::InUseError,
@@ -88,25 +88,72 @@ impl From<Error> for ApiError {
     }
 }
 
-fn invalid_fields(text: String, fields: Vec<control::FieldError>) -> ApiError {
+/// What is wrong with the fields of one request, collected so that the client hears of everything at once.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    fields: Vec<FieldError>,
+    /// What no field is to blame for.
+    other: Option<ApiError>,
+}
+
+impl Faults {
+    /// The value of a field, or a default one whose fault is noted.
+    pub(super) fn take<T: Default>(&mut self, read: Result<T, ApiError>) -> T {
+        read.unwrap_or_else(|error| {
+            self.add(error);
+            T::default()
+        })
+    }
+
+    /// Notes one refusal.
+    pub(super) fn add(&mut self, error: ApiError) {
+        match error {
+            ApiError::Refused { body, .. } if !body.errors.is_empty() => self.fields.extend(body.errors),
+            other => drop(self.other.get_or_insert(other)),
+        }
+    }
+
+    /// Notes what else is wrong, of fields nothing is noted of yet.
+    pub(super) fn add_others(&mut self, fields: Vec<control::FieldError>) {
+        let known: Vec<String> = self.fields.iter().map(|known| known.field.clone()).collect();
+        let is_known = |field: &str| known.iter().any(|known| known == field);
+        self.fields.extend(fields.into_iter().filter(|new| !is_known(&new.field)).map(field_error));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.fields.is_empty() && self.other.is_none()
+    }
+
+    /// All is well, or the refusal.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        match self.other {
+            _ if !self.fields.is_empty() => Err(invalid_fields(self.fields)),
+            Some(other) => Err(other),
+            None => Ok(()),
+        }
+    }
+}
+
+fn field_error(field: control::FieldError) -> FieldError {
+    let code = match field.code {
+        FieldCode::Missing => "Missing",
+        FieldCode::Invalid => "Invalid",
+        FieldCode::Conflict => "Conflict",
+    };
+    FieldError { field: field.field, code: code.to_owned(), message: field.message }
+}
+
+fn invalid_fields(fields: Vec<FieldError>) -> ApiError {
     let code = match fields.as_slice() {
-        [one] if one.code == FieldCode::Missing => Code::MissingParameter,
+        [one] if one.code == "Missing" => Code::MissingParameter,
         [_] => Code::InvalidArgument,
         _ => Code::ValidationFailed,
     };
-    let mut body = ErrorBody::new(code, text);
-    body.errors = fields
-        .into_iter()
-        .map(|field| FieldError {
-            field: field.field,
-            code: match field.code {
-                FieldCode::Missing => "Missing",
-                FieldCode::Invalid => "Invalid",
-                FieldCode::Conflict => "Conflict",
-            }
-            .to_owned(),
-            message: field.message,
-        })
-        .collect();
+    let sentence = |field: &FieldError| match field.message.contains(&field.field) {
+        true => field.message.clone(),
+        false => format!("{}: {}", field.field, field.message),
+    };
+    let sentences: Vec<String> = fields.iter().map(sentence).collect();
+    let body = ErrorBody { errors: fields, ..ErrorBody::new(code, sentences.join("; ")) };
     ApiError::Refused { code, body, headers: Vec::new() }
 }

@@ -14,7 +14,14 @@ use model::{
 };
 use serde_json::Value;
 
-use super::{call::Call, error::ApiError, machines::not_here, params::Params, reply::Reply, version::Version};
+use super::{
+    call::Call,
+    error::{ApiError, Faults},
+    machines::not_here,
+    params::Params,
+    reply::Reply,
+    version::Version,
+};
 
 const STATES: [(&str, ImageState); 5] = [
     ("active", ImageState::Active),
@@ -27,23 +34,28 @@ const STATES: [(&str, ImageState); 5] = [
 /// `GET /:account/images`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
     let params = &call.params;
-    let state = match params.text("state")?.as_deref() {
+    let mut faults = Faults::default();
+    let state = match faults.take(params.text("state")).as_deref() {
         None => None,
         Some("all") => Some(StateFilter::All),
         Some(text) => match STATES.into_iter().find(|(word, _)| *word == text) {
             Some((_, state)) => Some(StateFilter::Only(state)),
-            None => return Err(ApiError::invalid("state", format!("{text} is not a valid state; use active or all"))),
+            None => {
+                faults.add(ApiError::invalid("state", format!("{text} is not a valid state; use active or all")));
+                None
+            }
         },
     };
     let filter = ImageFilter {
-        name: params.text("name")?,
-        version: params.text("version")?,
-        os: params.text("os")?,
+        name: faults.take(params.text("name")),
+        version: faults.take(params.text("version")),
+        os: faults.take(params.text("os")),
         state,
-        public: params.flag("public")?,
-        owner: params.parsed("owner", "the id of an account")?,
+        public: faults.take(params.flag("public")),
+        owner: faults.take(params.parsed("owner", "the id of an account")),
     };
-    let kind = params.text("type")?;
+    let kind = faults.take(params.text("type"));
+    faults.finish()?;
     let images = images::list(call.control(), call.scope(), &filter);
     let shown: Vec<Image<'_>> = images
         .iter()
@@ -86,25 +98,28 @@ fn change(params: &Params) -> Result<ImageChange, ApiError> {
         let text = value.as_str().unwrap_or_default();
         text.parse().map_err(|_| ApiError::invalid("acl", format!("acl: {value} is not the id of an account")))
     };
-    let acl = match params.get("acl") {
-        None => None,
-        Some(_) => Some(params.list("acl").iter().map(account).collect::<Result<_, _>>()?),
-    };
+    let mut faults = Faults::default();
+    let acl = params.get("acl").map(|_| faults.take(params.list("acl").iter().map(account).collect()));
     let tags = match params.get("tags") {
         None => None,
         Some(Value::Object(tags)) => Some(tags.clone().into_iter().collect()),
-        Some(_) => return Err(ApiError::invalid("tags", "tags must be an object")),
+        Some(_) => {
+            faults.add(ApiError::invalid("tags", "tags must be an object"));
+            None
+        }
     };
-    Ok(ImageChange {
-        name: params.text("name")?,
-        version: params.text("version")?,
-        description: params.text("description")?,
-        homepage: params.text("homepage")?,
-        eula: params.text("eula")?,
+    let change = ImageChange {
+        name: faults.take(params.text("name")),
+        version: faults.take(params.text("version")),
+        description: faults.take(params.text("description")),
+        homepage: faults.take(params.text("homepage")),
+        eula: faults.take(params.text("eula")),
         acl,
         tags,
         ..ImageChange::default()
-    })
+    };
+    faults.finish()?;
+    Ok(change)
 }
 
 /// From version 8 the kind of file, before it what instances of it were called.

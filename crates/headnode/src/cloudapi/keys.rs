@@ -8,7 +8,11 @@ use http::{StatusCode, header};
 use model::account::AccountKey;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{call::Call, error::ApiError, reply::Reply};
+use super::{
+    call::Call,
+    error::{ApiError, Faults},
+    reply::Reply,
+};
 
 /// `GET /:account/keys`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
@@ -19,8 +23,10 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 
 /// `POST /:account/keys`.
 pub(super) async fn create(call: Call) -> Result<Reply, ApiError> {
-    let openssh = call.params.required("key")?;
-    let key = keys::add(call.control(), call.account.id, call.params.text("name")?, &openssh).await?;
+    let mut faults = Faults::default();
+    let (name, openssh) = (faults.take(call.params.text("name")), faults.take(call.params.required("key")));
+    faults.finish()?;
+    let key = keys::add(call.control(), call.account.id, name, &openssh).await?;
     let name = utf8_percent_encode(&key.name, NON_ALPHANUMERIC);
     let location = format!("/{}/keys/{name}", call.account.login);
     Ok(Reply::json(&show(&key)).status(StatusCode::CREATED).header(header::LOCATION, location))

@@ -7,9 +7,9 @@ use model::{instance::Brand, state::PublicState};
 
 use super::{
     call::Call,
-    error::ApiError,
+    error::{ApiError, Faults},
     machine_view::{Show, machine},
-    params::scalar,
+    params::{Params, scalar},
     reply::Reply,
 };
 
@@ -25,15 +25,20 @@ const ACTIVE: [PublicState; 6] = [
 
 /// `GET /:account/machines`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
-    let limit = call.params.number("limit")?.map_or(PAGE_MAX, |limit| usize::try_from(limit).unwrap_or(PAGE_MAX));
-    let limit = limit.clamp(1, PAGE_MAX);
-    let offset = call.params.number("offset")?.map_or(0, |offset| usize::try_from(offset).unwrap_or(usize::MAX));
-    let views = match filter(&call)? {
-        Some(filter) if call.params.text("tags")?.as_deref() == Some("*") => tagged(&call, &filter, limit, offset),
+    let (params, mut faults) = (&call.params, Faults::default());
+    let number =
+        |number: Option<u64>, default| number.map_or(default, |number| usize::try_from(number).unwrap_or(usize::MAX));
+    let limit = number(faults.take(params.number("limit")), PAGE_MAX).clamp(1, PAGE_MAX);
+    let offset = number(faults.take(params.number("offset")), 0);
+    let filter = filter(params, &mut faults);
+    let any_tag = faults.take(params.text("tags")).as_deref() == Some("*");
+    let show = faults.take(show(&call));
+    faults.finish()?;
+    let views = match filter {
+        Some(filter) if any_tag => tagged(&call, &filter, limit, offset),
         Some(filter) => instances::list(call.control(), call.scope(), &filter, limit, offset),
         None => Vec::new(),
     };
-    let show = show(&call)?;
     let machines: Vec<_> = views.iter().map(|view| machine(view, call.version, show)).collect();
     Ok(Reply::json(&machines).counted(machines.len(), Some(limit)))
 }
@@ -90,49 +95,51 @@ pub(super) fn show(call: &Call) -> Result<Show, ApiError> {
 }
 
 /// The contract's filters; `None` is a filter nothing here can pass.
-fn filter(call: &Call) -> Result<Option<InstanceFilter>, ApiError> {
-    let params = &call.params;
+fn filter(params: &Params, faults: &mut Faults) -> Option<InstanceFilter> {
     let mut filter = InstanceFilter {
-        name: params.text("name")?,
-        memory: params.number("memory")?,
-        package: params.text("package")?,
-        image: params.parsed("image", "the id of an image")?,
+        name: faults.take(params.text("name")),
+        memory: faults.take(params.number("memory")),
+        package: faults.take(params.text("package")),
+        image: faults.take(params.parsed("image", "the id of an image")),
         ..InstanceFilter::default()
     };
-    match params.text("type")?.as_deref() {
+    match faults.take(params.text("type")).as_deref() {
         None => {}
         Some("smartmachine") => filter.brand = Some(Brand::Lx),
         Some("virtualmachine") => filter.brand = Some(Brand::Kvm),
-        Some(other) => return Err(not_valid("type", other, "smartmachine or virtualmachine")),
+        Some(other) => faults.add(not_valid("type", other, "smartmachine or virtualmachine")),
     }
     let mut possible = true;
-    if let Some(brand) = params.text("brand")? {
+    if let Some(brand) = faults.take(params.text("brand")) {
         let wanted = [Brand::Lx, Brand::Kvm].into_iter().find(|known| known.as_str() == brand);
         possible &= wanted.is_some() && filter.brand.is_none_or(|other| Some(other) == wanted);
         filter.brand = wanted;
     }
-    possible &= params.flag("docker")? != Some(true);
-    possible &= states(call, &mut filter)?;
+    possible &= faults.take(params.flag("docker")) != Some(true);
+    possible &= states(params, &mut filter, faults);
     for (key, value) in params.iter() {
         if let Some(tag) = key.strip_prefix("tag.") {
-            let value = scalar(value).ok_or_else(|| ApiError::invalid(key, format!("{key} must be one value")))?;
-            filter.tags.push((tag.to_owned(), value));
+            match scalar(value) {
+                Some(value) => filter.tags.push((tag.to_owned(), value)),
+                None => faults.add(ApiError::invalid(key, format!("{key} must be one value"))),
+            }
         }
     }
-    Ok(possible.then_some(filter))
+    possible.then_some(filter)
 }
 
-/// Which states pass. Failed instances stay in the list until they are deleted: somebody has to see them.
-fn states(call: &Call, filter: &mut InstanceFilter) -> Result<bool, ApiError> {
-    match call.params.text("tombstone")?.as_deref() {
+/// Which states pass; false when none can. Failed instances stay in the list until they are deleted: somebody has to see
+/// them.
+fn states(params: &Params, filter: &mut InstanceFilter, faults: &mut Faults) -> bool {
+    match faults.take(params.scalar("tombstone")).as_deref() {
         None | Some("false" | "0") => {}
         Some("true") => filter.tombstone_ms = Some(i64::MAX),
         Some(minutes) => match minutes.parse::<u32>() {
             Ok(minutes) => filter.tombstone_ms = Some(i64::from(minutes) * 60_000),
-            Err(_) => return Err(not_valid("tombstone", minutes, "true, or a number of minutes")),
+            Err(_) => faults.add(not_valid("tombstone", minutes, "true, or a number of minutes")),
         },
     }
-    match call.params.text("state")?.as_deref() {
+    match faults.take(params.text("state")).as_deref() {
         None => {}
         // These three are one in the contract.
         Some("active" | "provisioning" | "stopping") => filter.states = ACTIVE.to_vec(),
@@ -141,13 +148,13 @@ fn states(call: &Call, filter: &mut InstanceFilter) -> Result<bool, ApiError> {
         Some("failed") => filter.state = Some(PublicState::Failed),
         Some("offline") => filter.state = Some(PublicState::Offline),
         Some("destroyed" | "deleted") => filter.state = Some(PublicState::Deleted),
-        Some("unknown" | "ready") => return Ok(false),
+        Some("unknown" | "ready") => return false,
         Some(other) => {
             let known = "provisioning, running, stopping, stopped, offline, failed, active or destroyed";
-            return Err(not_valid("state", other, known));
+            faults.add(not_valid("state", other, known));
         }
     }
-    Ok(true)
+    true
 }
 
 fn not_valid(field: &str, value: &str, known: &str) -> ApiError {

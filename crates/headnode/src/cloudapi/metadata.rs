@@ -1,4 +1,5 @@
-//! Metadata of an instance. `credentials` is no key of the tenant's: it stands for the generated passwords.
+//! Metadata of an instance. `credentials` is no key of the tenant's: it stands for the passwords, which are kept as `<user>_pw`
+//! in the hidden half and shown only to those who ask for them. A `<user>_pw` in a change goes there too.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -6,7 +7,14 @@ use cloudapi::types::machine::Metadata;
 use control::instances::{self, metadata};
 use http::StatusCode;
 
-use super::{call::Call, error::ApiError, machine_view::credentials, params::scalar, reply::Reply};
+use super::{
+    call::Call,
+    create,
+    error::{ApiError, Faults},
+    machine_view::credentials,
+    params::scalar,
+    reply::Reply,
+};
 
 /// Keys that cannot be deleted.
 const KEPT: [&str; 3] = ["credentials", "administrator_pw", "root_authorized_keys"];
@@ -24,11 +32,15 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 /// `POST /:account/machines/:machine/metadata`: adds, and answers all of it.
 pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
     let id = call.machine()?;
-    let mut given = BTreeMap::new();
-    for (key, value) in call.params.iter().filter(|(key, _)| *key != "credentials" && !key.ends_with("_pw")) {
-        let text = scalar(value).ok_or_else(|| ApiError::invalid(key, format!("{key} must be text")))?;
-        given.insert(key.clone(), text);
+    let (mut given, mut faults) = (BTreeMap::new(), Faults::default());
+    for (key, value) in call.params.iter() {
+        match scalar(value) {
+            _ if key == "credentials" => given.extend(faults.take(create::credentials(key, value))),
+            Some(text) => drop(given.insert(key.clone(), text)),
+            None => faults.add(ApiError::invalid(key, format!("{key} must be text"))),
+        }
     }
+    faults.finish()?;
     let view = metadata::add(call.control(), &call.caller(), call.scope(), id, given).await?;
     Ok(Reply::json(&view.instance.metadata))
 }

@@ -9,7 +9,11 @@ use cloudapi::{
 use control::networks::{self, IpView};
 use model::id::{AccountId, NetworkId};
 
-use super::{call::Call, error::ApiError, reply::Reply};
+use super::{
+    call::Call,
+    error::{ApiError, Faults},
+    reply::Reply,
+};
 
 /// Addresses of one page: the contract's number.
 const PAGE_MAX: usize = 1_000;
@@ -33,12 +37,14 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
 /// `GET /:account/networks/:network/ips`.
 pub(super) async fn ips(call: Call) -> Result<Reply, ApiError> {
     let id = private(&call)?;
-    let number = |key: &str, default: usize| -> Result<usize, ApiError> {
-        Ok(call.params.number(key)?.map_or(default, |number| usize::try_from(number).unwrap_or(usize::MAX)))
-    };
-    let limit = number("limit", PAGE_MAX)?.clamp(1, PAGE_MAX);
+    let mut faults = Faults::default();
+    let number =
+        |number: Option<u64>, default| number.map_or(default, |number| usize::try_from(number).unwrap_or(usize::MAX));
+    let limit = number(faults.take(call.params.number("limit")), PAGE_MAX).clamp(1, PAGE_MAX);
+    let offset = number(faults.take(call.params.number("offset")), 0);
+    faults.finish()?;
     let views = networks::ips(call.control(), call.scope(), id)?;
-    let page = views.iter().skip(number("offset", 0)?).take(limit);
+    let page = views.iter().skip(offset).take(limit);
     let shown: Vec<NetworkIp> = page.map(|view| show_ip(view, call.account.id)).collect();
     Ok(Reply::json(&shown).counted(shown.len(), Some(limit)))
 }

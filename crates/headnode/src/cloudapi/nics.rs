@@ -4,7 +4,13 @@ use control::instances::nics;
 use http::{StatusCode, header};
 use model::id::{InstanceId, MacAddr};
 
-use super::{call::Call, create, error::ApiError, machine_view::nic, reply::Reply};
+use super::{
+    call::Call,
+    create,
+    error::{ApiError, Faults},
+    machine_view::nic,
+    reply::Reply,
+};
 
 /// `GET /:account/machines/:machine/nics`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
@@ -16,9 +22,13 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 /// `POST /:account/machines/:machine/nics`.
 pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
     let id = call.machine()?;
-    let wanted = call.params.get("network").ok_or_else(|| ApiError::missing("network"))?;
-    let mut choice = create::network("network", wanted)?;
-    choice.primary |= call.params.flag("primary")?.unwrap_or(false);
+    let mut faults = Faults::default();
+    let wanted = call.params.get("network").ok_or_else(|| ApiError::missing("network"));
+    let choice = faults.take(wanted.and_then(|wanted| create::network("network", wanted)).map(Some));
+    let primary = faults.take(call.params.flag("primary")).unwrap_or(false);
+    faults.finish()?;
+    let mut choice = choice.expect("what is missing is a fault");
+    choice.primary |= primary;
     if let Some(there) = nics::on_network(call.control(), call.scope(), id, &choice)? {
         return Ok(Reply::empty(StatusCode::FOUND).header(header::LOCATION, location(&call, id, there.nic.mac)));
     }

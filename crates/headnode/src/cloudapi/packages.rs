@@ -5,26 +5,30 @@ use std::borrow::Cow;
 use cloudapi::types::Package;
 use control::packages::{self, PackageFilter};
 
-use super::{call::Call, error::ApiError, reply::Reply};
+use super::{
+    call::Call,
+    error::{ApiError, Faults},
+    reply::Reply,
+};
 
 /// `GET /:account/packages`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
     let params = &call.params;
-    let small = |key: &str| -> Result<Option<u32>, ApiError> {
-        Ok(params.number(key)?.map(|number| u32::try_from(number).unwrap_or(u32::MAX)))
-    };
+    let mut faults = Faults::default();
     let filter = PackageFilter {
-        name: params.text("name")?,
-        memory: params.number("memory")?,
-        disk: params.number("disk")?,
-        swap: params.number("swap")?,
-        max_processes: small("lwps")?,
-        vcpus: small("vcpus")?,
-        version: params.text("version")?,
-        group: params.text("group")?,
+        name: faults.take(params.text("name")),
+        memory: faults.take(params.number("memory")),
+        disk: faults.take(params.number("disk")),
+        swap: faults.take(params.number("swap")),
+        max_processes: faults.take(params.number("lwps")).map(|number| u32::try_from(number).unwrap_or(u32::MAX)),
+        vcpus: faults.take(params.number("vcpus")).map(|number| u32::try_from(number).unwrap_or(u32::MAX)),
+        version: faults.take(params.text("version")),
+        group: faults.take(params.text("group")),
         inactive: false,
     };
-    let packages = match params.flag("flexible_disk")? {
+    let flexible = faults.take(params.flag("flexible_disk"));
+    faults.finish()?;
+    let packages = match flexible {
         Some(true) => Vec::new(),
         _ => packages::list(call.control(), &filter),
     };

@@ -1,7 +1,8 @@
 //! Query and body, merged into one map, as the contract wants it.
 //!
 //! The body may be JSON, a form, or a multipart form; what it says goes before the query. A key that is given twice in a
-//! query or a form becomes a list. Values of forms are text; the getters read numbers and booleans out of text too.
+//! query or a form becomes a list. Values of forms are text, so the getters read
+//! numbers and booleans out of text; they do not take a number for text.
 
 use bytes::Bytes;
 use cloudapi::error::Code;
@@ -119,14 +120,19 @@ impl Params {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    /// Text; numbers and booleans are written out.
+    /// Text.
     pub(super) fn text(&self, key: &str) -> Result<Option<String>, ApiError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => {
-                scalar(value).map(Some).ok_or_else(|| ApiError::invalid(key, format!("{key} must be a string")))
-            }
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(ApiError::invalid(key, format!("{key} must be a string"))),
         }
+    }
+
+    /// Text, a number or a boolean, written out.
+    pub(super) fn scalar(&self, key: &str) -> Result<Option<String>, ApiError> {
+        let one = |value| scalar(value).ok_or_else(|| ApiError::invalid(key, format!("{key} must be one value")));
+        self.get(key).map(one).transpose()
     }
 
     /// Text that has to be there.
@@ -134,24 +140,29 @@ impl Params {
         self.text(key)?.filter(|text| !text.is_empty()).ok_or_else(|| ApiError::missing(key))
     }
 
-    /// `true` or `false`.
+    /// `true` or `false`, also as text.
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, ApiError> {
-        match self.text(key)?.as_deref() {
+        match self.get(key) {
             None => Ok(None),
-            Some("true") => Ok(Some(true)),
-            Some("false") => Ok(Some(false)),
-            Some(other) => Err(ApiError::invalid(key, format!("{key} must be true or false, not \"{other}\""))),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(Value::String(text)) if text == "true" => Ok(Some(true)),
+            Some(Value::String(text)) if text == "false" => Ok(Some(false)),
+            Some(other) => Err(ApiError::invalid(key, format!("{key} must be true or false, not {other}"))),
         }
     }
 
-    /// A whole number.
+    /// A whole number, also as text.
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
-        match self.text(key)? {
+        let number = |value: &Value| match value {
+            Value::Number(number) => number.as_u64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        match self.get(key) {
             None => Ok(None),
-            Some(text) => text
-                .parse()
+            Some(value) => number(value)
                 .map(Some)
-                .map_err(|_| ApiError::invalid(key, format!("{key} must be a whole number, not \"{text}\""))),
+                .ok_or_else(|| ApiError::invalid(key, format!("{key} must be a whole number, not {value}"))),
         }
     }
 

@@ -202,7 +202,10 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
             continue;
         }
         if route.method != *method {
-            others.push(route.method.as_str());
+            // Rows for whatever there may be say nothing about what there is.
+            if !route.path.starts_with("/:account/:resource") {
+                others.push(route.method.as_str());
+            }
             continue;
         }
         let mut values = Vec::new();
@@ -213,6 +216,9 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
             }
         }
         return Found::Endpoint(route, values);
+    }
+    if others.contains(&"GET") {
+        others.push("HEAD");
     }
     if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
 }

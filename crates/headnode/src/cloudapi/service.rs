@@ -106,6 +106,7 @@ async fn handle(
     let params = Params::merge(parts.uri.query(), content_type, &body)?;
     let call = Call {
         api: api.clone(),
+        operation: route.name,
         account,
         operator,
         key_id: signer.key_id,

@@ -6,7 +6,12 @@ use control::instances::tags;
 use http::StatusCode;
 use model::instance::TagValue;
 
-use super::{call::Call, create::tag, error::ApiError, reply::Reply};
+use super::{
+    call::Call,
+    create::tag,
+    error::{ApiError, Faults},
+    reply::Reply,
+};
 
 /// `GET /:account/machines/:machine/tags`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
@@ -52,5 +57,9 @@ pub(super) async fn delete_all(call: Call) -> Result<Reply, ApiError> {
 }
 
 fn given(call: &Call) -> Result<BTreeMap<String, TagValue>, ApiError> {
-    call.params.iter().map(|(key, value)| Ok((key.clone(), tag(key, value)?))).collect()
+    let mut faults = Faults::default();
+    let read = |(key, value): (&String, &_)| Some((key.clone(), faults.take(tag(key, value).map(Some))?));
+    let tags = call.params.iter().filter_map(read).collect();
+    faults.finish()?;
+    Ok(tags)
 }

@@ -35,12 +35,132 @@ async fn wrong_types_and_unknown_things_name_their_field() {
         ("affinity", json!([{"near": "web"}])),
         ("name", json!("-dash")),
         ("name", json!(["web"])),
+        ("name", json!(5)),
+        ("package", json!(5)),
+        ("firewall_enabled", json!(1)),
+        ("deletion_protection", json!("yes")),
     ] {
         refused(&stage, "/my/machines", create(field, value), "InvalidArgument", field).await;
     }
+    let everything = json!({
+        "name": 5, "package": "nosuch", "image": NOWHERE, "networks": [NOWHERE], "affinity": 5, "brand": "odd",
+        "firewall_enabled": "perhaps", "tags": {"a": []}, "metadata": {"b": {}},
+    });
+    let answer = stage.ask(Who::Ana, Method::POST, "/my/machines", everything).await;
+    assert_eq!((answer.status, &*answer.code()), (StatusCode::CONFLICT, "ValidationFailed"));
+    let mut fields: Vec<String> = answer.json()["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["field"].as_str().unwrap().to_owned())
+        .collect();
+    fields.sort();
+    let wanted =
+        ["affinity", "brand", "firewall_enabled", "image", "metadata.b", "name", "networks", "package", "tag.a"];
+    assert_eq!(fields, wanted, "every wrong field is named once");
+    assert!(wanted.iter().all(|field| answer.json()["message"].as_str().unwrap().contains(field)));
     let both = stage.ask(Who::Ana, Method::POST, "/my/machines", json!({"package": "x", "image": "y"})).await;
     assert_eq!((both.status, &*both.code()), (StatusCode::CONFLICT, "ValidationFailed"));
     assert_eq!(both.json()["errors"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn types_are_checked_in_every_change() {
+    let stage = Stage::new().await;
+    let machine = format!("/my/machines/{}", stage.running("web").await);
+    let image = format!("/my/images/{IMAGE}");
+    let fields = async |who, method: Method, target: &str, body: Value| {
+        let answer = stage.ask(who, method, target, body).await;
+        assert_eq!(answer.status, StatusCode::CONFLICT, "{target} {:?}", answer.body);
+        let mut fields: Vec<String> = answer.json()["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| error["field"].as_str().unwrap().to_owned())
+            .collect();
+        fields.sort();
+        fields.join(" ")
+    };
+    for (who, method, target, body, wanted) in [
+        (
+            Who::Ana,
+            Method::POST,
+            "/my",
+            json!({"email": 1, "phone": [], "triton_cns_enabled": 3}),
+            "email phone triton_cns_enabled",
+        ),
+        (Who::Ana, Method::POST, "/my/keys", json!({"name": 1}), "key name"),
+        (Who::Ana, Method::PUT, "/my/config", json!({"default_network": 7}), "default_network"),
+        (Who::Ana, Method::GET, "/my/packages?memory=x&disk=y", Value::Null, "disk memory"),
+        (Who::Ana, Method::GET, "/my/images?state=odd&public=maybe&owner=me", Value::Null, "owner public state"),
+        (
+            Who::Ana,
+            Method::GET,
+            "/my/machines?limit=a&offset=b&type=c&state=d&docker=e&memory=f&image=g",
+            Value::Null,
+            "docker image limit memory offset state type",
+        ),
+        (Who::Ana, Method::POST, &machine, json!({"action": "rename", "name": 5}), "name"),
+        (Who::Ana, Method::POST, &machine, json!({"action": 5}), "action"),
+        (Who::Ana, Method::POST, &format!("{machine}/nics"), json!({"network": 5, "primary": "no"}), "network primary"),
+        (Who::Ana, Method::POST, &format!("{machine}/tags"), json!({"a": {}, "b": []}), "tag.a tag.b"),
+        (Who::Ana, Method::POST, &format!("{machine}/metadata"), json!({"a": {}, "b": []}), "a b"),
+        (
+            Who::Ops,
+            Method::POST,
+            &image,
+            json!({"action": "update", "name": 5, "tags": 6, "acl": ["x"]}),
+            "acl name tags",
+        ),
+    ] {
+        assert_eq!(fields(who, method.clone(), target, body).await, wanted, "{method} {target}");
+    }
+}
+
+#[tokio::test]
+async fn passwords_are_shown_to_those_who_ask() {
+    let stage = Stage::new().await;
+    let body = json!({
+        "package": "small", "image": IMAGE, "metadata": {"credentials": {"root": "one"}, "admin_pw": "two", "open": "x"},
+    });
+    let made = stage.ask(Who::Ana, Method::POST, "/my/machines", body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{:?}", made.body);
+    let machine = format!("/my/machines/{}", made.json()["id"].as_str().unwrap());
+    stage.converge().await;
+    let metadata = format!("{machine}/metadata");
+    let answer = stage.ask(Who::Ana, Method::POST, &metadata, json!({"demo_pw": "three", "more": "y"})).await;
+    assert_eq!(answer.json(), json!({"open": "x", "more": "y"}));
+    let all = json!({"root": "one", "admin": "two", "demo": "three"});
+    for quiet in [&machine, &format!("{machine}?credentials=false")] {
+        assert_eq!(stage.get(Who::Ana, quiet).await.json()["metadata"], json!({"open": "x", "more": "y"}));
+    }
+    let open = format!("{machine}?credentials=true");
+    assert_eq!(stage.get(Who::Ana, &open).await.json()["metadata"]["credentials"], all);
+    assert_eq!(stage.get(Who::Ana, "/my/machines?credentials=true").await.json()[0]["metadata"]["credentials"], all);
+    assert_eq!(stage.get(Who::Ana, &format!("{metadata}?credentials=true")).await.json()["credentials"], all);
+    assert_eq!(stage.get(Who::Ana, &format!("{metadata}/credentials")).await.json(), all);
+    assert!(stage.get(Who::Ana, &metadata).await.json().get("credentials").is_none());
+    // All of it goes, but what logging in needs.
+    stage.ask(Who::Ana, Method::POST, &metadata, json!({"root_authorized_keys": "k"})).await;
+    let gone = stage.ask(Who::Ana, Method::DELETE, &metadata, Value::Null).await;
+    assert_eq!(gone.status, StatusCode::NO_CONTENT);
+    assert_eq!(stage.get(Who::Ana, &metadata).await.json(), json!({"root_authorized_keys": "k"}));
+}
+
+#[tokio::test]
+async fn the_way_out_is_the_primary_one() {
+    let stage = Stage::new().await;
+    for (networks, primary) in [
+        (json!([stage.private, stage.external]), &stage.external),
+        (json!([{"ipv4_uuid": stage.external}, {"ipv4_uuid": stage.private, "primary": true}]), &stage.private),
+        (json!([stage.private]), &stage.private),
+    ] {
+        let body = json!({"package": "small", "image": IMAGE, "networks": networks});
+        let made = stage.ask(Who::Ana, Method::POST, "/my/machines", body).await.json();
+        let nics = made["nics"].as_array().unwrap();
+        let found: Vec<&Value> = nics.iter().filter(|nic| nic["primary"] == true).map(|nic| &nic["network"]).collect();
+        assert_eq!(found, [&json!(primary)], "{networks}");
+    }
 }
 
 #[tokio::test]

@@ -89,8 +89,23 @@ async fn the_audit() {
     let stage = Stage::new().await;
     let id = stage.running("web").await;
     stage.ask(Who::Ana, Method::POST, &format!("/my/machines/{id}?action=rename&name=db"), Value::Null).await;
+    let metadata = format!("/my/machines/{id}/metadata");
+    stage.ask(Who::Ana, Method::POST, &metadata, json!({"a": "b"})).await;
+    // Not before the machine serves it, nor in the same second: clients wait for a line younger than their answer.
+    stage.converge().await;
+    let newest = async || stage.get(Who::Ana, &format!("/my/machines/{id}/audit")).await.json()[0].clone();
+    assert_eq!(newest().await["action"], "rename");
+    let asked = stage.get(Who::Ana, &format!("/my/machines/{id}")).await.json()["updated"].clone();
+    stage.clock.advance(std::time::Duration::from_secs(1));
+    stage.converge().await;
+    stage.until(async || newest().await["action"] == "set_metadata").await;
+    assert!(newest().await["time"].as_str().unwrap() > asked.as_str().unwrap());
+    stage.ask(Who::Ana, Method::DELETE, &format!("{metadata}/a"), Value::Null).await;
+    stage.clock.advance(std::time::Duration::from_secs(1));
+    stage.converge().await;
+    stage.until(async || newest().await["action"] == "remove_metadata").await;
     let audit = stage.get(Who::Ana, &format!("/my/machines/{id}/audit")).await.json();
-    assert_eq!((&audit[0]["action"], &audit[0]["success"]), (&json!("rename"), &json!("yes")));
+    assert_eq!((&audit[2]["action"], &audit[2]["success"]), (&json!("rename"), &json!("yes")));
     assert_eq!(audit[0]["caller"]["type"], "signature");
     assert!(audit[0]["caller"]["keyId"].as_str().unwrap().starts_with("/ana/keys/"));
 }

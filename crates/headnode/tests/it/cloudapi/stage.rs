@@ -236,6 +236,17 @@ impl Stage {
         self.report(target.zones.iter().map(|(id, zone)| (*id, fact(zone))).collect()).await;
     }
 
+    /// Waits until something is so.
+    pub(super) async fn until(&self, so: impl AsyncFn() -> bool) {
+        let mut changes = self.control.store.changes();
+        let waiting = async {
+            while !so().await {
+                changes.next().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await.expect("it comes to be so");
+    }
+
     /// A request with a JSON body.
     pub(super) async fn ask(&self, who: Who, method: Method, target: &str, body: Value) -> Answer {
         let bytes = if body.is_null() { Bytes::new() } else { body.to_string().into() };

@@ -74,11 +74,47 @@ async fn refusals() {
         ((Method::POST, "/my/keys".into(), json!({"key": "no key"})), 409, "InvalidArgument"),
         ((Method::DELETE, "/my/packages".into(), Value::Null), 405, "MethodNotAllowed"),
         ((Method::GET, "/my/nosuch/at/all/here".into(), Value::Null), 404, "ResourceNotFound"),
+        ((Method::GET, "/my/nosuch".into(), Value::Null), 404, "ResourceNotFound"),
+        ((Method::DELETE, "/my/nosuch/one".into(), Value::Null), 404, "ResourceNotFound"),
+        ((Method::PUT, "/my/nosuch".into(), json!({"role-tag": []})), 404, "ResourceNotFound"),
+        ((Method::PUT, "/my/machines".into(), json!({"role-tag": []})), 501, "NotImplemented"),
+        ((Method::PUT, machine.clone(), json!({"role-tag": []})), 501, "NotImplemented"),
+        ((Method::POST, "/my/users".into(), json!({"login": "x"})), 501, "NotImplemented"),
+        ((Method::POST, "/my/volumes".into(), json!({"name": "x"})), 501, "NotImplemented"),
+        ((Method::POST, format!("{machine}/snapshots"), json!({"name": "x"})), 501, "NotImplemented"),
+        ((Method::POST, format!("{machine}/migrate"), json!({"action": "begin"})), 501, "NotImplemented"),
+        ((Method::POST, "/my/images".into(), json!({"machine": id})), 501, "NotImplemented"),
     ];
     for ((method, target, body), status, code) in cases {
         let answer = stage.ask(Who::Ana, method.clone(), &target, body.clone()).await;
         assert_eq!((answer.status.as_u16(), &*answer.code()), (status, code), "{method} {target} {body}");
         assert!(!answer.json()["message"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_known_path_says_its_methods() {
+    let stage = Stage::new().await;
+    let answer = stage.ask(Who::Ana, Method::PATCH, "/my/machines", Value::Null).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(answer.header("allow"), Some("GET, POST, HEAD"));
+}
+
+#[tokio::test]
+async fn every_get_has_a_head() {
+    let stage = Stage::new().await;
+    let id = stage.running("web").await;
+    for (_, pattern, name) in headnode::cloudapi::endpoints().filter(|(method, _, _)| *method == Method::GET) {
+        let target = pattern.replace(":account", "my").replace(":machine", &id).replace(":network", &stage.private);
+        let target = target.replace(":image", IMAGE).replace(":package", "small").replace(":ip", "10.89.0.9");
+        let target = target.replace(":key", "laptop").replace(":datacenter", "home-1");
+        let get = stage.get(Who::Ana, &target).await;
+        let head = stage.ask(Who::Ana, Method::HEAD, &target, Value::Null).await;
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{name} {target}");
+        for header in ["content-type", "content-length", "content-md5", "x-resource-count", "x-query-limit", "location"]
+        {
+            assert_eq!(head.header(header), get.header(header), "{name} {target} {header}");
+        }
     }
 }
 
