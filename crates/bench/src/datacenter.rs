@@ -70,7 +70,7 @@ impl Datacenter {
         let settings = Settings::load(&file).map_err(|error| error.to_string())?;
         run(&neso, &root, &["up"])?;
         let client = client(&settings, &root)?;
-        let images = client.images("active").await.map_err(|error| error.to_string())?;
+        let images = client.images(&[("state", "active")]).await.map_err(|error| error.to_string())?;
         let image = images.first().ok_or("the datacenter has no image")?.id.to_string();
         let networks = client.networks().await.map_err(|error| error.to_string())?;
         let network = networks.iter().find(|network| network.name == "external").ok_or("no network `external`")?.id;

@@ -7,11 +7,23 @@ use base::shutdown::Shutdown;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{adm, context::Place, doctor, down, failure::Outcome, image, install, manual, processes, tenant, up};
+use crate::{
+    adm,
+    context::Place,
+    doctor, down,
+    failure::Outcome,
+    image, install, manual, processes,
+    tenant::{self, nouns},
+    up,
+};
+
+/// What exit codes mean, at the end of `--help`.
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reason and what to do about it on standard \
+error; 2 a command line that cannot be read. `neso instance ssh` ends with the code of ssh.";
 
 /// A public cloud on your own machines.
 #[derive(Debug, Parser)]
-#[command(name = "neso", version, max_term_width = 100)]
+#[command(name = "neso", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     place: Place,
@@ -65,15 +77,25 @@ enum Command {
     /// Tenants' commands: instances over CloudAPI, with triton's profiles.
     #[command(visible_alias = "inst")]
     Instance(tenant::Command),
+    /// The tenant's account.
+    Account(nouns::Noun<nouns::Account>),
+    /// The account's SSH keys.
+    Key(nouns::Noun<nouns::Key>),
+    /// Images: list, show, change, build.
+    #[command(visible_alias = "img")]
+    Image(nouns::Noun<nouns::Image>),
+    /// Packages: the sizes instances come in.
+    #[command(visible_alias = "pkg")]
+    Package(nouns::Noun<nouns::Package>),
+    /// Networks and their addresses.
+    #[command(visible_alias = "net")]
+    Network(nouns::Noun<nouns::Network>),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor {
         /// Print JSON.
         #[arg(short, long)]
         json: bool,
     },
-    /// Build images.
-    #[command(subcommand)]
-    Image(image::Command),
     /// Read the manual.
     Manual {
         /// Which chapter; without one, the list.
@@ -105,7 +127,14 @@ fn run(cli: Cli) -> Outcome {
         Command::Adm(command) => small(|_| async move { adm::run(&place, command).await }),
         Command::Instance(command) => small(|_| async move { tenant::run(command).await }),
         Command::Doctor { json } => small(|_| async move { doctor::run(&place, json).await }),
-        Command::Image(command) => image::run(command),
+        Command::Account(noun) => small(|_| async move { nouns::account(noun).await }),
+        Command::Key(noun) => small(|_| async move { nouns::key(noun).await }),
+        Command::Image(noun) => match noun.verb {
+            nouns::Image::Build(command) => image::run(command),
+            _ => small(|_| async move { nouns::image(noun).await }),
+        },
+        Command::Package(noun) => small(|_| async move { nouns::package(noun).await }),
+        Command::Network(noun) => small(|_| async move { nouns::network(noun).await }),
         Command::Manual { chapter } => manual::run(chapter.as_deref()),
     }
 }

@@ -12,7 +12,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use model::{
-    id::{ImageId, InstanceId, MacAddr},
+    id::{ImageId, InstanceId, MacAddr, NetworkId},
     instance::TagValue,
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -24,7 +24,10 @@ use super::{Profile, Signer, signer::SignerError, tls};
 use crate::{
     error::ErrorBody,
     signature::http_date,
-    types::{Account, Audit, CreateKey, CreateMachine, Image, Key, Machine, Network, NetworkChoice, Nic, Package},
+    types::{
+        Account, AccountUpdate, Audit, CreateKey, CreateMachine, Image, ImageUpdate, Key, Machine, Network,
+        NetworkChoice, NetworkIp, Nic, Package,
+    },
 };
 
 /// How long one request may take.
@@ -161,19 +164,50 @@ impl Client {
         self.post("/keys", key).await
     }
 
-    /// All packages.
-    pub async fn packages(&self) -> Result<Vec<Package<'static>>, ClientError> {
-        self.get("/packages", &[]).await
+    /// Changes the account.
+    pub async fn account_update(&self, change: &AccountUpdate) -> Result<Account<'static>, ClientError> {
+        self.post("", change).await
     }
 
-    /// Images one may use; `state` `all` shows the rest too.
-    pub async fn images(&self, state: &str) -> Result<Vec<Image<'static>>, ClientError> {
-        self.get("/images", &[("state", state)]).await
+    /// One key, by name or fingerprint.
+    pub async fn key(&self, key: &str) -> Result<Key<'static>, ClientError> {
+        self.get(&format!("/keys/{}", utf8_percent_encode(key, SEGMENT)), &[]).await
+    }
+
+    /// Removes a key.
+    pub async fn key_delete(&self, key: &str) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &format!("/keys/{}", utf8_percent_encode(key, SEGMENT)), &[], None).await?.done()
+    }
+
+    /// Packages that match the contract's filters.
+    pub async fn packages(&self, filters: &[(&str, &str)]) -> Result<Vec<Package<'static>>, ClientError> {
+        self.get("/packages", filters).await
+    }
+
+    /// Images one may use that match the contract's filters; active ones, unless `state` says otherwise.
+    pub async fn images(&self, filters: &[(&str, &str)]) -> Result<Vec<Image<'static>>, ClientError> {
+        self.get("/images", filters).await
     }
 
     /// One image.
     pub async fn image(&self, id: ImageId) -> Result<Image<'static>, ClientError> {
         self.get(&format!("/images/{id}"), &[]).await
+    }
+
+    /// Changes what is said of an image.
+    pub async fn image_update(&self, id: ImageId, change: &ImageUpdate) -> Result<Image<'static>, ClientError> {
+        let path = format!("/images/{id}");
+        self.send(Method::POST, &path, &[("action", "update")], Some(to_bytes(change))).await?.read()
+    }
+
+    /// Deletes an image.
+    pub async fn image_delete(&self, id: ImageId) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &format!("/images/{id}"), &[], None).await?.done()
+    }
+
+    /// Addresses of a network that are in use or reserved, page by page.
+    pub async fn network_ips(&self, id: NetworkId) -> Result<Vec<NetworkIp>, ClientError> {
+        self.pages(&format!("/networks/{id}/ips"), &[]).await
     }
 
     /// Networks one may use.
@@ -193,12 +227,16 @@ impl Client {
 
     /// All instances that match, page by page.
     pub async fn machines(&self, filter: &MachineFilter) -> Result<Vec<Machine<'static>>, ClientError> {
+        let query: Vec<(&str, &str)> = filter.0.iter().map(|(key, value)| (&**key, &**value)).collect();
+        self.pages("/machines", &query).await
+    }
+
+    async fn pages<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<Vec<T>, ClientError> {
         let mut all = Vec::new();
         loop {
             let (limit, offset) = (PAGE.to_string(), all.len().to_string());
-            let mut query: Vec<(&str, &str)> = filter.0.iter().map(|(key, value)| (&**key, &**value)).collect();
-            query.extend([("limit", &*limit), ("offset", &*offset)]);
-            let page: Vec<Machine<'static>> = self.get("/machines", &query).await?;
+            let query = [query, &[("limit", &*limit), ("offset", &*offset)]].concat();
+            let page: Vec<T> = self.get(path, &query).await?;
             let last = page.len() < PAGE;
             all.extend(page);
             if last {

@@ -38,6 +38,14 @@ pub enum ProfileError {
     /// None is configured.
     #[error("no profile: set TRITON_URL, TRITON_ACCOUNT and TRITON_KEY_ID, or make one with `triton profile create`")]
     None,
+    /// The named one does not exist.
+    #[error("there is no profile \"{name}\" (`{path}`)")]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// Half of the environment is set.
     #[error("the environment sets some of TRITON_URL, TRITON_ACCOUNT and TRITON_KEY_ID, but not {0}")]
     Incomplete(&'static str),
@@ -129,7 +137,8 @@ impl Profile {
     }
 
     fn from_file(name: &str, path: &Path) -> Result<Self, ProfileError> {
-        let file: File = read(path)?.ok_or(ProfileError::None)?;
+        let file: File =
+            read(path)?.ok_or_else(|| ProfileError::Unknown { name: name.to_owned(), path: path.to_owned() })?;
         Ok(Self {
             name: name.to_owned(),
             url: file.url,

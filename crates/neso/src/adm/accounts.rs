@@ -94,7 +94,8 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
     }
 }
 
-fn read_key(file: &std::path::Path) -> Outcome<String> {
+/// The public key in a file; a private one is refused.
+pub(crate) fn read_key(file: &std::path::Path) -> Outcome<String> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Failure::new(format!("failed to read public key `{}`: {error}", file.display())))?;
     if text.contains("PRIVATE KEY") {

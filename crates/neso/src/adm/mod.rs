@@ -3,7 +3,7 @@
 //! One file per group of nouns; each turns arguments into one request and its answer into one table. Nothing is decided
 //! here: what may be done and why not is the headnode's business.
 
-mod accounts;
+pub(crate) mod accounts;
 mod console;
 mod infra;
 mod instances;

@@ -1,8 +1,10 @@
-//! `neso instance`: the tenant's client over CloudAPI, with the profiles and keys of the `triton` command.
+//! `neso instance` and, in `nouns`, the rest: the tenant's client over CloudAPI, with the profiles and keys of `triton`.
 //!
-//! [`Tenant`] is the connection and the few compound verbs (resolve a name, wait for a state) that commands and `neso up`
-//! share; `show` makes tables. Names, short ids and ids are accepted wherever an object is named, as triton does.
+//! [`Tenant`] is the connection and the few compound verbs (`find`: resolve a name; wait for a state) that commands and
+//! `neso up` share; `show` makes tables. Names, short ids and ids are accepted wherever an object is named, as triton does.
 
+mod find;
+pub(crate) mod nouns;
 mod show;
 
 use std::{
@@ -66,6 +68,16 @@ enum Verb {
     /// Delete an instance.
     #[command(visible_alias = "rm")]
     Delete(On),
+    /// Refuse the deletion of an instance from now on.
+    EnableDeletionProtection {
+        /// Id, short id or name.
+        instance: String,
+    },
+    /// Allow the deletion of an instance again.
+    DisableDeletionProtection {
+        /// Id, short id or name.
+        instance: String,
+    },
     /// Change an instance's package.
     Resize {
         /// Id, short id or name.
@@ -177,6 +189,8 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Verb::Stop(on) => act(&tenant, output, on, Act { verb: "stop", until: "stopped" }).await,
         Verb::Reboot(on) => reboot(&tenant, output, on).await,
         Verb::Delete(on) => delete(&tenant, output, on).await,
+        Verb::EnableDeletionProtection { instance } => protect(&tenant, output, &instance, true).await,
+        Verb::DisableDeletionProtection { instance } => protect(&tenant, output, &instance, false).await,
         Verb::Resize { instance, package } => {
             let machine = tenant.find_one(&instance).await?;
             tenant.client.machine_resize(machine.id, &tenant.package(&package).await?).await?;
@@ -202,15 +216,22 @@ pub(crate) async fn run(command: Command) -> Outcome {
             let machine = tenant.find_one(&instance).await?;
             show::nics(output, &tenant.client.nics(machine.id).await?)
         }
-        Verb::Images => show::images(output, &tenant.client.images("active").await?),
-        Verb::Packages => show::packages(output, &tenant.client.packages().await?),
+        Verb::Images => show::images(output, &tenant.client.images(&[]).await?),
+        Verb::Packages => show::packages(output, &tenant.client.packages(&[]).await?),
         Verb::Networks => show::networks(output, &tenant.client.networks().await?),
     }
 }
 
+/// Filters of the contract; a wrong one would otherwise just not filter.
 fn filter(filters: &[String]) -> Outcome<MachineFilter> {
+    const KNOWN: [&str; 11] =
+        ["name", "state", "type", "brand", "image", "package", "memory", "tombstone", "docker", "credentials", "tags"];
     filters.iter().try_fold(MachineFilter::default(), |filter, text| {
         let (key, value) = pair(text)?;
+        if !KNOWN.contains(&key.as_str()) && !key.starts_with("tag.") {
+            return Err(Failure::new(format!("instances cannot be filtered by \"{key}\""))
+                .mend(format!("use tag.KEY or one of {}", KNOWN.join(", "))));
+        }
         Ok(filter.with(key, value))
     })
 }
@@ -285,6 +306,13 @@ async fn act(tenant: &Tenant, output: Output, on: On, act: Act) -> Outcome {
         tenant.wait(machine.id, act.until, WAIT_PATIENCE).await?;
     }
     output.say(format!("{} instance {}: {}", act.verb, words(&machine), if on.wait { act.until } else { "asked" }))
+}
+
+async fn protect(tenant: &Tenant, output: Output, instance: &str, protected: bool) -> Outcome {
+    let machine = tenant.find_one(instance).await?;
+    let verb = if protected { "enable" } else { "disable" };
+    tenant.client.machine_action(machine.id, &format!("{verb}_deletion_protection")).await?;
+    output.say(format!("Instance {} can{} be deleted.", words(&machine), if protected { "not" } else { "" }))
 }
 
 /// A reboot begins and ends in the same state, so its end is told by the audit record it leaves.
@@ -473,72 +501,6 @@ impl Tenant {
             tokio::time::sleep(POLL).await;
         }
     }
-
-    async fn find_id(&self, instance: &str) -> Outcome<InstanceId> {
-        match instance.parse() {
-            Ok(id) => Ok(id),
-            Err(_) => Ok(self.find_one(instance).await?.id),
-        }
-    }
-
-    /// An instance by id, name or short id.
-    async fn find_one(&self, instance: &str) -> Outcome<Machine<'static>> {
-        if let Ok(id) = instance.parse() {
-            return Ok(self.client.machine(id).await?);
-        }
-        let by_name = self.client.machines(&MachineFilter::default().with("name", instance)).await?;
-        if let Some(machine) = by_name.into_iter().next() {
-            return Ok(machine);
-        }
-        let all = self.client.machines(&MachineFilter::default()).await?;
-        only("instance", instance, all.into_iter().filter(|machine| machine.id.to_string().starts_with(instance)))
-    }
-
-    /// An image's id by id, short id, name@version, or name (the newest).
-    async fn image(&self, image: &str) -> Outcome<String> {
-        let (name, version) = match image.split_once('@') {
-            Some((name, version)) => (name, Some(version)),
-            None => (image, None),
-        };
-        let images = self.client.images("active").await?;
-        let named =
-            images.iter().filter(|found| found.name == name && version.is_none_or(|wanted| found.version == wanted));
-        if let Some(newest) =
-            named.max_by(|one, other| (one.published_at, &one.version).cmp(&(other.published_at, &other.version)))
-        {
-            return Ok(newest.id.to_string());
-        }
-        let ids = images.iter().map(|found| found.id.to_string()).filter(|id| id.starts_with(image));
-        only("image", image, ids)
-    }
-
-    /// A package's id by id, short id or name.
-    async fn package(&self, package: &str) -> Outcome<String> {
-        let packages = self.client.packages().await?;
-        if let Some(found) = packages.iter().find(|found| found.name == package) {
-            return Ok(found.id.to_string());
-        }
-        only("package", package, packages.iter().map(|found| found.id.to_string()).filter(|id| id.starts_with(package)))
-    }
-
-    /// A network's id by id, short id or name.
-    async fn network(&self, network: &str) -> Outcome<model::id::NetworkId> {
-        let networks = self.client.networks().await?;
-        if let Some(found) = networks.iter().find(|found| found.name == network) {
-            return Ok(found.id);
-        }
-        let ids = networks.iter().map(|found| found.id).filter(|id| id.to_string().starts_with(network));
-        only("network", network, ids)
-    }
-}
-
-/// The one thing that fits, or why there is none.
-fn only<T>(what: &str, wanted: &str, mut fitting: impl Iterator<Item = T>) -> Outcome<T> {
-    match (fitting.next(), fitting.next()) {
-        (Some(found), None) if !wanted.is_empty() => Ok(found),
-        (Some(_), Some(_)) => Err(Failure::new(format!("more than one {what} fits \"{wanted}\"; name one by its id"))),
-        _ => Err(Failure::new(format!("there is no {what} \"{wanted}\""))),
-    }
 }
 
 /// Seconds since the epoch: what signatures carry.
@@ -551,10 +513,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_twice_or_never_is_refused() {
-        assert_eq!(only("image", "a", ["ab"].into_iter()).unwrap(), "ab");
-        assert!(only("image", "a", ["ab", "ac"].into_iter()).unwrap_err().message.contains("more than one"));
-        assert!(only("image", "a", std::iter::empty::<&str>()).unwrap_err().message.contains("no image"));
+    fn filters_are_known_ones() {
+        let text = |text: &str| filter(&[text.to_owned()]);
+        assert!(text("state=running").is_ok() && text("tag.role=web").is_ok());
+        let refused = text("foo=bar").unwrap_err();
+        assert!(refused.message.contains("\"foo\"") && refused.remedy.unwrap().contains("state"));
         assert!(pair("novalue").is_err());
         assert_eq!(pair("a=b=c").unwrap(), ("a".to_owned(), "b=c".to_owned()));
     }

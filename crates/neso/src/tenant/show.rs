@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use cloudapi::types::{Audit, Image, Machine, Network, Nic, Package};
+use cloudapi::types::{Account, Audit, Image, Key, Machine, Network, NetworkIp, Nic, Package};
 use model::{instance::TagValue, target::Phase};
 use serde::Serialize;
 
 use crate::{
-    adm::{Output, details, or_dash, table},
+    adm::{Output, bytes, details, or_dash, table},
     failure::Outcome,
 };
 
@@ -158,6 +158,128 @@ pub(super) fn packages(output: Output, packages: &Vec<Package<'_>>) -> Outcome {
                 ]
             }),
         )
+    })
+}
+
+/// One image.
+pub(super) fn image(output: Output, image: &Image<'_>) -> Outcome {
+    output.show(image, |image| {
+        let mut lines = vec![
+            ("id", image.id.to_string()),
+            ("name", image.name.to_string()),
+            ("version", image.version.to_string()),
+            ("os", image.os.to_string()),
+            ("type", image.kind.to_string()),
+            ("state", image.state.to_string()),
+            ("public", image.public.to_string()),
+            ("owner", image.owner.to_string()),
+            ("published", or_dash(image.published_at)),
+            ("description", or_dash(image.description.as_ref())),
+            ("homepage", or_dash(image.homepage.as_ref())),
+            ("needs memory", or_dash(image.requirements.min_memory)),
+        ];
+        for file in &image.files {
+            lines.push(("file", format!("{}, {}, sha1 {}", bytes(file.size), file.compression, file.sha1)));
+        }
+        if let Some(error) = &image.error {
+            lines.push(("error", error.message.to_string()));
+        }
+        details(&lines)
+    })
+}
+
+/// One package.
+pub(super) fn package(output: Output, package: &Package<'_>) -> Outcome {
+    output.show(package, |package| {
+        details(&[
+            ("id", package.id.to_string()),
+            ("name", package.name.to_string()),
+            ("version", or_dash(package.version.as_ref())),
+            ("group", or_dash(package.group.as_ref())),
+            ("description", or_dash(package.description.as_ref())),
+            ("memory", package.memory.to_string()),
+            ("memory and swap", package.swap.to_string()),
+            ("disk", package.disk.to_string()),
+            ("processes", package.lwps.to_string()),
+        ])
+    })
+}
+
+/// One network.
+pub(super) fn network(output: Output, network: &Network<'_>) -> Outcome {
+    output.show(network, |network| {
+        details(&[
+            ("id", network.id.to_string()),
+            ("name", network.name.to_string()),
+            ("public", network.public.to_string()),
+            ("description", or_dash(network.description.as_ref())),
+            ("subnet", or_dash(network.subnet.as_ref())),
+            ("gateway", or_dash(network.gateway)),
+        ])
+    })
+}
+
+/// Addresses.
+pub(super) fn addresses(output: Output, addresses: &Vec<NetworkIp>) -> Outcome {
+    output.show(addresses, |addresses| {
+        table(
+            &["ip", "reserved", "managed", "instance"],
+            addresses.iter().map(|address| {
+                vec![
+                    address.ip.to_string(),
+                    address.reserved.to_string(),
+                    address.managed.to_string(),
+                    or_dash(address.belongs_to_uuid),
+                ]
+            }),
+        )
+    })
+}
+
+/// The account.
+pub(super) fn account(output: Output, account: &Account<'_>) -> Outcome {
+    output.show(account, |account| {
+        let texts = [
+            ("company", &account.company_name),
+            ("first name", &account.first_name),
+            ("last name", &account.last_name),
+            ("address", &account.address),
+            ("postal code", &account.postal_code),
+            ("city", &account.city),
+            ("state", &account.state),
+            ("country", &account.country),
+            ("phone", &account.phone),
+        ];
+        let mut lines = vec![
+            ("id", account.id.to_string()),
+            ("login", account.login.to_string()),
+            ("email", account.email.to_string()),
+        ];
+        lines.extend(texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?.to_string()))));
+        lines.push(("dns names", account.triton_cns_enabled.to_string()));
+        lines.push(("created", account.created.to_string()));
+        lines.push(("updated", account.updated.to_string()));
+        details(&lines)
+    })
+}
+
+/// Keys.
+pub(super) fn keys(output: Output, keys: &Vec<Key<'_>>) -> Outcome {
+    output.show(keys, |keys| {
+        let row = |key: &Key<'_>| vec![key.name.to_string(), key.fingerprint.to_string(), or_dash(key.created)];
+        table(&["name", "fingerprint", "added"], keys.iter().map(row))
+    })
+}
+
+/// One key.
+pub(super) fn key(output: Output, key: &Key<'_>) -> Outcome {
+    output.show(key, |key| {
+        details(&[
+            ("name", key.name.to_string()),
+            ("fingerprint", key.fingerprint.to_string()),
+            ("added", or_dash(key.created)),
+            ("key", key.key.to_string()),
+        ])
     })
 }
 

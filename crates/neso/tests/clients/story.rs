@@ -18,7 +18,10 @@ pub(crate) fn tell(dc: &Datacenter) {
     networks(dc);
     let id = create(dc, &image, &package);
     reading(dc, &id, &image, &package);
+    filters(dc, &id);
     tags_and_metadata(dc, &id);
+    nics(dc, &id);
+    not_here(dc, &id);
     turning_off_and_on(dc, &id);
     changing(dc, &id);
     logging_in(dc);
@@ -45,6 +48,13 @@ fn looking_around(dc: &Datacenter) {
     let datacenters = dc.json("datacenters -j");
     assert_eq!(datacenters.len(), 1);
     dc.triton("services").good();
+    dc.triton("account update company=nobody").refused("company");
+    dc.triton("account update companyName=Example city=Ulm triton_cns_enabled=false").good();
+    let account = dc.one("account get -j");
+    assert_eq!((&account["companyName"], &account["city"]), (&json!("Example"), &json!("Ulm")));
+    assert!(dc.json("account limits -j").is_empty());
+    let pong = dc.triton("cloudapi /--ping").good();
+    assert!(pong.contains("pong") && pong.contains("9.0.0"), "{pong}");
 }
 
 fn keys(dc: &Datacenter) {
@@ -109,7 +119,14 @@ fn images(dc: &Datacenter) -> String {
     );
     assert_eq!((&minimal["type"], &minimal["state"]), (&json!("lx-dataset"), &json!("active")));
     assert_eq!(dc.one("image get -j minimal")["id"], minimal["id"]);
-    dc.triton("image get nothing-like-this").refused("");
+    dc.triton("image get nothing-like-this").refused("no image with name or short id");
+    assert!(dc.json("image list -j name=no-such-image").is_empty());
+    assert_eq!(dc.json("image list -j name=minimal os=linux type=lx-dataset public=true").len(), 1);
+    // It belongs to the operator.
+    let id = minimal["id"].as_str().expect("an id");
+    dc.triton(&format!("image update {id} description=mine")).refused("belongs to another account");
+    dc.triton(&format!("image delete -f {id}")).refused("belongs to another account");
+    dc.triton(&format!("image export {id} --dry-run /stor/x")).refused("");
     minimal["id"].as_str().expect("an id").to_owned()
 }
 
@@ -122,9 +139,15 @@ fn networks(dc: &Datacenter) {
     assert!(networks.iter().any(|network| network["id"] == external["id"]));
     dc.triton("network ip list external").refused("NotAuthorized");
     if let Some(own) = networks.iter().find(|network| network["public"] == false) {
-        for address in dc.json(&format!("network ip list -j {}", own["id"].as_str().expect("an id"))) {
-            check("address", &address, &[("ip", Kind::Ip), ("reserved", Kind::Bool), ("managed", Kind::Bool)]);
+        let id = own["id"].as_str().expect("an id");
+        let addresses = dc.json(&format!("network ip list -j {id}"));
+        for address in &addresses {
+            check("address", address, &[("ip", Kind::Ip), ("reserved", Kind::Bool), ("managed", Kind::Bool)]);
         }
+        if let Some(ip) = addresses.first().and_then(|address| address["ip"].as_str()) {
+            assert_eq!(&dc.one(&format!("network ip get -j {id} {ip}")), &addresses[0]);
+        }
+        dc.triton(&format!("network ip get {id} 192.0.2.1")).refused("");
     }
 }
 
@@ -197,6 +220,69 @@ fn reading(dc: &Datacenter, id: &str, image: &str, package: &str) {
     );
 }
 
+fn filters(dc: &Datacenter, id: &str) {
+    let found = |filters: &str| dc.json(&format!("instance list -j {filters}")).iter().any(|one| one["id"] == id);
+    for filters in [
+        "state=running",
+        "state=provisioning",
+        "brand=lx",
+        "type=smartmachine",
+        "tag.role=story",
+        "docker=false",
+        "brand=lx state=running tag.role=story",
+    ] {
+        assert!(found(filters), "instance list {filters}");
+    }
+    for filters in ["state=stopped", "brand=bhyve", "type=virtualmachine", "tag.role=other", "name=other", "memory=1"] {
+        assert!(!found(filters), "instance list {filters}");
+    }
+    dc.triton("instance list state=odd").refused("not a valid state");
+    dc.triton("instance list foo=bar").refused("foo");
+    let page = |limit: usize, offset: usize| {
+        let out = dc.triton(&format!("cloudapi /my/machines?limit={limit}&offset={offset}")).good();
+        serde_json::from_str::<Vec<Value>>(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    };
+    let all = page(1000, 0);
+    let paged: Vec<Value> = (0..all.len()).flat_map(|offset| page(1, offset)).collect();
+    assert_eq!(paged.len(), all.len());
+    assert!(page(1, all.len()).is_empty());
+    let headers = dc.triton("cloudapi -i /my/machines?limit=1").good().to_lowercase();
+    assert!(headers.contains("x-query-limit: 1\n") && headers.contains("x-resource-count: 1\n"), "{headers}");
+}
+
+fn nics(dc: &Datacenter, id: &str) {
+    let before = dc.json(&format!("instance nic list -j {id}"));
+    let networks = dc.json("network list -j");
+    let other = networks.iter().find(|network| before.iter().all(|nic| nic["network"] != network["id"]));
+    let Some(other) = other.map(|network| network["id"].as_str().expect("an id")) else {
+        println!("skipped: triton instance nic create, because the instance is on every network");
+        return;
+    };
+    let nic = dc.one(&format!("instance nic create -w -j {id} {other}"));
+    check("nic", &nic, &[("mac", Kind::Mac), ("ip", Kind::Ip), ("primary", Kind::Bool), ("state", Kind::Text)]);
+    assert_eq!((&nic["state"], &nic["network"]), (&json!("running"), &json!(other)));
+    let mac = nic["mac"].as_str().expect("a mac");
+    assert_eq!(dc.one(&format!("instance nic get -j {id} {mac}")), nic);
+    dc.triton(&format!("instance nic create {id} {other}")).refused("already has a NIC on that network");
+    assert_eq!(dc.json(&format!("instance ip -j {id}")).len(), 1);
+    dc.triton(&format!("instance nic delete -f {id} {mac}")).good();
+    dc.triton(&format!("instance nic get {id} {mac}")).refused("ResourceNotFound");
+    dc.triton(&format!("instance nic create {id} {}", "0".repeat(8))).refused("");
+}
+
+/// What this datacenter does not have is an empty list, or a refusal that says so.
+fn not_here(dc: &Datacenter, id: &str) {
+    for empty in ["volume list", "rbac users", "rbac roles", "rbac policies", "instance migration list"] {
+        assert!(dc.json(&format!("{empty} -j")).is_empty(), "{empty}");
+    }
+    assert!(dc.json(&format!("instance snapshot list -j {id}")).is_empty());
+    dc.triton(&format!("instance snapshot create -n one {id}")).refused("does not offer");
+    dc.triton(&format!("image create {id} mine 1.0.0")).refused("does not offer");
+    dc.triton("volume create -n v -s 10G").refused("");
+    dc.triton(&format!("instance migration begin {id}")).refused("does not offer");
+    dc.triton("changefeed").refused("");
+}
+
 fn tags_and_metadata(dc: &Datacenter, id: &str) {
     dc.triton(&format!("instance tag set -w {id} color=green count=3 live=true")).good();
     let tags = dc.one(&format!("instance tag list -j {id}"));
@@ -205,11 +291,15 @@ fn tags_and_metadata(dc: &Datacenter, id: &str) {
     dc.triton(&format!("instance tag delete -w {id} count live")).good();
     dc.triton(&format!("instance tag replace-all -w {id} only=this")).good();
     assert_eq!(dc.one(&format!("instance tag list -j {id}")), json!({"only": "this"}));
-    // Not with -w: it waits for an audit entry younger than our answer, and here the change is done before the answer.
-    dc.triton(&format!("instance metadata set {id} motto=upward")).good();
+    // These wait for a line in the audit that is younger than the answer: written when the machine serves the change.
+    dc.triton(&format!("instance metadata set -w {id} motto=upward other=x")).good();
     assert_eq!(dc.triton(&format!("instance metadata get {id} motto")).good().trim(), "upward");
-    dc.triton(&format!("instance metadata delete -f {id} motto")).good();
+    assert_eq!(dc.one(&format!("instance get -j {id}"))["metadata"]["motto"], "upward");
+    dc.triton(&format!("instance metadata delete -f -w {id} motto")).good();
     assert_eq!(dc.one(&format!("instance metadata list -j {id}")).get("motto"), None);
+    dc.triton(&format!("instance metadata delete -f -w -a {id}")).good();
+    assert_eq!(dc.one(&format!("instance metadata list -j {id}")).get("other"), None);
+    dc.triton(&format!("instance metadata get {id} other")).refused("ResourceNotFound");
 }
 
 fn turning_off_and_on(dc: &Datacenter, id: &str) {
@@ -236,7 +326,13 @@ fn changing(dc: &Datacenter, id: &str) {
     assert_eq!((&after["package"], &after["memory"]), (&larger["name"], &larger["memory"]));
     dc.triton(&format!("instance rename -w {id} renamed")).good();
     assert_eq!(dc.one("instance get -j renamed")["id"], id);
-    dc.triton("instance rename -w renamed no_such!name").refused("");
+    dc.triton("instance rename -w renamed no_such!name").refused("no_such!name");
+    dc.triton("instance resize renamed no-such-package").refused("no package with name or short id");
+    dc.triton("instance get no-such-instance").refused("no instance with name or short id");
+    dc.triton("instance get 00000000-0000-0000-0000-000000000001").refused("ResourceNotFound");
+    dc.triton(&format!("instance enable-firewall -w {id}")).good();
+    assert_eq!(dc.one("instance get -j renamed")["firewall_enabled"], true);
+    dc.triton(&format!("instance disable-firewall -w {id}")).good();
 }
 
 /// Into the first instance, which has sshd; the small one has none.
@@ -276,11 +372,29 @@ fn deleting(dc: &Datacenter, id: &str) {
         );
     }
     let actions: Vec<&str> = audit.iter().filter_map(|entry| entry["action"].as_str()).collect();
-    for action in ["provision", "stop", "start", "reboot", "resize"] {
+    for action in [
+        "provision",
+        "stop",
+        "start",
+        "reboot",
+        "resize",
+        "rename",
+        "set_metadata",
+        "remove_metadata",
+        "replace_metadata",
+        "set_tags",
+        "remove_tags",
+        "replace_tags",
+        "add_nics",
+        "remove_nics",
+        "enable_deletion_protection",
+    ] {
         assert!(actions.contains(&action), "the audit has no {action}: {actions:?}");
     }
     assert!(audit.windows(2).all(|pair| pair[0]["time"].as_str() >= pair[1]["time"].as_str()), "newest first");
 
     dc.triton(&format!("instance delete -f -w {id}")).good();
     assert!(!dc.json("instance list -j").iter().any(|machine| machine["id"] == id));
+    // It is shown once more, and the command fails.
+    dc.triton(&format!("instance get -j {id}")).refused("was deleted");
 }
