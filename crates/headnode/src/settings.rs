@@ -117,6 +117,23 @@ pub struct Pool {
     /// A directory on btrfs to use instead of a loop file.
     #[serde(default)]
     pub directory: Option<PathBuf>,
+    /// A whole disk or partition to use instead of a loop file; formatted if it is blank.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
+}
+
+impl Pool {
+    fn check(&self) -> Result<(), String> {
+        for (name, path) in [("directory", &self.directory), ("device", &self.device)] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                return Err(format!("pool.{name} must be an absolute path, not `{}`", path.display()));
+            }
+        }
+        match self.directory.is_some() && self.device.is_some() {
+            true => Err("pool.directory and pool.device exclude each other; keep one of them".into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A network made by the first `neso up`.
@@ -254,6 +271,7 @@ impl Settings {
                 return Err(format!("paths.{name} must be an absolute path, not `{}`", path.display()));
             }
         }
+        self.pool.check()?;
         self.cloudapi.check()?;
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
@@ -328,9 +346,9 @@ impl Settings {
         self.pool.directory.clone().unwrap_or_else(|| self.paths.data.join("pool"))
     }
 
-    /// The pool's loop file; `None` when the pool is a directory.
+    /// The pool's loop file; `None` when the pool is a directory or a disk.
     pub fn pool_file(&self) -> Option<PathBuf> {
-        self.pool.directory.is_none().then(|| self.paths.data.join("pool.img"))
+        (self.pool.directory.is_none() && self.pool.device.is_none()).then(|| self.paths.data.join("pool.img"))
     }
 
     /// URL tenants on this machine use.
@@ -549,6 +567,8 @@ mod tests {
         let wrong = |from: &str, to: &str| Settings::parse(&text.replace(from, to)).unwrap_err();
         assert!(wrong("\"n\"", "\"long\"").contains("kernel.link_prefix"));
         assert!(wrong("[pool]", "[pool]\nsise = 1").contains("sise"));
+        assert!(wrong("[pool]", "[pool]\ndevice = \"vdb\"").contains("pool.device"));
+        assert!(wrong("[pool]", "[pool]\ndevice = \"/dev/vdb\"\ndirectory = \"/srv\"").contains("exclude"));
         assert!(wrong("\"/run/neso\"", "\"run\"").contains("paths.run"));
     }
 

@@ -66,12 +66,15 @@ enum Command {
     /// Keep headnode and node running; `neso up` starts this in the background.
     #[command(hide = true)]
     Supervise,
-    /// Write systemd units, so that the datacenter starts with the machine.
+    /// Start the datacenter under systemd, so that it starts with the machine.
     Install {
-        /// Print the units instead.
+        /// Print the systemd units instead.
         #[arg(long)]
         print: bool,
     },
+    /// Halt the instances; a systemd unit runs this when the machine goes down.
+    #[command(hide = true)]
+    HaltInstances,
     /// Operators' commands.
     Adm(adm::Command),
     /// Tenants' commands: instances over CloudAPI, with triton's profiles.
@@ -124,6 +127,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Node { supervised } => processes::node(&place, supervised),
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),
+        Command::HaltInstances => small(|_| async move { down::halt_instances(&place).await }),
         Command::Adm(command) => small(|_| async move { adm::run(&place, command).await }),
         Command::Instance(command) => small(|_| async move { tenant::run(command).await }),
         Command::Doctor { json } => small(|_| async move { doctor::run(&place, json).await }),

@@ -15,7 +15,7 @@ use headnode::Settings;
 use crate::{
     context::Place,
     failure::{Failure, Outcome},
-    install::{UNITS, systemctl, units_run},
+    install::{self, UNITS, is_installed, systemctl},
     machine,
     progress::Progress,
     supervise::{self, CHILDREN},
@@ -31,7 +31,7 @@ pub(crate) async fn run(place: &Place, keep_instances: bool) -> Outcome {
     need_root("stop the datacenter")?;
     let settings = place.settings()?;
     let progress = Progress::new();
-    stop_processes(&settings, &progress).await?;
+    stop_processes(place, &settings, &progress).await?;
     if !keep_instances {
         stop_instances(&settings, &progress).await?;
     }
@@ -51,7 +51,12 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
         return Err(Failure::new("nothing was removed").mend("answer with the datacenter's name, or pass --yes"));
     }
     let progress = Progress::new();
-    stop_processes(&settings, &progress).await?;
+    stop_processes(place, &settings, &progress).await?;
+    if is_installed(place) {
+        let step = progress.step("Removing systemd's units");
+        install::uninstall().await?;
+        step.done("done");
+    }
     let step = progress.step("Destroying instances");
     let count = machine::wipe(&settings).await?;
     step.done(&format!("{count}"));
@@ -86,10 +91,15 @@ fn confirmed(settings: &Settings) -> Outcome<bool> {
     Ok(answer.trim() == name)
 }
 
-async fn stop_processes(settings: &Settings, progress: &Progress) -> Outcome {
+/// Halts instances and nothing else: what systemd runs when the machine goes down, after the agent ended.
+pub(crate) async fn halt_instances(place: &Place) -> Outcome {
+    need_root("halt instances")?;
+    stop_instances(&place.settings()?, &Progress::new()).await
+}
+
+async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let step = progress.step("Stopping headnode and node");
-    let held = |name: &str| PidFile::holder(&supervise::pid_file(settings, name));
-    if held("supervisor").is_none() && CHILDREN.iter().any(|name| held(name).is_some()) && units_run().await {
+    if is_installed(place) {
         systemctl(&["stop", UNITS[0], UNITS[1]]).await?;
     }
     let mut stopped = Vec::new();

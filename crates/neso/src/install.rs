@@ -1,35 +1,60 @@
-//! `neso install`: systemd units for real hosts. Machines without systemd use `neso up`, which needs none of this.
+//! `neso install`: this machine as a host for good, under systemd. Machines without systemd use `neso up`, which needs none
+//! of this.
+//!
+//! ```text
+//! program ─► /usr/local/bin/neso ─► settings, certificates ─► three units ─► systemctl enable --now ─► as `neso up`
+//! ```
+//! - **neso-node** ends alone (`KillMode=process`): zones and their supervisors are in control groups of their own, outside the
+//!   unit's, so restarting the agent never touches one.
+//! - **neso-instances** does nothing until the machine goes down; then, after the agent ended, it halts the instances and
+//!   unmounts the pool. Without it they would be killed with whatever else is left.
+//! - **neso-headnode** is the control plane; the other two need it for nothing.
 
 use std::{
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use headnode::Settings;
 
 use crate::{
     answer,
     context::Place,
     failure::{Failure, Outcome},
+    progress::Progress,
+    supervise, up,
 };
 
-/// The units this writes.
+/// The units of the two processes.
 pub(crate) const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
+/// The unit that halts instances when the machine goes down.
+const INSTANCES: &str = "neso-instances.service";
 /// Where units of the administrator lie.
 const UNIT_DIRECTORY: &str = "/etc/systemd/system";
+/// Where the program goes: a build directory may be cleaned, and a home is hidden from the headnode.
+const PROGRAM: &str = "/usr/local/bin/neso";
+/// There while systemd runs the machine.
+const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
-/// `systemctl stop` waits for the processes to end.
-const SYSTEMCTL_PATIENCE: Duration = Duration::from_secs(90);
+/// `systemctl stop` waits for the processes to end, and for instances to halt.
+const SYSTEMCTL_PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// Instances of a full machine halt in batches, each within its grace; the same as above, in the unit.
+const HALT_SECONDS: u64 = 10 * 60;
 
 struct Unit {
     name: &'static str,
     text: String,
 }
 
-/// Writes the units and tells systemd, or prints them.
+/// Installs and starts, or prints the units.
 pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
-    let program = std::env::current_exe()?;
-    let units = units(&program, &place.settings_path());
     if print {
-        for unit in units {
+        let settings = match place.settings_path().exists() {
+            true => place.settings()?,
+            false => Settings::parse(&Settings::generate(place.root.as_deref())?).map_err(Failure::new)?,
+        };
+        for unit in units(Path::new(PROGRAM), &place.settings_path(), &settings) {
             answer::print(format_args!("# {UNIT_DIRECTORY}/{}\n{}", unit.name, unit.text))?;
         }
         return Ok(());
@@ -38,27 +63,24 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
         return Err(Failure::new("only root may write systemd units")
             .mend("run `sudo neso install`, or look with `neso install --print`"));
     }
-    let settings = place.settings()?;
-    if let Some(pid) = base::daemon::PidFile::holder(&crate::supervise::pid_file(&settings, "supervisor")) {
+    let progress = Progress::new();
+    let settings = up::prepare(place, &progress)?;
+    if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(&settings, "supervisor")) {
         return Err(Failure::new(format!("a supervisor started by `neso up` runs as process {pid}"))
             .mend("run `neso down --keep-instances` first; instances go on, systemd takes over"));
     }
-    let directory = Path::new(UNIT_DIRECTORY);
-    std::fs::create_dir_all(directory)?;
-    for unit in &units {
-        let path = directory.join(unit.name);
-        std::fs::write(&path, &unit.text)
-            .map_err(|error| Failure::new(format!("failed to write `{}`: {error}", path.display())))?;
-        answer::print(format_args!("Wrote {}", path.display()))?;
+    place_program(&progress)?;
+    write_units(place, &settings, &progress)?;
+    if !Path::new(SYSTEMD_RUNS).exists() {
+        return Ok(answer::print("systemd does not run here; the units take effect once it does.")?);
     }
-    if Path::new("/run/systemd/system").exists() {
-        systemctl(&["daemon-reload"]).await?;
-        systemctl(&["enable", "--now", UNITS[0], UNITS[1]]).await?;
-        answer::print("Enabled and started neso-headnode and neso-node.")?;
-    } else {
-        answer::print("systemd does not run here; the units take effect once it does.")?;
-    }
-    Ok(())
+    let step = progress.step("Starting headnode and node under systemd");
+    systemctl(&["daemon-reload"]).await?;
+    systemctl(&["enable", INSTANCES, UNITS[0], UNITS[1]]).await?;
+    // Restarted, not only started: the program or the units may be new.
+    systemctl(&["restart", UNITS[0], UNITS[1]]).await?;
+    step.done("they start with the machine");
+    up::finish(place, &settings, progress).await
 }
 
 /// Runs `systemctl`; a failure is told in its own words.
@@ -72,32 +94,103 @@ pub(crate) async fn systemctl(arguments: &[&str]) -> Outcome {
     }
 }
 
-/// Whether systemd runs our processes on this machine.
-pub(crate) async fn units_run() -> bool {
-    Path::new("/run/systemd/system").exists() && systemctl(&["is-active", "--quiet", UNITS[0]]).await.is_ok()
+/// Whether systemd runs this machine and has units for this very datacenter.
+pub(crate) fn is_installed(place: &Place) -> bool {
+    let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(UNITS[1])).unwrap_or_default();
+    let names_us = format!(" --config {} ", quoted(&place.settings_path()));
+    Path::new(SYSTEMD_RUNS).exists() && unit.contains(&names_us)
 }
 
-fn units(program: &Path, config: &Path) -> Vec<Unit> {
+/// Takes the units away, halting the instances.
+pub(crate) async fn uninstall() -> Outcome {
+    systemctl(&["disable", "--now", UNITS[0], UNITS[1], INSTANCES]).await?;
+    for name in UNITS.into_iter().chain([INSTANCES]) {
+        let path = Path::new(UNIT_DIRECTORY).join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::new(format!("failed to remove `{}`: {error}", path.display())));
+            }
+            _ => (),
+        }
+    }
+    systemctl(&["daemon-reload"]).await
+}
+
+/// Puts the running program where units find it for good.
+fn place_program(progress: &Progress) -> Outcome {
+    let source = std::env::current_exe()?;
+    if source == Path::new(PROGRAM) {
+        return Ok(());
+    }
+    let step = progress.step(format!("Installing {PROGRAM}"));
+    let fail = |error: std::io::Error| Failure::new(format!("failed to install `{PROGRAM}`: {error}"));
+    let target = Path::new(PROGRAM);
+    let beside = target.with_extension("new");
+    std::fs::create_dir_all(target.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
+    std::fs::copy(&source, &beside).map_err(fail)?;
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).map_err(fail)?;
+    std::fs::File::open(&beside).and_then(|file| file.sync_all()).map_err(fail)?;
+    std::fs::rename(&beside, target).map_err(fail)?;
+    step.done(&format!("from {}", source.display()));
+    Ok(())
+}
+
+fn write_units(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
+    let step = progress.step(format!("Writing units to {UNIT_DIRECTORY}"));
+    let fail =
+        |path: &Path, error: std::io::Error| Failure::new(format!("failed to write `{}`: {error}", path.display()));
+    // systemd opens the logs before our program runs.
+    std::fs::create_dir_all(&settings.paths.log).map_err(|error| fail(&settings.paths.log, error))?;
+    let directory = Path::new(UNIT_DIRECTORY);
+    std::fs::create_dir_all(directory).map_err(|error| fail(directory, error))?;
+    let mut names = Vec::new();
+    for unit in units(Path::new(PROGRAM), &place.settings_path(), settings) {
+        let path = directory.join(unit.name);
+        std::fs::write(&path, &unit.text).map_err(|error| fail(&path, error))?;
+        names.push(unit.name);
+    }
+    step.done(&names.join(", "));
+    Ok(())
+}
+
+fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
     let command = |verb: &str| format!("{} --config {} {verb}", quoted(program), quoted(config));
+    let log = |name: &str| {
+        let file = supervise::log_file(settings, name).display().to_string().replace('%', "%%");
+        format!("StandardOutput=append:{file}\nStandardError=append:{file}\n")
+    };
+    // However often it fails at first (a port taken, a disk not there yet), it is tried again: never "start-limit-hit".
+    let endless = "StartLimitIntervalSec=0";
     vec![
         Unit {
             name: UNITS[0],
             text: format!(
                 "[Unit]\nDescription=Neso headnode: store, control plane, CloudAPI\nAfter=network-online.target\n\
-                 Wants=network-online.target\n\n[Service]\nExecStart={}\nRestart=always\nRestartSec=1\n\
-                 LimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n\n\
+                 Wants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
+                 RestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
                  [Install]\nWantedBy=multi-user.target\n",
-                command("headnode")
+                command("headnode"),
+                log("headnode"),
             ),
         },
         Unit {
             name: UNITS[1],
-            // KillMode=process: instances' supervisors are children of nobody here and must outlive the agent.
             text: format!(
-                "[Unit]\nDescription=Neso node: runs this machine's instances\nAfter=network.target\n\n\
-                 [Service]\nExecStart={}\nRestart=always\nRestartSec=1\nKillMode=process\nDelegate=yes\n\
-                 LimitNOFILE=65536\nTasksMax=infinity\n\n[Install]\nWantedBy=multi-user.target\n",
-                command("node")
+                "[Unit]\nDescription=Neso node: runs this machine's instances\nAfter=network.target {INSTANCES}\n\
+                 Requires={INSTANCES}\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
+                 RestartSec=1\nKillMode=process\nLimitNOFILE=65536\nTasksMax=infinity\n{}\n\
+                 [Install]\nWantedBy=multi-user.target\n",
+                command("node"),
+                log("node"),
+            ),
+        },
+        Unit {
+            name: INSTANCES,
+            text: format!(
+                "[Unit]\nDescription=Neso instances: halts them when the machine goes down\nAfter=network.target\n\n\
+                 [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\nExecStop={}\n\
+                 TimeoutStopSec={HALT_SECONDS}\n\n[Install]\nWantedBy=multi-user.target\n",
+                command("halt-instances"),
             ),
         },
     ]
@@ -117,10 +210,22 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    fn text_of(program: &str, config: &str) -> Vec<Unit> {
+        let settings = Settings::parse(&Settings::generate(None).expect("settings")).expect("they are right");
+        units(Path::new(program), Path::new(config), &settings)
+    }
+
     #[test]
     fn paths_with_spaces_are_quoted() {
-        let units = units(Path::new("/opt/my neso/neso"), Path::new("/etc/neso/neso.toml"));
+        let units = text_of("/opt/my neso/neso", "/etc/neso/neso.toml");
         assert!(units[0].text.contains("ExecStart=\"/opt/my neso/neso\" --config /etc/neso/neso.toml headnode\n"));
-        assert!(units[1].text.contains("KillMode=process"));
+    }
+
+    #[test]
+    fn the_agent_ends_alone_and_is_tried_for_ever() {
+        let units = text_of(PROGRAM, "/etc/neso/neso.toml");
+        assert!(units[1].text.contains("KillMode=process\n"));
+        assert!(units[1].text.contains("StandardError=append:/var/log/neso/node.log\n"));
+        assert!(units[..2].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
     }
 }

@@ -79,9 +79,10 @@ fn names(settings: &Settings) -> Outcome<LinkNames> {
 }
 
 fn pool_config(settings: &Settings) -> PoolConfig {
-    let backing = match settings.pool_file() {
-        Some(path) => Backing::File { path, size: Mib(settings.pool.size_gib << 10) },
-        None => Backing::Directory,
+    let backing = match (&settings.pool.device, settings.pool_file()) {
+        (Some(device), _) => Backing::Device(device.clone()),
+        (None, Some(path)) => Backing::File { path, size: Mib(settings.pool.size_gib << 10) },
+        (None, None) => Backing::Directory,
     };
     PoolConfig { dir: settings.pool_dir(), backing }
 }
@@ -149,11 +150,11 @@ pub(crate) async fn halt(settings: &Settings, grace: Duration) -> Outcome<usize>
 }
 
 /// Destroys every instance and takes down what they stood on. Returns how many ran. Roots and images go with the pool's
-/// file; in a pool that is a directory they are removed one by one.
+/// file; in a pool that is a directory or a disk they are removed one by one.
 pub(crate) async fn wipe(settings: &Settings) -> Outcome<usize> {
     let settings = settings.clone();
     base::task::blocking("wipe", move || {
-        if settings.pool.directory.is_some() {
+        if settings.pool_file().is_none() {
             empty_pool(&settings)?;
         }
         close(&settings, |zones, instance| zones.destroy(instance))

@@ -5,10 +5,14 @@
 //! <pool>/images/.importing-<image>-… being unpacked; swept when the pool is opened
 //! <pool>/roots/<instance>            writable snapshot of an image
 //! ```
-//! A root's quota hangs on a quota group of its own, one level above the subvolume's. The group is made with its limit
-//! before the snapshot, which is born a member; subvolumes that somebody makes inside a zone inherit it, so there is no
-//! moment and no place without a limit. With simple quotas (Linux 6.7) an extent belongs to whoever wrote it: a fresh
-//! clone uses nothing, and the quota counts what the instance wrote.
+//! With simple quotas (Linux 6.7) a root's quota hangs on a quota group of its own, one level above the subvolume's. The
+//! group is made with its limit before the snapshot, which is born a member; subvolumes made inside inherit it, so there
+//! is no moment and no place without a limit. An extent belongs to whoever wrote it: a fresh clone uses nothing, and the
+//! quota counts what the instance wrote.
+//!
+//! Full quotas of older kernels lose count of the whole pool, and with it every limit, when a snapshot is born into a
+//! higher group. There the limit hangs on the subvolume's own group and counts exclusive bytes; it is set between snapshot
+//! and start, and zones cannot make subvolumes (a rule of their seccomp filter), which would have groups without a limit.
 //!
 //! A quota group can only go when the last extent counted to it is gone, which the kernel sees to later; groups left so
 //! are collected by the next removal.
@@ -70,6 +74,8 @@ pub struct LinuxDatasets {
     imports: AtomicU64,
     /// Quota groups made for a snapshot that is not there yet.
     cloning: Mutex<BTreeSet<u64>>,
+    /// Own groups of destroyed roots that the kernel still counts to; with full quotas nobody else removes them.
+    leaving: Mutex<BTreeSet<u64>>,
 }
 
 impl LinuxDatasets {
@@ -94,6 +100,7 @@ impl LinuxDatasets {
             quota,
             imports: AtomicU64::new(0),
             cloning: Mutex::new(BTreeSet::new()),
+            leaving: Mutex::new(BTreeSet::new()),
         };
         for name in names(&datasets.images_path)? {
             if name.starts_with(".importing-") {
@@ -153,6 +160,13 @@ impl LinuxDatasets {
     /// Removes quota groups of ours that belong to no root any more, as far as the kernel is done with them.
     fn collect_qgroups(&self) -> Result<()> {
         let fails = |source| Error::os("collect quota groups", source);
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        for qgroup in leaving.clone() {
+            if btrfs::remove_qgroup(self.pool.as_fd(), qgroup).map_err(fails)? {
+                leaving.remove(&qgroup);
+            }
+        }
+        drop(leaving);
         let cloning = self.cloning.lock().unwrap_or_else(PoisonError::into_inner);
         let mut used: BTreeSet<u64> = self.roots()?.into_iter().map(qgroup_of).collect();
         used.extend(cloning.iter());
@@ -182,15 +196,44 @@ impl LinuxDatasets {
             other => other.map_err(|errno| Error::os(doing(), errno.into()))?,
         };
         self.check_room(doing)?;
-        let qgroup = qgroup_of(instance);
-        self.cloning.lock().unwrap_or_else(PoisonError::into_inner).insert(qgroup);
-        let made = btrfs::create_qgroup(self.pool.as_fd(), qgroup)
-            .and_then(|()| btrfs::limit_qgroup(self.pool.as_fd(), qgroup, quota.bytes(), self.quota))
-            .and_then(|()| btrfs::snapshot(&source, &self.roots, &instance.to_string(), qgroup));
-        self.cloning.lock().unwrap_or_else(PoisonError::into_inner).remove(&qgroup);
+        let name = instance.to_string();
+        let made = match self.quota {
+            QuotaMode::Simple => {
+                let qgroup = qgroup_of(instance);
+                self.cloning.lock().unwrap_or_else(PoisonError::into_inner).insert(qgroup);
+                let made = btrfs::create_qgroup(self.pool.as_fd(), qgroup)
+                    .and_then(|()| btrfs::limit_qgroup(self.pool.as_fd(), qgroup, quota.bytes(), self.quota))
+                    .and_then(|()| btrfs::snapshot(&source, &self.roots, &name, Some(qgroup)));
+                self.cloning.lock().unwrap_or_else(PoisonError::into_inner).remove(&qgroup);
+                made
+            }
+            QuotaMode::Full => btrfs::snapshot(&source, &self.roots, &name, None),
+        };
         match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other.map_err(|source| Error::os(doing(), source)),
+        }
+    }
+
+    fn limit(&self, qgroup: u64, instance: InstanceId, quota: Mib) -> Result<()> {
+        btrfs::limit_qgroup(self.pool.as_fd(), qgroup, quota.bytes(), self.quota)
+            .map_err(|source| Error::os(format!("set the quota of {instance} to {quota}"), source))
+    }
+
+    /// The quota group a root's limit hangs on.
+    fn qgroup(&self, instance: InstanceId) -> Result<u64> {
+        let missing = || Error::Missing(format!("root of {instance}"));
+        if self.quota == QuotaMode::Simple {
+            let there = self.roots_path.join(instance.to_string()).exists();
+            return there.then(|| qgroup_of(instance)).ok_or_else(missing);
+        }
+        match open_subvolume(&self.roots, instance.to_string().as_bytes()) {
+            Err(Errno::ENOENT) => Err(missing()),
+            // A subvolume's own group has its number.
+            opened => opened
+                .map_err(io::Error::from)
+                .and_then(|opened| btrfs::id_of(opened.as_fd()))
+                .map_err(|source| Error::os(format!("find the quota group of {instance}"), source)),
         }
     }
 }
@@ -231,18 +274,19 @@ impl Datasets for LinuxDatasets {
         if !path.exists() {
             self.snapshot(image, instance, quota)?;
         }
+        if self.quota == QuotaMode::Full {
+            // Also when the root was there: we may have been killed before this line.
+            self.limit(self.qgroup(instance)?, instance, quota)?;
+        }
         Ok(path)
     }
 
     fn set_quota(&self, instance: InstanceId, quota: Mib) -> Result<()> {
-        if !self.roots_path.join(instance.to_string()).exists() {
-            return Err(Error::Missing(format!("root of {instance}")));
-        }
+        let qgroup = self.qgroup(instance)?;
         // What was written a moment ago is counted once it is on its way to the disk.
         syncfs(&self.pool).map_err(|errno| Error::os("write out the pool", errno.into()))?;
         room_for(self.used_bytes(instance)?, quota)?;
-        btrfs::limit_qgroup(self.pool.as_fd(), qgroup_of(instance), quota.bytes(), self.quota)
-            .map_err(|source| Error::os(format!("set the quota of {instance} to {quota}"), source))
+        self.limit(qgroup, instance, quota)
     }
 
     fn roots(&self) -> Result<Vec<InstanceId>> {
@@ -250,22 +294,29 @@ impl Datasets for LinuxDatasets {
     }
 
     fn used_bytes(&self, instance: InstanceId) -> Result<u64> {
-        let qgroup = qgroup_of(instance);
+        let qgroup = self.qgroup(instance)?;
         let found = btrfs::qgroups(self.pool.as_fd(), qgroup, qgroup)
             .map_err(|source| Error::os(format!("read the use of {instance}"), source))?;
         match found.first() {
-            Some((_, bytes)) if self.roots_path.join(instance.to_string()).exists() => Ok(*bytes),
-            _ => Err(Error::Missing(format!("root of {instance}"))),
+            Some((_, bytes)) => Ok(*bytes),
+            None => Err(Error::Missing(format!("root of {instance}"))),
         }
     }
 
     fn remove_root(&self, instance: InstanceId) -> Result<()> {
-        if self.roots_path.join(instance.to_string()).exists() {
+        let qgroup = match self.qgroup(instance) {
+            Err(Error::Missing(_)) => None,
+            found => Some(found?),
+        };
+        if let Some(qgroup) = qgroup {
             // Taking a nested subvolume out of a root writes to that root, which may have no byte left of its quota.
-            btrfs::lift_limit(self.pool.as_fd(), qgroup_of(instance), self.quota)
+            btrfs::lift_limit(self.pool.as_fd(), qgroup, self.quota)
                 .map_err(|source| Error::os(format!("lift the quota of {instance}"), source))?;
         }
         self.destroy(&self.roots, &instance.to_string())?;
+        if self.quota == QuotaMode::Full {
+            self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(qgroup);
+        }
         self.collect_qgroups()
     }
 

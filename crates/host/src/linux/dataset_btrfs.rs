@@ -27,6 +27,7 @@ const QUOTA_TREE: u64 = 8;
 const ROOT_REF_KEY: u32 = 156;
 const QGROUP_STATUS_KEY: u32 = 240;
 const QGROUP_INFO_KEY: u32 = 242;
+const QGROUP_STATUS_INCONSISTENT: u64 = 1 << 2;
 const QGROUP_STATUS_SIMPLE: u64 = 1 << 3;
 const SUBVOL_RDONLY: u64 = 1 << 1;
 const SUBVOL_QGROUP_INHERIT: u64 = 1 << 2;
@@ -89,6 +90,13 @@ struct QuotaCtl {
 }
 
 #[repr(C)]
+struct QuotaRescan {
+    flags: u64,
+    progress: u64,
+    reserved: [u64; 6],
+}
+
+#[repr(C)]
 struct InoLookup {
     tree: u64,
     objectid: u64,
@@ -126,7 +134,7 @@ struct Search {
 }
 
 mod raw {
-    use super::{InoLookup, QgroupCreate, QgroupLimit, QuotaCtl, Search, SearchHead, VolArgs};
+    use super::{InoLookup, QgroupCreate, QgroupLimit, QuotaCtl, QuotaRescan, Search, SearchHead, VolArgs};
 
     nix::ioctl_write_ptr!(snap_create_v2, 0x94, 23, VolArgs);
     nix::ioctl_write_ptr!(subvol_create_v2, 0x94, 24, VolArgs);
@@ -135,6 +143,7 @@ mod raw {
     nix::ioctl_readwrite!(quota_ctl, 0x94, 40, QuotaCtl);
     nix::ioctl_write_ptr!(qgroup_create, 0x94, 42, QgroupCreate);
     nix::ioctl_read!(qgroup_limit, 0x94, 43, QgroupLimit);
+    nix::ioctl_write_ptr!(quota_rescan, 0x94, 44, QuotaRescan);
     nix::ioctl_readwrite!(ino_lookup, 0x94, 18, InoLookup);
     nix::ioctl_write_ptr!(snap_destroy_v2, 0x94, 63, VolArgs);
     nix::ioctl_write_ptr_bad!(tree_search_v2, nix::request_code_readwrite!(0x94, 17, size_of::<SearchHead>()), Search);
@@ -172,15 +181,23 @@ pub(super) fn create(dir: &File, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a writable snapshot of `source` as `name` in `dir`, born a member of quota group `qgroup`.
-pub(super) fn snapshot(source: &File, dir: &File, name: &str, qgroup: u64) -> io::Result<()> {
-    let inherit =
-        Inherit { flags: 0, num_qgroups: 1, num_ref_copies: 0, num_excl_copies: 0, limit: Limit::default(), qgroup };
+/// Makes a writable snapshot of `source` as `name` in `dir`, born a member of quota group `qgroup` if one is given.
+pub(super) fn snapshot(source: &File, dir: &File, name: &str, qgroup: Option<u64>) -> io::Result<()> {
+    let inherit = Inherit {
+        flags: 0,
+        num_qgroups: 1,
+        num_ref_copies: 0,
+        num_excl_copies: 0,
+        limit: Limit::default(),
+        qgroup: qgroup.unwrap_or_default(),
+    };
     let mut args = vol_args(name)?;
     args.fd = i64::from(source.as_raw_fd());
-    args.flags = SUBVOL_QGROUP_INHERIT;
-    args.inherit_size = size_of::<Inherit>() as u64;
-    args.inherit = &raw const inherit as u64;
+    if qgroup.is_some() {
+        args.flags = SUBVOL_QGROUP_INHERIT;
+        args.inherit_size = size_of::<Inherit>() as u64;
+        args.inherit = &raw const inherit as u64;
+    }
     // SAFETY: `args` and `inherit`, to which it points, outlive the call and have the layouts the kernel reads.
     unsafe { raw::snap_create_v2(dir.as_raw_fd(), &*args) }?;
     Ok(())
@@ -229,7 +246,8 @@ pub(super) fn children(pool: BorrowedFd<'_>, id: u64) -> io::Result<Vec<Child>> 
     Ok(children)
 }
 
-/// Turns quotas on where they are off, simple ones where the kernel has them, and says how the pool counts.
+/// Turns quotas on where they are off, simple ones where the kernel has them, and says how the pool counts. Full quotas that
+/// lost count are counted anew: until that is done, nothing is limited.
 pub(super) fn enable_quota(pool: BorrowedFd<'_>) -> io::Result<QuotaMode> {
     for cmd in [QUOTA_ENABLE_SIMPLE, QUOTA_ENABLE] {
         let mut args = QuotaCtl { cmd, status: 0 };
@@ -242,7 +260,19 @@ pub(super) fn enable_quota(pool: BorrowedFd<'_>) -> io::Result<QuotaMode> {
     }
     let status = search(pool, QUOTA_TREE, (0, QGROUP_STATUS_KEY), (0, QGROUP_STATUS_KEY))?;
     let flags = status.first().filter(|item| item.data.len() >= 24).map_or(0, |item| word(&item.data, 16));
-    Ok(if flags & QGROUP_STATUS_SIMPLE != 0 { QuotaMode::Simple } else { QuotaMode::Full })
+    if flags & QGROUP_STATUS_SIMPLE != 0 {
+        return Ok(QuotaMode::Simple);
+    }
+    if flags & QGROUP_STATUS_INCONSISTENT != 0 {
+        let args = QuotaRescan { flags: 0, progress: 0, reserved: [0; 6] };
+        // SAFETY: `args` outlives the call and has the layout the kernel reads.
+        match unsafe { raw::quota_rescan(pool.as_raw_fd(), &args) } {
+            // One that was begun earlier goes on.
+            Ok(_) | Err(Errno::EINPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(QuotaMode::Full)
 }
 
 /// Makes a quota group; one that is there is left alone.

@@ -27,7 +27,10 @@ pub(crate) fn check(settings: Option<&Settings>) -> Vec<Finding> {
     findings.push(file_system("btrfs"));
     if mkfs_needed {
         findings.push(tool("mkfs.btrfs", "mkfs.btrfs", "apt install btrfs-progs"));
-        findings.push(device("loop devices", "/dev/loop-control", "modprobe loop"));
+        findings.push(match settings.and_then(|settings| settings.pool.device.as_ref()) {
+            Some(disk) => device("pool's disk", disk, "mend pool.device in the settings, or attach the disk"),
+            None => device("loop devices", Path::new("/dev/loop-control"), "modprobe loop"),
+        });
     }
     findings.push(tun());
     findings.push(disk(&data));
@@ -143,10 +146,10 @@ fn file_system(name: &'static str) -> Finding {
     }
 }
 
-fn device(check: &'static str, path: &str, remedy: &str) -> Finding {
-    match Path::new(path).exists() {
-        true => Finding::ok(check, path),
-        false => Finding::fatal(check, format!("`{path}` is missing"), remedy),
+fn device(check: &'static str, path: &Path, remedy: &str) -> Finding {
+    match path.exists() {
+        true => Finding::ok(check, path.display().to_string()),
+        false => Finding::fatal(check, format!("`{}` is missing", path.display()), remedy),
     }
 }
 

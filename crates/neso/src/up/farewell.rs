@@ -3,7 +3,7 @@
 use headnode::Settings;
 
 use super::setup::Ready;
-use crate::context::Place;
+use crate::{context::Place, install};
 
 /// Prints them.
 #[expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
@@ -24,7 +24,10 @@ fn program() -> String {
 
 fn text(place: &Place, settings: &Settings, ready: &Ready) -> String {
     let key = ready.tenant_key.path.display();
-    let program = program();
+    let program = match install::is_installed(place) {
+        true => "neso".to_owned(),
+        false => program(),
+    };
     let neso = match (&place.config, &place.root) {
         (Some(config), _) => format!("{program} --config {}", config.display()),
         (None, Some(root)) => format!("{program} --root {}", root.display()),

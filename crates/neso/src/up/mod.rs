@@ -23,7 +23,7 @@ use crate::{
     context::Place,
     doctor::{Severity, machine},
     failure::{Failure, Outcome},
-    install::units_run,
+    install::{UNITS, is_installed, systemctl},
     progress::Progress,
     supervise::{self, CHILDREN},
 };
@@ -37,11 +37,8 @@ const START_POLL: Duration = Duration::from_millis(100);
 
 /// Brings the datacenter up. In the foreground, supervises until told to stop.
 pub(crate) async fn run(place: &Place, foreground: bool, shutdown: Shutdown) -> Outcome {
-    preflight(place)?;
     let progress = Progress::new();
-    let settings = ensure_settings(place, &progress)?;
-    check_machine(&settings)?;
-    ensure_certificates(&settings, &progress)?;
+    let settings = prepare(place, &progress)?;
     if !foreground {
         start_in_background(place, &settings, &progress).await?;
         return finish(place, &settings, progress).await;
@@ -57,6 +54,15 @@ pub(crate) async fn run(place: &Place, foreground: bool, shutdown: Shutdown) -> 
         () = shutdown.wait() => (),
     }
     supervisor.await.map_err(|error| Failure::new(format!("the supervisor broke: {error}")))?
+}
+
+/// What must be there before anything runs: a fit machine, settings, certificates.
+pub(crate) fn prepare(place: &Place, progress: &Progress) -> Outcome<Settings> {
+    preflight(place)?;
+    let settings = ensure_settings(place, progress)?;
+    check_machine(&settings)?;
+    ensure_certificates(&settings, progress)?;
+    Ok(settings)
 }
 
 /// `neso supervise`: what `neso up` leaves behind in the background.
@@ -126,16 +132,24 @@ fn ensure_certificates(settings: &Settings, progress: &Progress) -> Outcome {
     Ok(())
 }
 
-/// Starts a supervisor unless one runs, or systemd runs the two processes itself.
+/// Starts a supervisor unless one runs; where `neso install` made units, systemd starts the two processes itself.
 async fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let runs = |name: &str| PidFile::holder(&supervise::pid_file(settings, name)).is_some();
     if runs("supervisor") {
         return Ok(());
     }
+    if is_installed(place) {
+        return match CHILDREN.iter().all(|name| runs(name)) {
+            true => Ok(()),
+            false => {
+                let step = progress.step("Starting headnode and node under systemd");
+                systemctl(&["start", UNITS[0], UNITS[1]]).await?;
+                step.done(&format!("logs in {}", settings.paths.log.display()));
+                Ok(())
+            }
+        };
+    }
     if CHILDREN.iter().any(|name| runs(name)) {
-        if units_run().await {
-            return Ok(());
-        }
         // Their supervisor is gone and they are about to follow it: starting before they did would find taken ports.
         for name in CHILDREN {
             let path = supervise::pid_file(settings, name);
@@ -156,7 +170,7 @@ async fn start_in_background(place: &Place, settings: &Settings, progress: &Prog
 }
 
 /// From running processes to a datacenter somebody can use.
-async fn finish(place: &Place, settings: &Settings, progress: Progress) -> Outcome {
+pub(crate) async fn finish(place: &Place, settings: &Settings, progress: Progress) -> Outcome {
     let client = crate::adm::client(settings)?;
     wait_for_ops(settings, &client, &progress).await?;
     let result = setup::run(settings, &client, &progress).await?;

@@ -83,6 +83,9 @@ const NAMESPACE_FLAGS: &[i32] = &[
 /// Socket families that lead out of the network namespace or into little-walked code: AF_ALG, AF_VSOCK.
 const SOCKET_FAMILIES: &[i32] = &[libc::AF_ALG, libc::AF_VSOCK];
 
+/// Requests of `ioctl` that make a subvolume or a snapshot on btrfs: kernels with full quotas would count it to nobody.
+const SUBVOLUME_REQUESTS: &[u32] = &[0x5000_9401, 0x5000_940e, 0x5000_9417, 0x5000_9418];
+
 /// The `linux.seccomp` object of a runtime specification.
 pub(super) fn filter() -> Value {
     let mut rules = vec![
@@ -98,6 +101,12 @@ pub(super) fn filter() -> Value {
     rules.extend(SOCKET_FAMILIES.iter().map(|family| {
         json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EAFNOSUPPORT, "args": [
             {"index": 0, "value": family, "op": "SCMP_CMP_EQ"}
+        ]})
+    }));
+    rules.extend(SUBVOLUME_REQUESTS.iter().map(|request| {
+        // ENOTTY is what another file system says; programs make a directory then. The kernel looks at 32 bits only.
+        json!({"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOTTY, "args": [
+            {"index": 1, "value": u32::MAX, "valueTwo": request, "op": "SCMP_CMP_MASKED_EQ"}
         ]})
     }));
     json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures(), "syscalls": rules})
