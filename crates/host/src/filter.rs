@@ -44,6 +44,10 @@ pub trait Filters: Send + Sync {
     /// Makes the kernel's rules equal to `wanted`.
     fn apply(&self, wanted: &FilterSet) -> Result<()>;
 
+    /// Whether what the last [`Filters::apply`] made is still in force, all of it. Others flush rule sets: a restart of
+    /// a firewall's service is enough. Cheap when nobody changed anything.
+    fn intact(&self) -> Result<bool>;
+
     /// Removes every rule of ours.
     fn clear(&self) -> Result<()>;
 }

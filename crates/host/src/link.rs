@@ -19,6 +19,8 @@ pub struct NicStatus {
     pub mac: MacAddr,
     /// Name of the host's end, at most 15 characters; derived from the MAC.
     pub host_name: String,
+    /// The bridge its host's end is a port of; `None` for one that is down or a port of nothing.
+    pub bridge: Option<String>,
 }
 
 /// What is set inside a zone's network namespace, all NICs at once.

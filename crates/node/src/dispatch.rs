@@ -7,7 +7,8 @@
 //!  worker done ─────► take back what is held; again? spawn
 //! ```
 //! An audit lists the machine from time to time and compares: whatever somebody removed by hand, or an event that got lost,
-//! is noticed then. It also finds leftovers; [`model::diff::leftover`] says what may be done with them.
+//! is noticed then. A patrol, more often, looks only at bridges and NICs of what runs.
+//! An audit also finds leftovers; [`model::diff::leftover`] says what may be done with them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +34,7 @@ use tokio::{
 use crate::{
     facts::{self, Held},
     ledger::Ledger,
+    network::PATROL_PERIOD,
     shared::Shared,
     worker,
 };
@@ -95,6 +97,9 @@ struct Slot {
     touched: u64,
 }
 
+/// A look at the machine under way, with the dispatcher's counter at its begin.
+type Underway<T> = Option<(u64, Job<Result<T, host::Error>>)>;
+
 type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// See the head of this file.
@@ -103,7 +108,9 @@ pub(crate) struct Dispatcher {
     slots: BTreeMap<InstanceId, Slot>,
     working: FuturesUnordered<Job<(InstanceId, Option<Held>)>>,
     /// The audit under way, with the counter at its begin.
-    auditing: Option<(u64, Job<Result<Survey, host::Error>>)>,
+    auditing: Underway<Survey>,
+    /// The look at bridges and NICs under way; it yields whose NICs are not as they should be.
+    patrolling: Underway<Vec<InstanceId>>,
     acted_on: Arc<Target>,
     counter: u64,
 }
@@ -123,7 +130,8 @@ impl Dispatcher {
             }
         }
         let acted_on = Arc::new(crate::shared::empty_target(shared.config.server));
-        Self { shared, slots, working: FuturesUnordered::new(), auditing: None, acted_on, counter: 0 }
+        let working = FuturesUnordered::new();
+        Self { shared, slots, working, auditing: None, patrolling: None, acted_on, counter: 0 }
     }
 
     /// Runs until shutdown. Everything is looked at once at the start.
@@ -138,6 +146,7 @@ impl Dispatcher {
             self.nudge(id, Again::Look);
         }
         let mut audit_at = Instant::now() + AUDIT_PERIOD;
+        let mut patrol_at = Instant::now() + PATROL_PERIOD;
         let mut deaf = false;
         loop {
             tokio::select! {
@@ -162,6 +171,15 @@ impl Dispatcher {
                         Err(error) => tracing::warn!(error = %base::errors::chain(&error), "an audit failed"),
                     }
                 }
+                (since, broken) = wait(&mut self.patrolling), if self.patrolling.is_some() => {
+                    self.patrolling = None;
+                    patrol_at = Instant::now() + PATROL_PERIOD;
+                    match broken {
+                        Ok(broken) => self.on_patrol(since, &broken),
+                        Err(error) => tracing::warn!(error = %base::errors::chain(&error), "a patrol failed"),
+                    }
+                }
+                () = tokio::time::sleep_until(patrol_at), if self.patrolling.is_none() => self.patrol(),
                 () = tokio::time::sleep_until(audit_at), if self.auditing.is_none() => {
                     let verbs = self.shared.verbs.clone();
                     self.auditing = Some((self.counter, Box::pin(async move { verbs.run("audit", survey).await })));
@@ -294,6 +312,27 @@ impl Dispatcher {
         }
     }
 
+    /// Looks whether bridges and NICs are still there. Somebody at the machine may delete what is not theirs.
+    fn patrol(&mut self) {
+        let running = self.slots.iter().filter_map(|(id, slot)| {
+            let held = slot.held.as_ref().filter(|held| held.observed.running && held.observed.connected)?;
+            Some((*id, held.ledger.remembered.wiring.clone()?))
+        });
+        let (expected, shared) = (running.collect(), self.shared.clone());
+        let look = async move { shared.network.patrol(&shared.verbs, expected).await };
+        self.patrolling = Some((self.counter, Box::pin(look)));
+    }
+
+    fn on_patrol(&mut self, since: u64, broken: &[InstanceId]) {
+        for id in broken {
+            let slot = self.slots.get_mut(id).filter(|slot| slot.touched <= since);
+            let Some(held) = slot.and_then(|slot| slot.held.as_mut()) else { continue };
+            tracing::warn!(instance = %id, "somebody changed the NICs of an instance; making them anew");
+            held.observed.connected = false;
+            self.nudge(*id, Again::Look);
+        }
+    }
+
     fn sweep_leftover(&mut self, id: InstanceId) {
         let confirmed = self.shared.confirmed.load(Ordering::Relaxed);
         let zone = self.acted_on.zones.get(&id);
@@ -365,9 +404,9 @@ impl Slot {
     }
 }
 
-/// The result of the audit under way.
-async fn wait(auditing: &mut Option<(u64, Job<Result<Survey, host::Error>>)>) -> (u64, Result<Survey, host::Error>) {
-    match auditing {
+/// The result of the look under way.
+async fn wait<T>(looking: &mut Underway<T>) -> (u64, Result<T, host::Error>) {
+    match looking {
         Some((since, job)) => (*since, job.await),
         None => std::future::pending().await,
     }

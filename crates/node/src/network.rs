@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use base::channel::{Receiver, Sender};
@@ -17,7 +18,7 @@ use host::{
 use model::{
     diff::Wiring,
     id::{InstanceId, MacAddr},
-    target::NetworkTarget,
+    target::{NetworkTarget, NicTarget},
 };
 use tokio::sync::oneshot;
 
@@ -25,6 +26,10 @@ use crate::{error::StepError, shared::Shared, verbs::Verbs};
 
 /// Changes waiting for the owner of the rule set. More than zones that are worked on at once, so nobody waits long.
 const CHANGES: usize = 256;
+
+/// Between looks at whether somebody else took away rules, bridges or NICs. Until then a flushed rule set leaves zones
+/// unfiltered, so it is short; a look costs one question to the kernel for the rules and one list for the links.
+pub(crate) const PATROL_PERIOD: Duration = Duration::from_secs(5);
 
 /// A change of the rule set, and whom to tell.
 pub(crate) struct Change {
@@ -42,8 +47,17 @@ enum What {
 /// See the head of this file.
 pub(crate) struct Network {
     changes: Sender<Change>,
-    /// Bridges made in this run of the agent, with the name each got.
-    bridges: Mutex<Vec<(NetworkTarget, String)>>,
+    /// Bridges made in this run of the agent.
+    bridges: Mutex<Vec<Bridge>>,
+}
+
+#[derive(Clone)]
+struct Bridge {
+    network: NetworkTarget,
+    /// What it is called in the kernel.
+    name: String,
+    /// Nothing went wrong since it was made or looked at.
+    trusted: bool,
 }
 
 impl Network {
@@ -71,8 +85,8 @@ impl Network {
         let gone = |network: &NetworkTarget| !needed.iter().any(|needed| same_segment(needed, network));
         let known: BTreeSet<String> = {
             let mut bridges = self.bridges();
-            bridges.retain(|(network, _)| !gone(network));
-            bridges.iter().map(|(_, name)| name.clone()).collect()
+            bridges.retain(|bridge| !gone(&bridge.network));
+            bridges.iter().map(|bridge| bridge.name.clone()).collect()
         };
         verbs
             .run("bridge sweep", move |host| host.links.remove_bridges_except(&needed))
@@ -81,13 +95,38 @@ impl Network {
         self.change(What::Bridges(known)).await
     }
 
-    /// Forgets which bridges were made: something is wrong with the network, make sure anew.
+    /// Makes sure of every bridge made so far and says whose NICs are not as `expected`: gone, down, or ports of another.
+    pub(crate) async fn patrol(
+        &self,
+        verbs: &Verbs,
+        expected: Vec<(InstanceId, Wiring)>,
+    ) -> Result<Vec<InstanceId>, host::Error> {
+        let known = self.bridges().clone();
+        verbs
+            .run("patrol", move |host| {
+                for bridge in &known {
+                    host.links.ensure_bridge(&bridge.network)?;
+                }
+                let seen = host.links.nics()?;
+                let seen: BTreeMap<_, _> = seen.iter().map(|nic| ((nic.instance, nic.mac), &nic.bridge)).collect();
+                let whole = |id: InstanceId, (nic, network): &(NicTarget, NetworkTarget)| {
+                    let bridge = known.iter().find(|bridge| same_segment(&bridge.network, network));
+                    let bridge = bridge.map(|bridge| &bridge.name);
+                    seen.get(&(id, nic.mac)).is_some_and(|port| bridge.is_none() || port.as_ref() == bridge)
+                };
+                let broken = expected.iter().filter(|(id, wiring)| !wiring.nics.iter().all(|nic| whole(*id, nic)));
+                Ok(broken.map(|(id, _)| *id).collect())
+            })
+            .await
+    }
+
+    /// Something is wrong with the network: whoever needs a bridge makes sure of it anew.
     pub(crate) fn distrust(&self) {
-        self.bridges().clear();
+        self.bridges().iter_mut().for_each(|bridge| bridge.trusted = false);
     }
 
     async fn ensure_bridge(&self, verbs: &Verbs, network: &NetworkTarget) -> Result<(), StepError> {
-        if self.bridges().iter().any(|(made, _)| made == network) {
+        if self.bridges().iter().any(|bridge| bridge.trusted && bridge.network == *network) {
             return Ok(());
         }
         let wanted = network.clone();
@@ -96,8 +135,8 @@ impl Network {
             .await
             .map_err(|source| StepError::Host { doing: "make a bridge", source })?;
         let mut bridges = self.bridges();
-        bridges.retain(|(made, _)| !same_segment(made, network));
-        bridges.push((network.clone(), name));
+        bridges.retain(|bridge| !same_segment(&bridge.network, network));
+        bridges.push(Bridge { network: network.clone(), name, trusted: true });
         Ok(())
     }
 
@@ -108,7 +147,7 @@ impl Network {
             host_address: network.host_address,
             nat: network.nat,
         };
-        self.bridges().iter().map(|(network, name)| (name.clone(), filter(network))).collect()
+        self.bridges().iter().map(|bridge| (bridge.name.clone(), filter(&bridge.network))).collect()
     }
 
     async fn change(&self, what: What) -> Result<(), StepError> {
@@ -122,7 +161,7 @@ impl Network {
         }
     }
 
-    fn bridges(&self) -> std::sync::MutexGuard<'_, Vec<(NetworkTarget, String)>> {
+    fn bridges(&self) -> std::sync::MutexGuard<'_, Vec<Bridge>> {
         self.bridges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,7 +208,20 @@ pub(crate) async fn own_filters(
         wanted.nics.extend(nic_filters(*id, wiring));
     }
     let mut applied: Option<FilterSet> = None;
-    while let Some(Some(first)) = shared.shutdown.unless(changes.recv()).await {
+    // Nothing is put in the kernel before a zone needs it.
+    let mut begun = false;
+    loop {
+        let first = match shared.shutdown.unless(tokio::time::timeout(PATROL_PERIOD, changes.recv())).await {
+            Some(Ok(Some(first))) => first,
+            Some(Err(_)) => {
+                if begun {
+                    keep(&shared.verbs, &wanted, &mut applied).await;
+                }
+                continue;
+            }
+            Some(Ok(None)) | None => return,
+        };
+        begun = true;
         let mut waiting = Vec::new();
         wanted.bridges = shared.network.bridge_filters();
         let more = std::iter::from_fn(|| changes.try_recv());
@@ -191,6 +243,25 @@ pub(crate) async fn own_filters(
             let _ = done.send(result.clone());
         }
     }
+}
+
+/// Puts the rules back when somebody took them away, or when the last application failed.
+async fn keep(verbs: &Verbs, wanted: &FilterSet, applied: &mut Option<FilterSet>) {
+    if applied.is_some() {
+        match verbs.run("filter look", |host| host.filters.intact()).await {
+            Ok(true) => return,
+            Ok(false) => tracing::warn!("somebody changed the packet filter's rules for instances; putting them back"),
+            Err(error) => {
+                tracing::warn!(error = %base::errors::chain(&error), "failed to look at the packet filter");
+                return;
+            }
+        }
+    }
+    let result = apply(verbs, wanted.clone()).await;
+    if let Err(error) = &result {
+        tracing::error!(error, "failed to put the packet filter's rules back; trying again soon");
+    }
+    *applied = result.is_ok().then(|| wanted.clone());
 }
 
 async fn apply(verbs: &Verbs, wanted: FilterSet) -> Result<(), String> {

@@ -18,6 +18,7 @@ pub struct FilterMachine {
 struct State {
     current: FilterSet,
     applied: u64,
+    flushed: bool,
 }
 
 impl FilterMachine {
@@ -31,9 +32,11 @@ impl FilterMachine {
         self.lock().applied
     }
 
-    /// The machine loses power: no rule is left.
+    /// The machine loses power, or somebody flushes its rules: none is left.
     pub fn lose_power(&self) {
-        self.lock().current = FilterSet::default();
+        let mut state = self.lock();
+        state.current = FilterSet::default();
+        state.flushed = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -49,7 +52,7 @@ pub struct FakeFilters {
 }
 
 impl FakeFilters {
-    /// A handle. Verbs to arm: `filters.apply`, `filters.clear`.
+    /// A handle. Verbs to arm: `filters.apply`, `.intact`, `.clear`.
     pub fn new(machine: FilterMachine, faults: Faults) -> Self {
         Self { machine, faults }
     }
@@ -59,11 +62,17 @@ impl Filters for FakeFilters {
     fn apply(&self, wanted: &FilterSet) -> Result<()> {
         self.faults.pass("filters.apply", "")?;
         let mut state = self.machine.lock();
+        state.flushed = false;
         if state.current != *wanted {
             state.current = wanted.clone();
             state.applied += 1;
         }
         Ok(())
+    }
+
+    fn intact(&self) -> Result<bool> {
+        self.faults.pass("filters.intact", "")?;
+        Ok(!self.machine.lock().flushed)
     }
 
     fn clear(&self) -> Result<()> {

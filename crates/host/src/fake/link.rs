@@ -37,6 +37,11 @@ impl LinkMachine {
         self.lock().attached.get(&instance).cloned()
     }
 
+    /// Somebody deletes the machine's bridges; the NICs stay, as ports of nothing.
+    pub fn lose_bridges(&self) {
+        self.lock().bridges.clear();
+    }
+
     /// The machine loses power: no link is left.
     pub fn lose_power(&self) {
         *self.lock() = State::default();
@@ -100,10 +105,11 @@ impl Links for FakeLinks {
         self.faults.pass("links.nics", "")?;
         let state = self.machine.lock();
         let nics = state.attached.iter().flat_map(|(instance, setup)| {
-            setup.nics.iter().map(|(nic, _)| NicStatus {
+            setup.nics.iter().map(|(nic, network)| NicStatus {
                 instance: *instance,
                 mac: nic.mac,
                 host_name: self.names.nic(nic.mac),
+                bridge: Some(self.names.bridge(network)).filter(|name| state.bridges.contains_key(name)),
             })
         });
         Ok(nics.collect())

@@ -219,6 +219,10 @@ impl Filters for Mortal {
         self.act(|host| host.filters.apply(wanted))
     }
 
+    fn intact(&self) -> Result<bool> {
+        self.look().filters.intact()
+    }
+
     fn clear(&self) -> Result<()> {
         self.act(|host| host.filters.clear())
     }

@@ -5,14 +5,18 @@
 //! with three NICs as with three thousand. Should the kernel refuse the batch, or our tables not be the ones we loaded
 //! (somebody flushed the rule set), everything is loaded again.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use nix::{errno::Errno, sys::socket::SockProtocol};
 
 use super::{
     command,
     filter_rules::{self as rules, NIC_ARP, NIC_IP, Sender},
-    link::set_sysctl,
+    filter_watch as watch,
+    link::{set_sysctl, sysctl_is},
     netlink::{Message, Refusal, Socket, attrs, flag},
 };
 use crate::{
@@ -21,9 +25,9 @@ use crate::{
     link::LinkNames,
 };
 
-const SUBSYSTEM: u16 = 10;
-const NFPROTO_INET: u8 = 1;
-const NFPROTO_BRIDGE: u8 = 7;
+pub(super) const SUBSYSTEM: u16 = 10;
+pub(super) const NFPROTO_INET: u8 = 1;
+pub(super) const NFPROTO_BRIDGE: u8 = 7;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const GETTABLE: u16 = (SUBSYSTEM << 8) | 1;
@@ -31,12 +35,12 @@ const NEWSETELEM: u16 = (SUBSYSTEM << 8) | 12;
 const DELSETELEM: u16 = (SUBSYSTEM << 8) | 14;
 const TABLE_NAME: u16 = 1;
 const TABLE_HANDLE: u16 = 4;
-const ELEM_LIST_TABLE: u16 = 1;
-const ELEM_LIST_SET: u16 = 2;
-const ELEM_LIST_ELEMENTS: u16 = 3;
-const LIST_ELEM: u16 = 1;
-const SET_ELEM_KEY: u16 = 1;
-const DATA_VALUE: u16 = 1;
+pub(super) const ELEM_LIST_TABLE: u16 = 1;
+pub(super) const ELEM_LIST_SET: u16 = 2;
+pub(super) const ELEM_LIST_ELEMENTS: u16 = 3;
+pub(super) const LIST_ELEM: u16 = 1;
+pub(super) const SET_ELEM_KEY: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 
 /// Most senders changed in one batch, each with two elements of about 60 bytes: an attribute holds 64 KiB.
 const BATCH_MAX: usize = 500;
@@ -48,10 +52,15 @@ pub struct LinuxFilters {
     applied: Mutex<Option<Applied>>,
 }
 
-/// What was loaded, and the kernel's numbers of the two tables it went to.
+/// What was loaded, and what the kernel made of it.
 struct Applied {
     set: FilterSet,
+    /// The kernel's numbers of the two tables it went to.
     handles: (Vec<u8>, Vec<u8>),
+    /// Rules and sets that no NIC changes, as the kernel showed them after loading.
+    fixed: Vec<Vec<u8>>,
+    /// The kernel's count of changes to any rule set when ours was last found whole.
+    whole_at: Option<u32>,
 }
 
 impl LinuxFilters {
@@ -66,7 +75,8 @@ impl LinuxFilters {
         let mut socket = open()?;
         let handles = self.handles(&mut socket)?;
         let handles = handles.ok_or_else(|| Error::Missing(format!("nftables table `{}`", self.table)))?;
-        Ok(Applied { set: wanted.clone(), handles })
+        let fixed = watch::fixed(&mut socket, &self.table)?;
+        Ok(Applied { set: wanted.clone(), handles, fixed, whole_at: None })
     }
 
     /// The numbers of our two tables; `None` when one is missing.
@@ -111,6 +121,24 @@ impl LinuxFilters {
         Ok(true)
     }
 
+    /// Whether `held` is what the kernel has.
+    fn whole(&self, socket: &mut Socket, held: &Applied) -> Result<bool> {
+        if self.handles(socket)?.as_ref() != Some(&held.handles) || watch::fixed(socket, &self.table)? != held.fixed {
+            return Ok(false);
+        }
+        let senders = rules::senders(&held.set, &self.names);
+        let keys: [(&str, BTreeSet<Vec<u8>>); 2] = [
+            (NIC_IP, senders.iter().map(Sender::ip_key).collect()),
+            (NIC_ARP, senders.iter().map(Sender::arp_key).collect()),
+        ];
+        for (set, wanted) in keys {
+            if watch::keys(socket, &self.table, NFPROTO_BRIDGE, set)? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn elements(&self, kind: u16, flags: u16, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Message {
         let message = Message::new(kind, flags, &[NFPROTO_BRIDGE, 0, 0, 0])
             .text(ELEM_LIST_TABLE, &self.table)
@@ -123,6 +151,9 @@ impl LinuxFilters {
     }
 }
 
+/// Whether the machine routes at all.
+const FORWARDING: &str = "net/ipv4/ip_forward";
+
 /// Family unspecified, version 0, and the subsystem in network order.
 const BATCH_HEADER: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 
@@ -133,7 +164,7 @@ impl Filters for LinuxFilters {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         if wanted.bridges.values().any(|bridge| bridge.nat) {
             // Never turned off again: others on this machine may have come to need it.
-            set_sysctl("net/ipv4/ip_forward", "1")?;
+            set_sysctl(FORWARDING, "1")?;
         }
         if let Some(held) = applied.as_mut()
             && held.set.bridges == wanted.bridges
@@ -150,6 +181,27 @@ impl Filters for LinuxFilters {
         *applied = None;
         *applied = Some(self.load(wanted)?);
         Ok(())
+    }
+
+    fn intact(&self) -> Result<bool> {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = applied.as_mut() else { return Ok(false) };
+        if held.set.bridges.values().any(|bridge| bridge.nat) && !sysctl_is(FORWARDING, "1")? {
+            return Ok(false);
+        }
+        let mut socket = open()?;
+        // Taken first: a change during the look is then seen the next time.
+        let now = watch::generation(&mut socket)?;
+        if held.whole_at == Some(now) {
+            return Ok(true);
+        }
+        let whole = self.whole(&mut socket, held)?;
+        match whole {
+            true => held.whole_at = Some(now),
+            // The next application loads everything.
+            false => *applied = None,
+        }
+        Ok(whole)
     }
 
     fn clear(&self) -> Result<()> {

@@ -28,6 +28,9 @@ pub(super) const NIC_IP: &str = "nic_ip";
 /// The set of what a NIC may say in ARP.
 pub(super) const NIC_ARP: &str = "nic_arp";
 
+/// The sets about bridges, all in the `inet` table.
+pub(super) const FIXED_SETS: [&str; 4] = ["host_address", "same_segment", "nat_source", "nat_subnet"];
+
 /// Longest name of an interface.
 const NAME_MAX: usize = 15;
 
@@ -71,7 +74,8 @@ pub(super) fn difference(held: &FilterSet, wanted: &FilterSet, names: &LinkNames
     (held.difference(&wanted).cloned().collect(), wanted.difference(&held).cloned().collect())
 }
 
-fn senders(set: &FilterSet, names: &LinkNames) -> BTreeSet<Sender> {
+/// Everything NICs may send.
+pub(super) fn senders(set: &FilterSet, names: &LinkNames) -> BTreeSet<Sender> {
     let all = set.nics.iter().flat_map(|(mac, nic)| {
         nic.addresses.iter().map(|address| Sender { name: names.nic(*mac), mac: *mac, address: *address })
     });

@@ -255,10 +255,13 @@ impl Links for LinuxLinks {
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {
-        let mut host = open()?;
-        let nics = links(&mut host)?.into_iter().filter_map(|link| {
+        let all = links(&mut open()?)?;
+        let name_of: BTreeMap<u32, &str> = all.iter().map(|link| (link.index, link.name.as_str())).collect();
+        let nics = all.iter().filter_map(|link| {
             let instance = link.alias.strip_prefix(ALIAS)?.parse().ok()?;
-            Some(NicStatus { instance, mac: self.names.mac_of(&link.name)?, host_name: link.name })
+            let mac = self.names.mac_of(&link.name)?;
+            let bridge = name_of.get(&link.master).filter(|_| link.up).map(|name| (*name).to_owned());
+            Some(NicStatus { instance, mac, host_name: link.name.clone(), bridge })
         });
         Ok(nics.collect())
     }
@@ -396,12 +399,18 @@ fn harden(bridge: &str) -> Result<()> {
     }
 }
 
+/// Whether a kernel parameter of the calling thread's network namespace has a value.
+pub(super) fn sysctl_is(path: &str, value: &str) -> Result<bool> {
+    let full = format!("/proc/sys/{path}");
+    let held = fs::read_to_string(&full).map_err(|source| Error::os(format!("read `{full}`"), source))?;
+    Ok(held.trim() == value)
+}
+
 /// Sets a kernel parameter of the calling thread's network namespace, unless it has the value already.
 pub(super) fn set_sysctl(path: &str, value: &str) -> Result<()> {
     let full = format!("/proc/sys/{path}");
-    let fails = |source| Error::os(format!("set `{full}` to {value}"), source);
-    if fs::read_to_string(&full).map_err(fails)?.trim() == value {
+    if sysctl_is(path, value)? {
         return Ok(());
     }
-    fs::write(&full, value).map_err(fails)
+    fs::write(&full, value).map_err(|source| Error::os(format!("set `{full}` to {value}"), source))
 }

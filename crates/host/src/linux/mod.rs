@@ -12,5 +12,6 @@ mod archive;
 mod command;
 mod dataset_btrfs;
 mod filter_rules;
+mod filter_watch;
 mod link_wire;
 mod netlink;

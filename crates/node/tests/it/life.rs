@@ -322,3 +322,26 @@ async fn a_console_is_read_on_request() {
     assert!(refused(ask(model::id::InstanceId::random(), 9, None).await).contains("has no instance"));
     agent.end().await;
 }
+
+#[tokio::test]
+async fn what_somebody_took_away_comes_back() {
+    let world = World::new();
+    let agent = world.start();
+    let ids = [world.create(1), world.create(2)];
+    for id in ids {
+        world.headnode.wait_state(id, ZoneState::Running).await;
+    }
+    let (rules, bridges) = (world.machine.filters.current(), world.machine.links.bridges());
+    assert_eq!((rules.nics.len(), bridges.len()), (3, 1));
+
+    world.machine.filters.lose_power();
+    world.machine.links.lose_bridges();
+    world.machine.host().links.detach(ids[1]).unwrap();
+    eventually("the rules to be back", || world.machine.filters.current() == rules).await;
+    eventually("the bridge to be back", || world.machine.links.bridges() == bridges).await;
+    eventually("the NICs to be back", || world.machine.host().links.nics().unwrap().len() == 3).await;
+    assert!(ids.iter().all(|id| world.machine.zones.spec(*id).is_some()));
+    let fact = world.headnode.wait_state(ids[1], ZoneState::Running).await;
+    assert_eq!(fact.starts_done, 1, "nothing was started again");
+    agent.end().await;
+}

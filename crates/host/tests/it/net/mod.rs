@@ -57,13 +57,22 @@ fn suite(links: &dyn Links, netns: &std::path::Path) {
     }
     let found = links.nics().expect("a list");
     assert!(found.iter().all(|nic| nic.instance == instance && nic.host_name == LinkNames::default().nic(nic.mac)));
+    let mut ports: Vec<_> = found.iter().flat_map(|nic| nic.bridge.as_deref()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, ["nb-ext", "nb-priv"]);
     links.attach(instance, netns, &setup(vec![two.clone()])).expect("one less");
     assert_eq!(macs(), [mac(2)]);
     links.detach(InstanceId::random()).expect("another's are none");
     assert_eq!(macs(), [mac(2)]);
     links.attach(instance, netns, &setup(vec![])).expect("none");
     assert_eq!(macs(), []);
-    links.attach(instance, netns, &setup(vec![one])).expect("one");
+    links.attach(instance, netns, &setup(vec![one.clone()])).expect("one");
+    links.remove_bridges_except(&[]).expect("its bridge away");
+    assert_eq!(links.nics().expect("a list")[0].bridge, None, "a port of nothing");
+    links.ensure_bridge(&ext).expect("a bridge");
+    links.ensure_bridge(&private).expect("another");
+    links.attach(instance, netns, &setup(vec![one])).expect("the same, again a port");
+    assert_eq!(links.nics().expect("a list")[0].bridge.as_deref(), Some("nb-ext"));
     links.detach(instance).expect("all away");
     links.detach(instance).expect("again");
     assert_eq!(macs(), []);

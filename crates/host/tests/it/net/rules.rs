@@ -40,6 +40,7 @@ fn filters_repeat_and_clear() {
     fn suite(filters: &dyn Filters) {
         filters.clear().expect("nothing to clear");
         filters.apply(&FilterSet::default()).expect("an empty set");
+        assert!(filters.intact().expect("a look"));
         filters.apply(&example(3)).expect("a set");
         filters.apply(&example(3)).expect("again");
         filters.apply(&example(1)).expect("a smaller one");
@@ -83,6 +84,42 @@ fn filters_somebody_took_away_come_back() {
         // A new agent knows nothing of what the old one loaded.
         LinuxFilters::new("neso", LinkNames::default()).apply(&example(3)).expect("a set");
         assert_eq!(elements("nic_ip"), 3);
+    });
+}
+
+#[test]
+fn what_others_change_is_noticed() {
+    in_host(|| {
+        let filters = LinuxFilters::new("neso", LinkNames::default());
+        assert!(!filters.intact().expect("a look"), "nothing was applied yet");
+        for nics in [0, 2, 300] {
+            filters.apply(&example(nics)).expect("a set");
+            assert!(filters.intact().expect("a look"), "{nics} NICs, just applied");
+        }
+        run(&["nft", "add", "table", "inet", "theirs"]);
+        assert!(filters.intact().expect("a look"), "what others do with their own is theirs");
+        let first = "bridge neso nic_ip { \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 10.88.0.1 }";
+        let more = "bridge neso nic_ip { \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 10.88.9.9 }";
+        for damage in [
+            "flush ruleset",
+            "delete table inet neso",
+            "flush chain bridge neso from_nic",
+            "flush set bridge neso nic_arp",
+            "flush set inet neso host_address",
+            "insert rule bridge neso from_nic accept",
+            &format!("delete element {first}"),
+            &format!("add element {more}"),
+        ] {
+            run(&["nft", damage]);
+            assert!(!filters.intact().expect("a look"), "`{damage}` went unnoticed");
+            filters.apply(&example(300)).expect("the same set");
+            assert!(filters.intact().expect("a look"), "not whole again after `{damage}`");
+            assert_eq!((elements("nic_ip"), elements("nic_arp")), (300, 600), "after `{damage}`");
+        }
+        run(&["sysctl", "-qw", "net.ipv4.ip_forward=0"]);
+        assert!(!filters.intact().expect("a look"), "nothing is routed any more");
+        filters.apply(&example(300)).expect("the same set");
+        assert!(filters.intact().expect("a look"));
     });
 }
 
