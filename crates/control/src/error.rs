@@ -188,3 +188,8 @@ impl From<store::CommitError> for Error {
         }
     }
 }
+
+/// A number and what it counts: `1 instance`, `2 instances`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}

@@ -13,7 +13,7 @@ use store::{Entry, Snapshot, Transaction};
 
 use crate::{
     Control, Error, Result, Scope,
-    error::Faults,
+    error::{Faults, counted},
     packages::matches_pattern,
     tables::{BY_IMAGE, IMAGES, INSTANCES},
 };
@@ -168,7 +168,8 @@ pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> 
             let entry = owned(snapshot, scope, id)?;
             let users = snapshot.find(&INSTANCES, BY_IMAGE, &id.to_string()).count();
             if users > 0 {
-                return Err(Error::InUse(format!("image {id} is used by {users} instances; delete them first")));
+                let users = counted(users, "instance");
+                return Err(Error::InUse(format!("image {id} is used by {users}; delete what uses it first")));
             }
             let orphan = entry.file.as_ref().map(|file| file.sha256.clone());
             let orphan = orphan.filter(|sha256| snapshot.find(&IMAGES, "file", sha256).count() == 1);

@@ -19,7 +19,7 @@ use store::{Entry, Snapshot, Transaction};
 
 use crate::{
     Control, Error, FieldCode, Result, Scope,
-    error::Faults,
+    error::{Faults, counted},
     tables::{ADDRESSES, BY_NETWORK, INSTANCES, NETWORKS, address_key},
 };
 
@@ -86,6 +86,21 @@ pub async fn create(control: &Control, new: NewNetwork) -> Result<Arc<Entry<Netw
                     let why = format!("overlaps {} of network \"{}\" on the same segment", other.subnet, other.name);
                     return Err(Error::field("subnet", FieldCode::Conflict, why));
                 }
+                if same_segment {
+                    // A segment is one bridge, with one address of the machine and one rule for what leaves it.
+                    let why = format!(
+                        "network \"{}\" is on this segment already; give another tag, or the same with another VLAN",
+                        other.name
+                    );
+                    return Err(Error::field("nic_tag", FieldCode::Conflict, why));
+                }
+                if overlap && other.host_gateway && network.host_gateway {
+                    let why = format!(
+                        "overlaps {} of network \"{}\", and the machine cannot hold the gateways of both",
+                        other.subnet, other.name
+                    );
+                    return Err(Error::field("subnet", FieldCode::Conflict, why));
+                }
             }
             Ok((Transaction::new().create(&NETWORKS, network.clone()), ()))
         })
@@ -113,7 +128,8 @@ pub async fn delete(control: &Control, id: NetworkId) -> Result<()> {
             let network = visible(snapshot, Scope::All, id).ok_or_else(|| Error::not_found("network", id))?;
             let users = snapshot.find(&INSTANCES, BY_NETWORK, &id.to_string()).count();
             if users > 0 {
-                return Err(Error::InUse(format!("network \"{}\" is used by {users} instances", network.name)));
+                let users = counted(users, "instance");
+                return Err(Error::InUse(format!("network \"{}\" is used by {users}", network.name)));
             }
             let mut transaction = Transaction::new().delete(&NETWORKS, &network);
             let reserved: Vec<_> = addresses(snapshot, id, Ipv4Addr::UNSPECIFIED).take(RESERVED_MAX + 1).collect();

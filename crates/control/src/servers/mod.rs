@@ -14,7 +14,9 @@ use model::{
 use store::{Entry, Transaction};
 
 use crate::{
-    Control, Error, Result, placement,
+    Control, Error, Result,
+    error::counted,
+    placement,
     tables::{BY_SERVER, INSTANCES, SERVERS},
 };
 
@@ -117,8 +119,9 @@ pub async fn forget(control: &Control, id: ServerId) -> Result<()> {
             let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
             let instances = snapshot.find(&INSTANCES, BY_SERVER, &id.to_string()).count();
             if instances > 0 {
+                let instances = counted(instances, "instance");
                 return Err(Error::InUse(format!(
-                    "server {} has {instances} instances; delete them first",
+                    "server {} has {instances}; delete what it has first",
                     server.hostname
                 )));
             }

@@ -90,6 +90,16 @@ async fn networks_are_checked() {
     overlapping.subnet = "10.9.0.0/16".parse().expect("a subnet");
     let refused = control::networks::create(&world.control, overlapping).await.expect_err("it overlaps");
     assert!(refused.to_string().starts_with("subnet: overlaps"), "{refused}");
+    let mut second = crate::world::network("other", last);
+    second.subnet = "10.20.0.0/24".parse().expect("a subnet");
+    (second.range_start, second.range_end, second.gateway) = (None, None, second.subnet.hosts().next());
+    let refused = control::networks::create(&world.control, second.clone()).await.expect_err("the segment is taken");
+    assert!(refused.to_string().starts_with("nic_tag: network \"external\" is on this segment"), "{refused}");
+    second.vlan = 7;
+    control::networks::create(&world.control, second.clone()).await.expect("a segment of its own");
+    (second.name, second.nic_tag) = ("third".to_owned(), "third".to_owned());
+    let refused = control::networks::create(&world.control, second).await.expect_err("two gateways of one subnet");
+    assert!(refused.to_string().starts_with("subnet: overlaps 10.20.0.0/24"), "{refused}");
     let mut outside = crate::world::network("other", std::net::Ipv4Addr::new(10, 10, 0, 9));
     outside.nic_tag = "x".to_owned();
     let refused = control::networks::create(&world.control, outside).await.expect_err("outside");
@@ -97,10 +107,12 @@ async fn networks_are_checked() {
     let own = control::networks::NewNetwork {
         owners: vec![world.owner],
         nic_tag: "own".to_owned(),
+        // Tenants' subnets may be the same as others', as long as the machine has no part in them.
+        host_gateway: false,
         ..crate::world::network("own", last)
     };
     let own = control::networks::create(&world.control, own).await.expect("made").id;
     let stranger = Scope::Account(model::id::AccountId::random());
     assert!(control::networks::get(&world.control, stranger, own).is_err());
-    assert_eq!(control::networks::list(&world.control, world.scope).len(), 2);
+    assert_eq!(control::networks::list(&world.control, world.scope).len(), 3);
 }

@@ -31,7 +31,10 @@ async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
         ));
     }
     if counts.instances_failed > 0 {
-        findings.push(format!("{} instances could not be made; each says why", counts.instances_failed));
+        findings.push(match counts.instances_failed {
+            1 => "1 instance could not be made; it says why".to_owned(),
+            more => format!("{more} instances could not be made; each says why"),
+        });
     }
     Ok(Json(Datacenter {
         name: config.datacenter.clone(),

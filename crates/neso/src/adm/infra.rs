@@ -147,7 +147,7 @@ pub(crate) enum Networks {
         /// The subnet, e.g. 10.5.0.0/24.
         #[arg(long)]
         subnet: ipnet::Ipv4Net,
-        /// Bridge tag: networks with the same tag and VLAN share a segment.
+        /// Bridge tag: with the VLAN it names the segment, which carries this network alone.
         #[arg(long)]
         nic_tag: String,
         /// 802.1Q VLAN; 0 is untagged.
@@ -272,7 +272,10 @@ fn network_listing(networks: &[Network]) -> comfy_table::Table {
                 if network.owners.is_empty() {
                     "everybody".to_owned()
                 } else {
-                    format!("{} accounts", network.owners.len())
+                    match network.owners.len() {
+                        1 => "1 account".to_owned(),
+                        more => format!("{more} accounts"),
+                    }
                 },
             ]
         }),

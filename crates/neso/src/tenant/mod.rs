@@ -18,7 +18,10 @@ use cloudapi::{
     types::{Audit, CreateMachine, Machine, NetworkChoice},
 };
 use headnode::Settings;
-use model::{id::InstanceId, time::Timestamp};
+use model::{
+    id::{InstanceId, MacAddr},
+    time::Timestamp,
+};
 
 use crate::{
     adm::Output,
@@ -124,10 +127,16 @@ enum Verb {
         /// `key=value` sets, `key=` deletes; none lists.
         changes: Vec<String>,
     },
-    /// List NICs.
+    /// List, add or remove NICs; the instance runs on.
     Nics {
         /// Id, short id or name.
         instance: String,
+        /// Add a NIC on this network (id or name), unless there is one.
+        #[arg(long, value_name = "NETWORK")]
+        add: Option<String>,
+        /// Remove the NIC with this Ethernet address.
+        #[arg(long, value_name = "MAC")]
+        remove: Option<MacAddr>,
     },
     /// List images that can be used.
     Images,
@@ -212,8 +221,17 @@ pub(crate) async fn run(command: Command) -> Outcome {
         }
         Verb::Tags { instance, changes } => tags(&tenant, output, &instance, &changes).await,
         Verb::Metadata { instance, changes } => metadata(&tenant, output, &instance, &changes).await,
-        Verb::Nics { instance } => {
+        Verb::Nics { instance, add, remove } => {
             let machine = tenant.find_one(&instance).await?;
+            if let Some(mac) = remove {
+                tenant.client.nic_delete(machine.id, mac).await?;
+            }
+            if let Some(network) = add {
+                let network = tenant.network(&network).await?;
+                if !tenant.client.nics(machine.id).await?.iter().any(|nic| nic.network == network) {
+                    tenant.client.nic_add(machine.id, &NetworkChoice::Id(network)).await?;
+                }
+            }
             show::nics(output, &tenant.client.nics(machine.id).await?)
         }
         Verb::Images => show::images(output, &tenant.client.images(&[]).await?),
