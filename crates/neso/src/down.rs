@@ -67,7 +67,7 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
     }
     std::fs::remove_file(&path)
         .map_err(|error| Failure::new(format!("failed to remove `{}`: {error}", path.display())))?;
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|directory| directory.ends_with("neso")) {
         // It stays when somebody keeps other files there.
         let _ = std::fs::remove_dir(directory);
     }
