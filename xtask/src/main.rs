@@ -45,9 +45,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace this helper was built from.
+/// The workspace cargo runs this helper in. Where it was built does not count: clones may share a target directory, and
+/// cargo does not build it again for another path alone.
 fn repository_root() -> PathBuf {
-    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut root =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     root.pop();
     root
 }
