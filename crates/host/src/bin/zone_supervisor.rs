@@ -1,4 +1,4 @@
-//! A zone's supervisor as a program of its own, for tests of this crate; installed machines use `neso zone-supervisor`.
+//! Zones' supervisors as a program of its own, for tests of this crate; installed machines use `neso zone-supervisor`.
 
 use std::process::ExitCode;
 

@@ -13,11 +13,12 @@
 //! IPv6 address, and the filters drop IPv6 from zones.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     net::Ipv4Addr,
     os::fd::AsRawFd,
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::Ipv4Net;
@@ -43,12 +44,34 @@ const NICS_MAX: usize = 32;
 #[derive(Debug, Clone)]
 pub struct LinuxLinks {
     names: LinkNames,
+    /// NICs attached in this life, by instance. A list of all links costs the square of their number, so
+    /// [`Links::detach`] asks for it only where this does not know; what it may miss, a list of [`Links::nics`] finds.
+    attached: Arc<Mutex<HashMap<InstanceId, BTreeSet<String>>>>,
 }
 
 impl LinuxLinks {
     /// Links with these names.
     pub fn new(names: LinkNames) -> Self {
-        Self { names }
+        Self { names, attached: Arc::default() }
+    }
+
+    fn attached(&self) -> MutexGuard<'_, HashMap<InstanceId, BTreeSet<String>>> {
+        // Every change is one insertion or removal, so a panic elsewhere leaves nothing half done.
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host's ends of an instance's NICs.
+    fn ports(&self, host: &mut Socket, instance: InstanceId) -> Result<Vec<Link>> {
+        let known = self.attached().get(&instance).cloned();
+        let all = match known {
+            Some(names) => {
+                let found = names.iter().map(|name| one_link(host, name)).collect::<Result<Vec<_>>>()?;
+                found.into_iter().flatten().collect()
+            }
+            None => links(host)?,
+        };
+        let alias = alias_of(instance);
+        Ok(all.into_iter().filter(|link| link.alias == alias && self.names.mac_of(&link.name).is_some()).collect())
     }
 
     /// Makes the two ends of a NIC; the host's end is up and known to its bridge when this returns.
@@ -221,7 +244,15 @@ impl Links for LinuxLinks {
             .map_err(|source| Error::os(format!("enter network namespace `{}`", netns.display()), source))?;
 
         let mut planned = self.plan(&mut host, setup)?;
-        for found in self.find(&mut host, &mut inner, instance)? {
+        // Noted before they are made, beside what was there: an attempt that fails half-way leaves some.
+        let names = setup.nics.iter().map(|(nic, _)| self.names.nic(nic.mac));
+        if let Some(known) = self.attached().get_mut(&instance) {
+            known.extend(names.clone());
+        }
+        let found = self.find(&mut host, &mut inner, instance)?;
+        let there: BTreeSet<String> = found.iter().map(|found| found.port.name.clone()).chain(names).collect();
+        self.attached().entry(instance).or_insert(there);
+        for found in found {
             let mac = self.names.mac_of(&found.port.name);
             let kept = mac.and_then(|mac| planned.get(&mac)).filter(|plan| found.is(&self.names, plan.nic));
             match kept {
@@ -244,13 +275,11 @@ impl Links for LinuxLinks {
 
     fn detach(&self, instance: InstanceId) -> Result<()> {
         let mut host = open()?;
-        let alias = alias_of(instance);
-        for link in links(&mut host)? {
-            if link.alias == alias && self.names.mac_of(&link.name).is_some() {
-                tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
-                    .map_err(|refusal| refusal.doing(format!("delete NIC `{}`", link.name)))?;
-            }
+        for link in self.ports(&mut host, instance)? {
+            tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
+                .map_err(|refusal| refusal.doing(format!("delete NIC `{}`", link.name)))?;
         }
+        self.attached().remove(&instance);
         Ok(())
     }
 

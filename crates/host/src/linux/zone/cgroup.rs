@@ -253,11 +253,17 @@ impl Group {
         write(&self.at(&self.layout.pids).join("pids.max"), &limits.max_processes.to_string())
     }
 
-    /// Moves the calling process, which must have one thread, into those of v1. The one of v2 is entered through
-    /// libcontainer, which on failure kills everything in it, its caller too if that were there.
+    /// Moves the calling process, which must have one thread, into those of v1. Into the one of v2 a process is born
+    /// ([`Group::open_unified`]): moving there would take the lock that every fork on the machine waits for.
     pub(crate) fn enter_v1(&self) -> Result<()> {
         let roots = self.layout.roots().into_iter().filter(|root| *root != self.layout.unified);
         roots.into_iter().try_for_each(|root| enter(&root.join(&self.below), Version::V1))
+    }
+
+    /// The directory of the one of v2, for a process to be born in.
+    pub(crate) fn open_unified(&self) -> Result<fs::File> {
+        let path = self.layout.unified.join(&self.below);
+        fs::File::open(&path).map_err(|source| Error::os(format!("open `{}`", path.display()), source))
     }
 
     /// How many processes were killed for lack of memory since the groups were made.

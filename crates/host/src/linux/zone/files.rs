@@ -8,7 +8,8 @@
 //!                  because         agent       why it kills the zone, in words, before it does
 //!                  status.json     supervisor  what runs, or how the last boot ended
 //!                  supervisor.log  supervisor  its last words, when it dies of a mistake of ours
-//!                  tree/           supervisor  mount point of its private root, empty as seen from outside
+//! <run>/tree/                      nursery     mount point of its private root, empty as seen from outside
+//! <run>/nursery.log                nursery     its last words
 //! <log>/<id>.console.log, .1       supervisor  the console
 //! ```
 //! Each document is replaced whole by a rename, so a reader never sees half of one. Run files live on a tmpfs and vanish
@@ -33,7 +34,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{cgroup::Layout, process::ProcessRef};
+use super::process::ProcessRef;
 use crate::{
     error::{Error, Result},
     zone::{IdRange, ZoneSpec},
@@ -69,10 +70,6 @@ impl ZoneDir {
 
     pub(super) fn net_ns(&self) -> PathBuf {
         self.0.join("ns/net")
-    }
-
-    pub(super) fn tree(&self) -> PathBuf {
-        self.0.join("tree")
     }
 
     pub(super) fn supervisor_log(&self) -> PathBuf {
@@ -126,8 +123,6 @@ impl Document for Prepared {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Launch {
     pub(super) spec: ZoneSpec,
-    pub(super) cgroups: Layout,
-    pub(super) cgroup_parent: String,
     /// Directory of console logs.
     pub(super) log_dir: PathBuf,
 }

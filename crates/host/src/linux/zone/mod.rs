@@ -1,22 +1,18 @@
 //! Zones on Linux: user namespaces, id-mapped roots, control groups, and a supervisor process per zone.
 //!
 //! The agent's side is this module: it makes and pins namespaces ([`namespaces`]), writes the orders of a supervisor
-//! ([`files`]), starts it, and from then on only reads what it wrote and signals init. All that is known of a zone is on
+//! ([`files`]), has it forked ([`nursery`]), and from then on only reads what it wrote and signals init. All that is known of a zone is on
 //! the host, none of it in the agent: a new [`LinuxZones`] over the same configuration finds every zone again, running or
 //! not, whoever was killed before.
 //!
 //! The supervisor's side is [`supervisor`]: the same binary, called with another first word.
-
-#![expect(
-    clippy::disallowed_types,
-    reason = "this is the crate that runs commands: a supervisor must outlive its parent"
-)]
 
 mod cgroup;
 mod console;
 mod files;
 mod halt;
 mod namespaces;
+mod nursery;
 mod process;
 mod seccomp;
 mod spec;
@@ -27,10 +23,8 @@ use std::{
     collections::{BTreeSet, HashMap},
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read},
-    os::fd::AsFd,
+    io,
     path::PathBuf,
-    process::{Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -41,15 +35,13 @@ use model::{
     target::{Exit, Limits},
     time::Timestamp,
 };
-use nix::{
-    libc,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::libc;
 use tokio::sync::mpsc;
 
 use self::{
     cgroup::{Group, Layout},
     files::{Because, Document, InForce, Launch, Prepared, Status, ZoneDir},
+    nursery::Nursery,
     supervisor::Answer,
     watch::Watch,
 };
@@ -57,9 +49,6 @@ use crate::{
     error::{Error, Result},
     zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
-
-/// How long a supervisor may take to get init to execute; a loaded machine takes a second, a broken one for ever.
-const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// In a zone's control directory while it is asked to halt from outside. Some inits cannot tell their scripts whether they go
 /// down or come again, and this tells them.
@@ -74,12 +63,6 @@ const LISTEN_PERIOD: Duration = Duration::from_millis(50);
 /// How long an init may take to begin to listen.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Longest answer read from a supervisor.
-const MAX_ANSWER_BYTES: u64 = 64 * 1024;
-
-/// Longest part of a dead supervisor's log that is quoted.
-const MAX_QUOTED_BYTES: u64 = 2048;
-
 /// Where zones live on this machine. Two configurations that share nothing live side by side.
 #[derive(Debug, Clone)]
 pub struct ZonesConfig {
@@ -89,7 +72,7 @@ pub struct ZonesConfig {
     pub log_dir: PathBuf,
     /// Name of the parent control group, e.g. `neso`.
     pub cgroup_parent: String,
-    /// Program and arguments that end in [`supervisor::main`], before the zone's directory.
+    /// Program and arguments that end in [`supervisor::main`], before its own.
     pub supervisor: Vec<OsString>,
 }
 
@@ -98,6 +81,7 @@ pub struct LinuxZones {
     config: ZonesConfig,
     layout: Layout,
     watch: Watch,
+    nursery: Nursery,
     /// One lock per zone: its verbs come one after another.
     verbs: Mutex<HashMap<InstanceId, Arc<Mutex<()>>>>,
 }
@@ -117,7 +101,8 @@ impl LinuxZones {
         let layout = Layout::of_this_machine()?;
         layout.ensure_parent(&config.cgroup_parent)?;
         let watch = Watch::start().map_err(|source| Error::os("start the thread that watches zones", source))?;
-        let zones = Self { config, layout, watch, verbs: Mutex::default() };
+        let nursery = Nursery::new(config.supervisor.clone(), config.run_dir.clone(), config.cgroup_parent.clone());
+        let zones = Self { config, layout, watch, nursery, verbs: Mutex::default() };
         for instance in zones.traces() {
             if let Some(status) = Status::load(&zones.dir(instance)).unwrap_or_default() {
                 zones.watch_over(instance, &status);
@@ -128,7 +113,9 @@ impl LinuxZones {
 
     /// Removes what is there before the first zone and after the last: the parent control groups and empty directories.
     pub fn remove_parent(&self) {
+        self.nursery.end();
         self.layout.remove_parent(&self.config.cgroup_parent);
+        let _ = fs::remove_dir(supervisor::tree_mount_point(&self.config.run_dir));
         let _ = fs::remove_dir(self.config.run_dir.join("zones"));
     }
 
@@ -225,54 +212,15 @@ impl LinuxZones {
             remove_file(&zone.path().join(name))?;
         }
         remove_file(&spec.control_dir.join(STOPPING))?;
-        let launch = Launch {
-            spec: spec.clone(),
-            cgroups: self.layout.clone(),
-            cgroup_parent: self.config.cgroup_parent.clone(),
-            log_dir: self.config.log_dir.clone(),
-        };
+        let launch = Launch { spec: spec.clone(), log_dir: self.config.log_dir.clone() };
         launch.store(zone)?;
         InForce(spec.limits.clone()).store(zone)?;
-        match self.run_supervisor(zone)? {
+        let fail = |why| Error::Library { doing: format!("start zone {}", spec.instance), why };
+        match self.nursery.launch(zone, &launch)? {
             Answer::Started(status) => Ok(status),
-            Answer::Failed(why) => Err(Error::Library { doing: format!("start zone {}", spec.instance), why }),
+            Answer::Failed(why) => Err(fail(why)),
+            Answer::Begun(_) => Err(fail("its supervisor began and said no more".to_owned())),
         }
-    }
-
-    /// Starts a supervisor and waits for its one line.
-    fn run_supervisor(&self, zone: &ZoneDir) -> Result<Answer> {
-        let program = &self.config.supervisor[0];
-        let doing = || format!("run the supervisor `{}`", program.display());
-        let log = File::create(zone.supervisor_log()).map_err(|source| Error::os(doing(), source))?;
-        let mut child = Command::new(program)
-            .args(&self.config.supervisor[1..])
-            .arg(zone.path())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .map_err(|source| Error::os(doing(), source))?;
-        let output = child.stdout.take().expect("standard output was asked to be a pipe");
-        let text = read_until_closed(output, Instant::now() + START_DEADLINE);
-        let answer = text.as_deref().ok().and_then(|text| serde_json::from_str::<Answer>(text.lines().next()?).ok());
-        if !matches!(answer, Some(Answer::Started(_))) {
-            // One that hangs is ended; what it made is found and removed by the next look.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if let Some(answer) = answer {
-            return Ok(answer);
-        }
-        let mut last_words = String::new();
-        let log = File::open(zone.supervisor_log()).map_err(|source| Error::os(doing(), source))?;
-        let _ = log.take(MAX_QUOTED_BYTES).read_to_string(&mut last_words);
-        let why = match text {
-            Err(error) => format!("it did not answer: {error}"),
-            Ok(_) if last_words.trim().is_empty() => "it died without a word".to_owned(),
-            Ok(_) => format!("it died: {}", last_words.trim()),
-        };
-        Err(Error::Library { doing: doing(), why })
     }
 
     /// Asks init to halt and waits. True if it did.
@@ -333,6 +281,8 @@ impl LinuxZones {
 
 impl Zones for LinuxZones {
     fn prepare(&self, instance: InstanceId, ids: IdRange) -> Result<PathBuf> {
+        // A start follows: have the process it needs make itself ready meanwhile.
+        self.nursery.ensure()?;
         let lock = self.verb_lock(instance);
         let _held = held(&lock);
         let zone = self.dir(instance);
@@ -481,29 +431,6 @@ fn remove_file(path: &std::path::Path) -> Result<()> {
             Err(Error::os(format!("remove `{}`", path.display()), error))
         }
         _ => Ok(()),
-    }
-}
-
-/// Reads what a process writes until it closes its end.
-fn read_until_closed(mut output: impl Read + AsFd, deadline: Instant) -> io::Result<String> {
-    let mut text = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).unwrap_or(0) == 0 {
-            continue;
-        }
-        let mut piece = [0; 4096];
-        match output.read(&mut piece)? {
-            0 => return String::from_utf8(text).map_err(io::Error::other),
-            read if text.len() + read > usize::try_from(MAX_ANSWER_BYTES).unwrap_or(usize::MAX) => {
-                return Err(io::Error::other("its answer is too long"));
-            }
-            read => text.extend_from_slice(&piece[..read]),
-        }
     }
 }
 

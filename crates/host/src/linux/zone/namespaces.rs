@@ -82,15 +82,18 @@ pub(crate) fn unpin(path: &Path) -> Result<()> {
     }
 }
 
-/// Mounts the tree at `source` on `target` with its ids shifted into a user namespace: what is owned by 0 on disk is owned
-/// by the namespace's root. Device files on it do not work.
-pub(crate) fn mount_shifted(source: &Path, target: &Path, user: &OwnedFd) -> Result<()> {
-    let doing = || format!("mount `{}` with shifted ids", source.display());
+/// A copy of the mount at `source` that hangs nowhere yet. It can be passed to a process in another mount namespace.
+pub(crate) fn copy_of_mount(source: &Path) -> Result<OwnedFd> {
     let source_text = c_path(source)?;
     let tree_flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
     // SAFETY: the path is a NUL-terminated string that outlives the call.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source_text.as_ptr(), tree_flags) };
-    let tree = owned(tree).map_err(|source| Error::os(doing(), source))?;
+    owned(tree).map_err(|error| Error::os(format!("copy the mount of `{}`", source.display()), error))
+}
+
+/// Shifts the ids of a mount that hangs nowhere yet into a user namespace: what is owned by 0 on disk is owned by the
+/// namespace's root. Device files on it do not work. `source` is what errors call it.
+pub(crate) fn shift(tree: &OwnedFd, user: &OwnedFd, source: &Path) -> Result<()> {
     let attr = MountAttr {
         set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_NODEV,
         clear: 0,
@@ -108,15 +111,19 @@ pub(crate) fn mount_shifted(source: &Path, target: &Path, user: &OwnedFd) -> Res
             size_of::<MountAttr>(),
         )
     };
-    Errno::result(set).map_err(|error| match error {
+    Errno::result(set).map(drop).map_err(|error| match error {
         Errno::EINVAL => Error::Lacking {
             what: format!("id-mapped mounts on the file system of `{}`", source.display()),
             remedy: "put the pool on btrfs, ext4 or xfs".to_owned(),
         },
-        other => Error::os(doing(), other.into()),
-    })?;
+        other => Error::os(format!("shift the ids of `{}`", source.display()), other.into()),
+    })
+}
+
+/// Hangs such a mount on `target`.
+pub(crate) fn hang(tree: &OwnedFd, target: &Path) -> Result<()> {
     let target_text = c_path(target)?;
-    // SAFETY: as above: both paths are NUL-terminated and outlive the call, the descriptor is open.
+    // SAFETY: both paths are NUL-terminated and outlive the call, the descriptor is open.
     let moved = unsafe {
         libc::syscall(
             libc::SYS_move_mount,
@@ -127,7 +134,7 @@ pub(crate) fn mount_shifted(source: &Path, target: &Path, user: &OwnedFd) -> Res
             MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
-    Errno::result(moved).map(drop).map_err(|error| Error::os(doing(), error.into()))
+    Errno::result(moved).map(drop).map_err(|error| Error::os(format!("mount on `{}`", target.display()), error.into()))
 }
 
 fn pin(namespace: &str, path: &Path) -> Result<()> {

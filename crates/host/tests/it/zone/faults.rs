@@ -86,6 +86,29 @@ fn a_zone_without_its_supervisor_runs_on_and_can_be_stopped() {
 }
 
 #[test]
+fn a_nursery_that_dies_takes_no_zone_with_it_and_is_replaced() {
+    let site = Site::new();
+    let (one, other) = (site.spec("before", RUNS), site.spec("after", RUNS));
+    let first = site.run(&one);
+    let nursery = until("the nursery is there", || nursery_of(&site));
+    site.zones().prepare(other.instance, other.ids).expect("prepare");
+    nix::sys::signal::kill(Pid::from_raw(nursery), Signal::SIGKILL).expect("kill");
+    assert!(site.zones().start(&other).expect("start, by another nursery").running);
+    assert_eq!(site.zones().status(one.instance).expect("status").pid, first.pid);
+    assert_ne!(until("another nursery is there", || nursery_of(&site)), nursery);
+}
+
+/// The process of this test's own that supervisors of the site are forked from.
+fn nursery_of(site: &Site) -> Option<i32> {
+    let run_dir = site.config().run_dir.display().to_string();
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+        let of = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        of("comm").trim() == "zone-nursery" && of("cmdline").contains(&run_dir) && !of("stat").contains(") Z ")
+    })
+}
+
+#[test]
 fn a_zone_that_died_with_its_supervisor_is_found_dead() {
     let mut site = Site::new();
     let spec = site.spec("both", RUNS);

@@ -1,10 +1,10 @@
 //! The launcher: a fork of the supervisor in which libcontainer makes the zone.
 //!
-//! It moves itself into the zone's control groups of v1 first, and libcontainer moves its own processes into the one of
-//! v2, so everything that becomes the zone is counted and limited. The launcher and
+//! It is born in the zone's control group of v2 and moves itself into those of v1 first; libcontainer's own processes are
+//! its children, so everything that becomes the zone is counted and limited. The launcher and
 //! the init-to-be report on one pipe whose end closes when init executes: a line `init <pid>`, or a line `error <words>`.
 
-#![expect(unsafe_code, reason = "fork, and descriptors that come as numbers")]
+#![expect(unsafe_code, reason = "signals, and descriptors that come as numbers")]
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ use nix::{
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
         socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg},
     },
-    unistd::{ForkResult, Pid, fork, pipe2},
+    unistd::{ForkResult, Pid, pipe2},
 };
 use oci_spec::runtime::Spec;
 
@@ -39,7 +39,7 @@ use super::{
         spec::{self, Inside},
         words,
     },
-    Place, by_descriptor, tree,
+    Place, by_descriptor, nursery, tree,
 };
 use crate::error::{Error, Result};
 
@@ -73,8 +73,8 @@ impl Launcher {
         fs::write(Path::new(tree::BUNDLE).join("config.json"), specification)
             .map_err(|source| Error::os("write the zone's specification", source))?;
         let (report, reporting) = pipe2(OFlag::O_CLOEXEC).map_err(|error| Error::os("make a pipe", error.into()))?;
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
-        match unsafe { fork() }.map_err(|error| Error::os("fork the launcher", error.into()))? {
+        let group = place.group.open_unified()?;
+        match nursery::fork_into(&group).map_err(|source| Error::os("fork the launcher", source))? {
             ForkResult::Parent { .. } => Ok(Self { report: report.into(), console }),
             ForkResult::Child => {
                 drop(report);

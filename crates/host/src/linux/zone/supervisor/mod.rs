@@ -1,16 +1,19 @@
 //! The supervisor of one zone: a process of its own that outlives the agent.
 //!
 //! ```text
-//! agent ──exec──► supervisor ──fork──► launcher ──libcontainer──► init of the zone
-//!    ◄─one line────┘   │                  └─ ends when init executes
-//!                      ├─ copies the console to its log
-//!                      ├─ waits for init, says in status.json how it ended
-//!                      └─ removes the zone's control groups, and ends
+//! agent ──exec──► nursery ──fork──► supervisor ──fork──► launcher ──libcontainer──► init of the zone
+//!    ◄─two lines─────────────────────┘   │                  └─ ends when init executes
+//!                                        ├─ copies the console to its log
+//!                                        ├─ waits for init, says in status.json how it ended
+//!                                        └─ removes the zone's control groups, and ends
 //! ```
-//! It has one thread, no runtime and, once the zone runs, next to no memory of its own: libcontainer works in the launcher,
-//! whose heap ends with it, yet init is the supervisor's child (libcontainer clones it as the launcher's sibling). It lives
-//! in a mount namespace with a small root of its own ([`tree`]) and in its own control group and session, so nothing that
-//! befalls the agent reaches it. The agent finds it again by the process named in `status.json`.
+//! All supervisors of an agent are forks of one [`nursery`], which ends with the agent; they do not.
+//!
+//! A supervisor has one thread, no runtime and, once the zone runs, next to no memory of its own: libcontainer works in
+//! the launcher, whose heap ends with it, yet init is the supervisor's child (libcontainer clones it as the launcher's
+//! sibling). It lives in a mount namespace with a small root of its own ([`tree`]), in a session of its own and in the
+//! supervisors' control group, so nothing that befalls the agent reaches it. The agent finds it again by the process named
+//! in `status.json`.
 //!
 //! It takes no orders: the agent stops a zone by signals to init. The only word to it is `because`, which it reads when
 //! init was killed, to say why.
@@ -18,6 +21,7 @@
 #![expect(unsafe_code, reason = "an ioctl nix does not have")]
 
 mod launch;
+mod nursery;
 mod tree;
 
 use std::{
@@ -25,7 +29,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -37,12 +41,14 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::wait::{WaitPidFlag, WaitStatus, waitpid},
-    unistd::{Pid, setsid},
+    unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
 
+use self::nursery::{Nursery, Request, Role};
+pub(super) use self::{nursery::DESCRIPTORS, tree::mount_point as tree_mount_point};
 use super::{
-    cgroup::{Group, Layout},
+    cgroup::Group,
     console::{self, Budget},
     files::{Because, Document, Launch, Status, ZoneDir, console_name},
     halt, now,
@@ -56,24 +62,36 @@ const REMAINS_DEADLINE: Duration = Duration::from_secs(10);
 /// Piece read from a terminal at once; the kernel's own buffer for one is 4 KiB.
 const CONSOLE_PIECE: usize = 4096;
 
-/// The one line a supervisor says to the agent that started it.
+/// A line a supervisor says to the agent: first that it is there, then what came of it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Answer {
+    /// This process is at work on it.
+    Begun(ProcessRef),
     /// Init executes.
     Started(Status),
     /// It does not, and nothing is left of the attempt.
     Failed(String),
 }
 
-/// Runs a supervisor. `args` are those after the program's name and the word that chose this function: the zone's runtime
-/// directory. To be called first thing in `main`, while the process has one thread.
+/// Runs a nursery, and in each child it forks a supervisor. `args` are those after the program's name and the word that
+/// chose this function: the runtime directory and the name of the parent control group; requests come on standard input.
+/// To be called first thing in `main`, while the process has one thread.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
-    let (Some(directory), None) = (args.next(), args.next()) else {
+    let (Some(run_dir), Some(cgroup_parent), None) = (args.next(), args.next(), args.next()) else {
         return ExitCode::from(2);
     };
-    match supervise(&ZoneDir::at(PathBuf::from(directory))) {
+    let role = serve(&PathBuf::from(run_dir), &cgroup_parent);
+    let (nursery, request) = match role {
+        Ok(Some(supervisor)) => supervisor,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", super::words(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    match supervise(&nursery, *request) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             answer(&Answer::Failed(super::words(&error)));
@@ -82,11 +100,27 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn supervise(zone: &ZoneDir) -> Result<()> {
-    let orders = Launch::load(zone)?.ok_or_else(|| Error::Missing("launch.json".to_owned()))?;
-    detach();
-    let place = Place::take(zone, &orders)?;
-    let mut running = match boot(&place, &orders) {
+fn serve(run_dir: &Path, cgroup_parent: &OsString) -> Result<Option<(Nursery, Box<Request>)>> {
+    let nursery = Nursery::become_one(run_dir, cgroup_parent)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|source| Error::os("hold the socket", source))?;
+    match nursery.serve(&socket)? {
+        Role::Done => Ok(None),
+        Role::Supervisor(request) => Ok(Some((nursery, request))),
+    }
+}
+
+fn supervise(nursery: &Nursery, request: Request) -> Result<()> {
+    let Request { answer: answering, log, zone_dir, log_dir, user_ns, net_ns, root, control } = request;
+    nursery::take_streams(log, answering);
+    let me = ProcessRef::of(std::process::id()).map_err(|source| Error::os("find myself", source))?;
+    answer(&Answer::Begun(me));
+    let directory = File::from(zone_dir);
+    let orders = Launch::load(&ZoneDir::at(by_descriptor(&directory)))?
+        .ok_or_else(|| Error::Missing("launch.json".to_owned()))?;
+    let place = Place::take(nursery, directory, log_dir.into(), (user_ns, net_ns), &orders)?;
+    let booted = tree::add_zone(&root, &control).and_then(|()| boot(&place, &orders, me));
+    drop((root, control));
+    let mut running = match booted {
         Ok(running) => running,
         Err(error) => {
             let _ = place.group.kill(Instant::now() + REMAINS_DEADLINE);
@@ -116,52 +150,36 @@ struct Place {
     group: Group,
     user_ns: OwnedFd,
     net_ns: OwnedFd,
-    _kept: Vec<File>,
+    _directory: File,
     /// Held until this process ends.
     _sole: Flock<File>,
 }
 
 impl Place {
-    fn take(zone: &ZoneDir, orders: &Launch) -> Result<Self> {
-        let open = |path: &std::path::Path| {
-            File::open(path).map_err(|source| Error::os(format!("open `{}`", path.display()), source))
-        };
-        let directory = open(zone.path())?;
+    fn take(
+        nursery: &Nursery,
+        directory: File,
+        logs: File,
+        (user_ns, net_ns): (OwnedFd, OwnedFd),
+        orders: &Launch,
+    ) -> Result<Self> {
         // An agent that was killed between starting a supervisor and hearing from it is followed by one that starts another.
         let sole = Flock::lock(
-            directory.try_clone().map_err(|source| Error::os("hold the zone", source))?,
+            File::open(by_descriptor(&directory)).map_err(|source| Error::os("hold the zone", source))?,
             FlockArg::LockExclusiveNonblock,
         )
         .map_err(|(_, error)| Error::os("be the zone's only supervisor", error.into()))?;
-        let logs = open(&orders.log_dir)?;
-        let (user_ns, net_ns) = (open(&zone.user_ns())?, open(&zone.net_ns())?);
-        let mut kept = Vec::new();
-        let mut roots = Vec::new();
-        for root in orders.cgroups.roots().into_iter().chain(orders.cgroups.named.as_deref()) {
-            let held = open(root)?;
-            roots.push((root.to_owned(), by_descriptor(&held)));
-            kept.push(held);
-        }
-        let layout: Layout = orders.cgroups.moved(|from| {
-            let found = roots.iter().find(|(root, _)| root == from);
-            found.map_or_else(|| from.to_owned(), |(_, held)| held.clone())
-        });
-        let group = Group::new(&layout, &orders.cgroup_parent, &orders.spec.instance.to_string());
-        layout.ensure_parent(&orders.cgroup_parent)?;
-        layout.enter_supervisors(&orders.cgroup_parent)?;
+        let group = Group::new(&nursery.layout, &nursery.cgroup_parent, &orders.spec.instance.to_string());
         if group.exists() {
             // Left by a supervisor that was killed.
             group.kill(Instant::now() + REMAINS_DEADLINE)?;
             group.remove()?;
         }
         group.create()?;
-        let held = ZoneDir::at(by_descriptor(&directory));
-        kept.push(directory);
+        let zone = ZoneDir::at(by_descriptor(&directory));
         let log_name = console_name(orders.spec.instance);
-        let (user_ns, net_ns) = (user_ns.into(), net_ns.into());
-        let place = Self { zone: held, logs, log_name, group, user_ns, net_ns, _kept: kept, _sole: sole };
-        let ready =
-            place.group.apply(&orders.spec.limits).and_then(|()| tree::enter(zone, &orders.spec, &place.user_ns));
+        let place = Self { zone, logs, log_name, group, user_ns, net_ns, _directory: directory, _sole: sole };
+        let ready = place.group.apply(&orders.spec.limits);
         if ready.is_err() {
             let _ = place.group.remove();
         }
@@ -191,7 +209,7 @@ struct Console {
     _slave: Option<OwnedFd>,
 }
 
-fn boot(place: &Place, orders: &Launch) -> Result<Running> {
+fn boot(place: &Place, orders: &Launch, supervisor: ProcessRef) -> Result<Running> {
     let launcher = launch::Launcher::start(place, orders)?;
     let outcome = launcher.wait()?;
     let console = Console::open(launcher.console()?)?;
@@ -207,7 +225,6 @@ fn boot(place: &Place, orders: &Launch) -> Result<Running> {
     }
     let doing = || format!("find init, process {init}");
     let pid = u32::try_from(init.as_raw()).map_err(|error| Error::os(doing(), io::Error::other(error)))?;
-    let supervisor = ProcessRef::of(std::process::id()).map_err(|source| Error::os("find myself", source))?;
     let (init, process) = match ended {
         Some(status) => (Init::Ended(status), ProcessRef { pid, start_ticks: 0 }),
         None => {
@@ -306,17 +323,6 @@ fn watch(place: &Place, running: &mut Running) -> Result<WaitStatus> {
     }
 }
 
-/// Leaves the agent's session and everything that would tie this process's life to the agent's.
-fn detach() {
-    // A leader of a process group cannot; a child of the agent is none.
-    let _ = setsid();
-    let _ = std::env::set_current_dir("/");
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    // The kernel should take a zone's processes before the one that says why.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
-    let _ = std::fs::write("/proc/self/comm", "zone-supervisor");
-}
-
 fn answer(answer: &Answer) {
     let line = serde_json::to_string(answer).unwrap_or_else(|_| r#"{"failed":"?"}"#.to_owned());
     // An agent that was killed meanwhile does not hear it, and reads status.json later.
@@ -324,7 +330,7 @@ fn answer(answer: &Answer) {
     let _ = io::stdout().flush();
 }
 
-/// Closes what was inherited from the agent: it waits for the end of our output, and its log is not ours to hold.
+/// Closes what came from the agent: it waits for the end of our output.
 fn drop_stdio() {
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(&null);
