@@ -1,11 +1,2 @@
 #![no_main]
-//! Key ids.
-
-use cloudapi::signature::KeyId;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    if let Ok(id) = KeyId::parse(text) {
-        assert!(!id.login.is_empty() && !id.key.is_empty());
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::key_id(bytes));

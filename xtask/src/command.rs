@@ -8,9 +8,20 @@ use std::{path::Path, process::Command};
 
 /// Runs a program with the terminal's own input and output; an exit status other than 0 is an error.
 pub(crate) fn run(root: &Path, program: &str, arguments: &[&str]) -> Result<(), String> {
+    run_with(root, program, arguments, &[])
+}
+
+/// The same with more in the environment.
+pub(crate) fn run_with(
+    root: &Path,
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> Result<(), String> {
     eprintln!("$ {program} {}", arguments.join(" "));
     let status = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().copied())
         .current_dir(root)
         .status()
         .map_err(|error| format!("cannot run `{program}`: {error}"))?;

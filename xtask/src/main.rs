@@ -1,13 +1,15 @@
 //! The developers' one helper: `cargo xtask <command>`.
 //!
 //! `tidy` holds the walls and the house rules, `check` is everything a change must pass before it lands, `bench` measures
-//! speed as ratios within one run, `sim` runs a datacenter in one process from a seed, `fresh` tries the README on a new
-//! machine. It needs nothing beyond cargo and git; what a command needs besides, it says.
+//! speed as ratios within one run, `fuzz` feeds strangers' bytes to every parser, `sim` runs a datacenter in one process
+//! from a seed, `fresh` tries the README on a new machine. It needs nothing beyond cargo and git; what a command needs
+//! besides, it says.
 
 mod bench;
 mod check;
 mod command;
 mod fresh;
+mod fuzz;
 mod sim;
 mod tidy;
 
@@ -18,6 +20,8 @@ usage: cargo xtask <command>
   tidy [--shrink]      check walls, licences, lengths, documents, words; --shrink lowers the recorded debts
   check                tidy, formatting, clippy: what must pass before a change lands
   bench [name…]        measure and rewrite docs/performance.md; without a name, every bench
+  fuzz [--seconds N] [target…]
+                       run the fuzz targets, each for so long; without a name, every target
   sim [--seed N] …     run the simulation; the arguments go to it as they are
   fresh [--at DIR] …   the README's two commands on a new Debian 12 made for it (as root): tests/fresh";
 
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
             ("tidy", [flag]) if flag == "--shrink" => tidy::run(&root, tidy::Debts::Shrink),
             ("check", []) => check::run(&root),
             ("bench", names) => bench::run(&root, names),
+            ("fuzz", rest) => fuzz::run(&root, rest),
             ("sim", rest) => sim::run(&root, rest),
             ("fresh", rest) => fresh::run(&root, rest),
             _ => Err(USAGE.to_owned()),

@@ -1,9 +1,6 @@
 //! Waiting longer after each failure: doubling delays with jitter between a floor and a ceiling.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 /// The delays between attempts of one piece of work. Each call of [`Backoff::next_delay`] doubles the range, up to the ceiling.
 #[derive(Debug, Clone)]
@@ -11,20 +8,19 @@ pub struct Backoff {
     floor: Duration,
     ceiling: Duration,
     failures: u32,
-    chance: RandomState,
 }
 
 impl Backoff {
     /// Delays from `floor` to `ceiling`. A ceiling under the floor counts as the floor.
     pub fn new(floor: Duration, ceiling: Duration) -> Self {
-        Self { floor, ceiling: ceiling.max(floor), failures: 0, chance: RandomState::new() }
+        Self { floor, ceiling: ceiling.max(floor), failures: 0 }
     }
 
     /// The next delay: between half and the whole of `floor * 2^failures`, never under the floor nor over the ceiling.
     pub fn next_delay(&mut self) -> Duration {
         let full = self.floor.saturating_mul(2_u32.saturating_pow(self.failures.min(30))).min(self.ceiling);
         self.failures = self.failures.saturating_add(1);
-        let share = self.chance.hash_one(self.failures) % 1024;
+        let share = crate::random::bits() % 1024;
         let half = full / 2;
         let jitter = half.mul_f64(f64::from(u32::try_from(share).unwrap_or(0)) / 1024.0);
         (half + jitter).clamp(self.floor, self.ceiling)

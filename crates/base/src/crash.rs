@@ -4,7 +4,8 @@
 //! With the environment variable `NESO_CRASH_AT=name` the process kills itself (SIGKILL: no handler, no flush, no destructor)
 //! the first time it passes [`point`] with that name; `name#3` means the third time. With `NESO_CRASH_FILE=path` the name
 //! stands in that file, which goes away as the process dies: whoever starts the process again need not change anything,
-//! and a test arms the next point by writing the next file.
+//! and a test arms the next point by writing the next file. If the path is a directory, each file in it names a point, and dying
+//! at one takes its file away: a whole set can be armed at once.
 
 /// The environment variable that names the point.
 pub const VARIABLE: &str = "NESO_CRASH_AT";
@@ -46,7 +47,9 @@ pub fn point(name: &str) {
         .is_some_and(|wanted| wanted.name == name && wanted.seen.fetch_add(1, Ordering::SeqCst) + 1 == wanted.passage);
     // Whoever removes the file dies; a second process or thread at the same point lives.
     let by_file = FILE.as_ref().is_some_and(|path| {
-        std::fs::read_to_string(path).is_ok_and(|text| text.trim() == name) && std::fs::remove_file(path).is_ok()
+        let in_directory = !name.contains('/') && std::fs::remove_file(path.join(name)).is_ok();
+        in_directory
+            || std::fs::read_to_string(path).is_ok_and(|text| text.trim() == name) && std::fs::remove_file(path).is_ok()
     });
     if by_name || by_file {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

@@ -1,4 +1,4 @@
-//! What every process of the workspace stands on: a clock that tests can own, tasks with names, queues with limits,
+//! What every process of the workspace stands on: a clock and a chance that tests can own, tasks with names, queues with limits,
 //! shutdown, backoff, error chains, logging, and the one door (beside `host`) to other programs.
 //!
 //! Nothing here knows a noun of the datacenter.
@@ -11,5 +11,6 @@ pub mod daemon;
 pub mod errors;
 pub mod log;
 pub mod process;
+pub mod random;
 pub mod shutdown;
 pub mod task;

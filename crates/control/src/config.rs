@@ -17,6 +17,8 @@ pub struct ControlConfig {
     pub guest_dns_domain: Option<String>,
     /// Directory of the images' files, named by their SHA-256.
     pub images_dir: PathBuf,
+    /// Directory of history that leaves the store; `None`: it is dropped.
+    pub archive_dir: Option<PathBuf>,
     /// Networks by name that an instance gets when neither request nor account chooses any; the first is the primary one.
     pub default_networks: Vec<String>,
     /// Which machines take how many instances.
@@ -45,6 +47,7 @@ impl ControlConfig {
             dns_suffix: "cns.local".to_owned(),
             guest_dns_domain: Some("local".to_owned()),
             images_dir: images_dir.into(),
+            archive_dir: None,
             default_networks: vec!["external".to_owned(), "private".to_owned()],
             placement: Policy::default(),
             alias_max: model::rules::ALIAS_MAX,

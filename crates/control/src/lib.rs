@@ -62,6 +62,8 @@ pub struct Inner {
     pub nodes: Liveness,
     /// The last requests that found no machine.
     pub refusals: placement::Refusals,
+    /// Where history goes that leaves the store; nowhere in a simulation.
+    pub archive: Option<flow::Archive>,
     /// Targets of all machines, kept up to date in memory.
     pub(crate) targets: servers::targets::Targets,
     /// The address each network gave last: only a hint where to look for a free one first.
@@ -82,11 +84,13 @@ impl Control {
     pub fn start(store: Store, clock: Arc<dyn Clock>, config: ControlConfig, shutdown: Shutdown) -> Self {
         let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
         let targets = servers::targets::Targets::new(&config);
+        let archive = config.archive_dir.clone().map(flow::Archive::new);
         let inner = Inner {
             store,
             clock,
             config,
             nodes,
+            archive,
             refusals: placement::Refusals::default(),
             targets,
             last_given: Mutex::default(),

@@ -1,9 +1,17 @@
 //! When each machine was last heard of. Lives in memory, because it changes every few seconds and means nothing after a
 //! restart: then every machine gets the full time to speak again.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+    sync::Mutex,
+};
 
-use model::{id::ServerId, state::Reachability, time::Timestamp};
+use model::{
+    id::{InstanceId, NetworkId, ServerId},
+    state::Reachability,
+    time::Timestamp,
+};
 
 /// Heartbeats by machine.
 #[derive(Debug)]
@@ -16,18 +24,28 @@ pub struct Liveness {
 }
 
 /// What a machine's last report said of the machine itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
     /// When it arrived.
     pub at: Timestamp,
     /// Generation of the target the machine has written down.
     pub target_seen: u64,
+    /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.
+    pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
 }
+
+/// Strangers of one machine that are remembered: enough to see that something is wrong, and what.
+pub(crate) const STRANGERS_MAX: usize = 1_000;
 
 impl Liveness {
     /// Nobody was heard of yet.
     pub(crate) fn new(since: Timestamp, unreachable_after_ms: i64) -> Self {
         Self { since, unreachable_after_ms, heard: Mutex::default() }
+    }
+
+    /// When this process began to listen.
+    pub(crate) const fn since(&self) -> Timestamp {
+        self.since
     }
 
     /// Notes a report.
@@ -37,7 +55,14 @@ impl Liveness {
 
     /// The last report of `server` to this process.
     pub fn heard(&self, server: ServerId) -> Option<Heard> {
-        self.heard.lock().expect("no holder of this lock panics").get(&server).copied()
+        self.heard.lock().expect("no holder of this lock panics").get(&server).cloned()
+    }
+
+    /// Addresses of a network that instances nobody knows hold. Nearly always none.
+    pub(crate) fn addresses_of_strangers(&self, network: NetworkId) -> BTreeSet<Ipv4Addr> {
+        let heard = self.heard.lock().expect("no holder of this lock panics");
+        let held = heard.values().flat_map(|heard| heard.strangers.values().flatten());
+        held.filter(|(on, _)| *on == network).map(|(_, ip)| *ip).collect()
     }
 
     /// Forgets a machine that left.

@@ -29,7 +29,7 @@ const PASS_RECORDS: usize = 10_000;
 
 /// Adds every loop of the control plane to `loops`.
 pub fn add_all(loops: &mut flow::loops::Loops, control: &Control) {
-    loops.add(flow::trim::Trim::new(control.store.clone(), control.clock.clone()));
+    loops.add(flow::trim::Trim::new(control.store.clone(), control.clock.clone()).archive(control.archive.clone()));
     loops.add(Tombstones(control.clone()));
     loops.add(Leaks(control.clone()));
     loops.add(ImageFiles(control.clone()));
@@ -92,7 +92,7 @@ fn said(count: usize, what: &str) -> String {
     if count == 0 { String::new() } else { format!("{count} {what}") }
 }
 
-/// Deletes the records of instances deleted longer ago than they are kept. Returns how many.
+/// Deletes the records of instances deleted longer ago than they are kept, archiving them with their history. Returns how many.
 pub async fn trim_tombstones(control: &Control) -> Result<usize> {
     let oldest_kept = control.now().plus_millis(-control.config.tombstones_kept_ms);
     let snapshot = control.snapshot();
@@ -102,6 +102,11 @@ pub async fn trim_tombstones(control: &Control) -> Result<usize> {
         .take(PASS_RECORDS)
         .collect();
     for some in stale.chunks(COMMIT_RECORDS) {
+        if let Some(archive) = &control.archive {
+            let lines = some.iter().filter_map(|entry| serde_json::to_string(&entry.value).ok()).collect();
+            let archived = archive.append("instances", lines, control.now().0).await;
+            archived.map_err(|error| Error::Unavailable(base::errors::chain(&error)))?;
+        }
         let transaction = some.iter().fold(Transaction::new(), |all, entry| all.delete(&INSTANCES, entry));
         control.store.commit(transaction).await?;
     }

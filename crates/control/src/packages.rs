@@ -61,7 +61,7 @@ pub struct PackageFilter {
 /// Makes a package.
 pub async fn create(control: &Control, new: NewPackage) -> Result<Arc<Entry<Package>>> {
     check(&new)?;
-    let id = new.id.unwrap_or_else(PackageId::random);
+    let id = new.id.unwrap_or_else(|| PackageId::from_random(base::random::wide_bits()));
     let package = Package {
         id,
         name: new.name,

@@ -16,6 +16,7 @@
 //!
 //! Reading order: [`record`] (what is stored), [`step`] (what a kind of flow declares), [`engine`] (who runs them), [`loops`].
 
+pub mod archive;
 pub mod engine;
 mod kind;
 pub mod loops;
@@ -26,6 +27,7 @@ pub mod testing;
 pub mod trim;
 mod waits;
 
+pub use archive::Archive;
 pub use engine::Engine;
 pub use record::{FLOWS, FlowId, FlowRecord, FlowState, StepRecord, StepState, record_for};
 pub use step::{At, FlowKind, Notes, Progress, Step, StepError, Wait};

@@ -159,6 +159,7 @@ async fn keep(member: Member, clock: Arc<dyn Clock>, board: Board, shutdown: Shu
         let now = clock.now_ms();
         board.change(name, |line| line.passed(outcome, now));
         tokio::select! {
+            biased;
             () = shutdown.wait() => return,
             () = member.notify.notified() => {}
             () = clock.sleep(member.body.period()) => {}

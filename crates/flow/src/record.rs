@@ -1,11 +1,11 @@
 //! The journal of one flow, as it is stored, and its pure transitions.
 
-use std::{fmt, str::FromStr, sync::Mutex};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::{Index, Table};
-use uuid::{ContextV7, Uuid};
+use uuid::Uuid;
 
 use crate::step::{FlowKind, Notes};
 
@@ -38,12 +38,13 @@ pub static FLOWS: Table<FlowRecord> = Table {
 pub struct FlowId(Uuid);
 
 impl FlowId {
-    /// A new id for a flow made at `now` (milliseconds since the epoch).
+    /// A new id (UUID version 7) for a flow made at `now` (milliseconds since the epoch).
     pub fn new(now: i64) -> Self {
-        static ORDER: Mutex<ContextV7> = Mutex::new(ContextV7::new());
-        let now_ms = u64::try_from(now).unwrap_or(0);
-        let nanos = u32::try_from(now_ms % 1000).unwrap_or(0) * 1_000_000;
-        Self(Uuid::new_v7(uuid::Timestamp::from_unix(&ORDER, now_ms / 1000, nanos)))
+        /// Bits of the tail behind the variant.
+        const LOW_BITS: u32 = 62;
+        let (ms, tail) = base::random::ordered(u64::try_from(now).unwrap_or(0));
+        let (high, low) = (tail >> LOW_BITS & 0xfff, tail & ((1 << LOW_BITS) - 1));
+        Self(Uuid::from_u128(u128::from(ms) << 80 | 0x7 << 76 | high << 64 | 0b10 << LOW_BITS | low))
     }
 }
 

@@ -365,6 +365,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
                 return Err(Stop::Lost);
             }
             tokio::select! {
+                biased;
                 () = self.shutdown.wait() => return Err(Stop::Shutdown),
                 () = interest.changed() => {
                     // Our own quiet write wakes us too.

@@ -148,6 +148,7 @@ async fn run<C: Clone + Send + Sync + 'static>(
                 None => panic!("{scenario:?}: the flow has vanished"),
             }
             tokio::select! {
+                biased;
                 _ = changes.next() => {}
                 () = fault.halted.notified() => break None,
             }

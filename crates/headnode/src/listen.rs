@@ -2,6 +2,7 @@
 //!
 //! Strangers connect here, so everything has an end: connections are counted (a full house leaves newcomers in the
 //! kernel's queue), handshakes and headers have deadlines, and idle connections are closed by the same header deadline.
+//! When the listener's certificate is renewed, open connections finish what is under way and no more.
 //! At shutdown nothing new is accepted, what is under way gets [`Limits::drain`] to finish, and the rest is cut.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -69,6 +70,9 @@ impl Limits {
 /// Wait after a failed accept, e.g. when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is under way when the listener's certificate is renewed gets this long: an image may be on its way.
+const RENEWAL_DRAIN: Duration = Duration::from_secs(1_800);
+
 /// Serves `router` until `shutdown`. Requests carry [`ConnectInfo`] and, when the client showed a certificate, [`Peer`].
 pub async fn serve(
     name: &'static str,
@@ -123,7 +127,9 @@ struct Connection {
 impl Connection {
     async fn run(self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
-        let stream = timeout(self.limits.handshake, TlsAcceptor::from(self.tls.current()).accept(stream)).await??;
+        let mut config = self.tls.subscribe();
+        let acceptor = TlsAcceptor::from(config.borrow_and_update().clone());
+        let stream = timeout(self.limits.handshake, acceptor.accept(stream)).await??;
         let peer = peer_of(&stream);
         let remote = self.remote;
         let service = self.router.map_request(move |mut request: Request<Incoming>| {
@@ -146,6 +152,15 @@ impl Connection {
         tokio::select! {
             done = served.as_mut() => return done,
             () = self.shutdown.wait() => served.as_mut().graceful_shutdown(),
+            Ok(()) = config.changed() => {
+                // Clients that keep a connection for months would never see the new certificate.
+                served.as_mut().graceful_shutdown();
+                tokio::select! {
+                    done = served.as_mut() => return done,
+                    () = self.shutdown.wait() => {}
+                    () = tokio::time::sleep(RENEWAL_DRAIN) => return Ok(()),
+                }
+            }
         }
         timeout(self.limits.drain, served).await?
     }

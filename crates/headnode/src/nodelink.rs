@@ -4,7 +4,12 @@
 //! and report for itself. Image files are named by their SHA-256 and may be fetched from any offset, so a cut transfer
 //! goes on where it stopped.
 
-use std::{io::SeekFrom, time::Duration};
+use std::{
+    collections::HashMap,
+    io::SeekFrom,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -38,6 +43,19 @@ struct Link {
     control: Control,
     inquiries: Inquiries,
     shutdown: Shutdown,
+    /// Serial number of the certificate each node showed last. A leaf lock, held for one look-up.
+    serials: Arc<Mutex<HashMap<ServerId, String>>>,
+}
+
+impl Link {
+    /// Notes, and says once, with which certificate a node reports.
+    fn shown(&self, server: ServerId, serial: String) {
+        let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
+        if serials.get(&server) != Some(&serial) {
+            tracing::info!(%server, serial, "a node shows a certificate it did not show before");
+            serials.insert(server, serial);
+        }
+    }
 }
 
 /// The routes. `shutdown` ends long polls early.
@@ -48,7 +66,7 @@ pub fn router(control: Control, inquiries: Inquiries, shutdown: Shutdown) -> Rou
         .route("/v1/images/{sha256}", get(image))
         .route("/v1/inquiries", get(inquiry))
         .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
-        .with_state(Link { control, inquiries, shutdown })
+        .with_state(Link { control, inquiries, shutdown, serials: Arc::default() })
 }
 
 /// A refusal in the contract's shape.
@@ -96,7 +114,7 @@ async fn target(
 ) -> Result<Response, Refusal> {
     let server = server_of(peer)?;
     tokio::select! {
-        newer = control::servers::watch_target(&link.control, server, have) => Ok(match newer? {
+        newer = control::servers::watch_shared_target(&link.control, server, have) => Ok(match newer? {
             Some(target) => Json(target).into_response(),
             None => StatusCode::NO_CONTENT.into_response(),
         }),
@@ -109,7 +127,9 @@ async fn report(
     peer: Option<Extension<Peer>>,
     Json(report): Json<Report>,
 ) -> Result<Response, Refusal> {
+    let serial = peer.as_ref().map(|peer| peer.serial.clone()).unwrap_or_default();
     let server = server_of(peer)?;
+    link.shown(server, serial);
     if report.server != server {
         let why = format!("the certificate is server {server}'s, the report server {}'s", report.server);
         return Err(Refusal(StatusCode::FORBIDDEN, why));
@@ -201,7 +221,7 @@ mod tests {
     #[test]
     fn only_a_nodes_certificate_speaks_for_a_server() {
         let id = ServerId::random();
-        let peer = |name: String, unit: &str| Some(Extension(Peer { name, unit: unit.into() }));
+        let peer = |name: String, unit: &str| Some(Extension(Peer { name, unit: unit.into(), serial: String::new() }));
         assert_eq!(server_of(peer(id.to_string(), "node")).ok(), Some(id));
         assert!(server_of(peer(id.to_string(), "operator")).is_err());
         assert!(server_of(peer("admin".into(), "node")).is_err());

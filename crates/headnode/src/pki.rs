@@ -6,8 +6,10 @@
 //!                       └────────► operator.{pem,key}  CN = login,     OU = operator   (in paths.operator)
 //! ```
 //! [`ensure`] makes what is missing and renews what has used two thirds of its life or no longer carries the wanted
-//! names; it changes nothing otherwise, so it may run at every start and on a timer. Keys are written 0600, and every file
-//! appears whole or not at all. The authority itself is never renewed silently: nodes and operators pin it.
+//! names, or whose key does not fit (a process died between writing the two); it changes nothing otherwise, so it may run at
+//! every start and on a timer. [`renew`] makes all anew before their time. One process does either at a time. Keys are written
+//! 0600, and every file appears whole or not at all. The authority itself is never renewed silently: nodes and operators
+//! pin it.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +24,7 @@ use std::{
 use model::{id::ServerId, time::Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    PublicKeyData as _, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -112,6 +114,12 @@ impl Identity {
         Ok((vec![certificate], key))
     }
 
+    /// The certificate's serial number, hexadecimal: tells a renewed one from its predecessor.
+    pub fn serial(&self) -> Result<String, PkiError> {
+        let der = load_certificate(&self.certificate)?;
+        Ok(serial_of(&parse(&self.certificate, &der)?))
+    }
+
     /// When the certificate ends.
     pub fn expires_at(&self) -> Result<Timestamp, PkiError> {
         let der = load_certificate(&self.certificate)?;
@@ -148,11 +156,30 @@ pub struct Made(pub Vec<String>);
 
 /// Makes what is missing and renews what is about to end. `now` is the wall clock.
 pub fn ensure(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiError> {
+    prepare(settings, now, Due::InTime)
+}
+
+/// Makes what is missing, and everything but the authority anew.
+pub fn renew(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiError> {
+    prepare(settings, now, Due::Now)
+}
+
+/// Which certificates are made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// Those that are not fresh any more.
+    InTime,
+    /// All.
+    Now,
+}
+
+fn prepare(settings: &Settings, now: Timestamp, due: Due) -> Result<(Pki, Made), PkiError> {
     let directory = settings.pki_dir();
     let operator_directory = &settings.paths.operator;
     for path in [&directory, operator_directory] {
         make_directory(path)?;
     }
+    let _alone = lock(&directory)?;
     let mut made = Made::default();
     let ca = Identity::named(&directory, "ca");
     if !ca.certificate.exists() || !ca.key.exists() {
@@ -175,7 +202,7 @@ pub fn ensure(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiErr
         (&pki.operator, Leaf::client(Role::Operator, settings.first_run.operator.clone())),
     ];
     for (identity, leaf) in leaves {
-        if !leaf.is_fresh(identity, &authority, now)? {
+        if due == Due::Now || !leaf.is_fresh(identity, &authority, now)? {
             leaf.make(identity, &issuer, now)?;
             made.0.push(leaf.common_name.clone());
         }
@@ -230,11 +257,15 @@ impl Leaf {
         let certificate = parse(&identity.certificate, &der)?;
         let issuer = parse(&identity.certificate, authority)?;
         let (from, to) = validity(&identity.certificate, &der)?;
+        let key = String::from_utf8_lossy(&read(&identity.key)?).into_owned();
+        let fits =
+            KeyPair::from_pem(&key).is_ok_and(|key| key.subject_public_key_info() == certificate.public_key().raw);
         let seconds = now.0 / 1_000;
         let young = seconds < from + (to - from) / 3 * 2;
         let ours = certificate.verify_signature(Some(issuer.public_key())).is_ok();
         Ok(young
             && ours
+            && fits
             && names_of(&certificate) == self.names
             && common_name(&certificate) == Some(self.common_name.as_str()))
     }
@@ -354,6 +385,8 @@ pub struct Peer {
     pub name: String,
     /// Organizational unit.
     pub unit: String,
+    /// Serial number of the certificate, hexadecimal.
+    pub serial: String,
 }
 
 impl Peer {
@@ -362,8 +395,19 @@ impl Peer {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let name = common_name(&certificate)?.to_owned();
         let unit = certificate.subject().iter_organizational_unit().next()?.as_str().ok()?.to_owned();
-        Some(Self { name, unit })
+        Some(Self { name, unit, serial: serial_of(&certificate) })
     }
+}
+
+fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Waits until no other process makes certificates in `directory`; none does until the answer is dropped.
+fn lock(directory: &Path) -> Result<fs::File, PkiError> {
+    let path = directory.join("lock");
+    let locked = fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|source| PkiError::Io { doing: "lock", path, source })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
@@ -410,9 +454,10 @@ mod tests {
         let (pki, made) = ensure(&settings, now).unwrap();
         assert_eq!(made.0.len(), 4);
         assert_eq!(fs::metadata(&pki.node.key).unwrap().permissions().mode() & 0o777, 0o600);
+        let serial = pki.node.serial().unwrap();
         assert_eq!(
             Peer::of(&pki.node.load().unwrap().0[0]).unwrap(),
-            Peer { name: pki.server_id.to_string(), unit: "node".into() }
+            Peer { name: pki.server_id.to_string(), unit: "node".into(), serial: serial.clone() }
         );
 
         assert_eq!(ensure(&settings, now).unwrap().1, Made::default());
@@ -420,6 +465,31 @@ mod tests {
         let renewed = ensure(&settings, later).unwrap().1;
         assert_eq!(renewed.0.len(), 3, "all but the authority: {renewed:?}");
         assert!(pki.server.expires_at().unwrap() > later.plus_millis(390 * 86_400_000));
+        assert_ne!(pki.node.serial().unwrap(), serial);
+    }
+
+    #[test]
+    fn death_between_key_and_certificate_is_mended() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings(root.path());
+        let now = Timestamp(1_800_000_000_000);
+        let (pki, _) = ensure(&settings, now).unwrap();
+        let other = KeyPair::generate().unwrap();
+        write_file(&pki.node.key, other.serialize_pem().as_bytes(), 0o600).unwrap();
+        write_file(&pki.server.key, b"torn", 0o600).unwrap();
+        assert_eq!(ensure(&settings, now).unwrap().1.0.len(), 2);
+        assert_eq!(ensure(&settings, now).unwrap().1, Made::default());
+    }
+
+    #[test]
+    fn all_can_be_renewed_before_their_time() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings(root.path());
+        let now = Timestamp(1_800_000_000_000);
+        let (pki, _) = ensure(&settings, now).unwrap();
+        let authority = pki.ca.serial().unwrap();
+        assert_eq!(renew(&settings, now).unwrap().1.0.len(), 3);
+        assert_eq!(pki.ca.serial().unwrap(), authority);
     }
 
     #[test]

@@ -26,9 +26,9 @@ use crate::{
     listen::{self, Limits},
     nodelink,
     ops::{self, Ops},
-    pki::{self, Pki, PkiError},
+    pki::{self, PkiError},
     settings::Settings,
-    tls::{ClientCertificates, TlsError, TlsSource},
+    tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
 
 /// How often certificates are looked at.
@@ -93,18 +93,20 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let members_tls = TlsSource::open(&pki, ClientCertificates::Required)?;
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
-    loops.add(Certificates {
+    let certificates = Arc::new(Certificates {
         settings: settings.clone(),
         clock: clock.clone(),
         tenants: tenants_tls.clone(),
         members: members_tls.clone(),
     });
     let inquiries = Inquiries::default();
+    loops.add(RenewCertificates(certificates.clone()));
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
         inquiries: inquiries.clone(),
         settings: settings.clone(),
         pki,
+        certificates,
         loops: loops.board(),
         started_at,
     });
@@ -177,6 +179,7 @@ fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {
                 soft_rules: placement.weights.soft_rules,
             },
         },
+        archive_dir: Some(settings.headnode_dir().join("archive")),
         ..ControlConfig::new(datacenter.name.clone(), images_dir)
     }
 }
@@ -208,27 +211,10 @@ impl Sockets {
     }
 }
 
-/// Renews certificates in time and hands them to the listeners.
-struct Certificates {
-    settings: Settings,
-    clock: Arc<dyn Clock>,
-    tenants: TlsSource,
-    members: TlsSource,
-}
+/// Keeps certificates in their life.
+struct RenewCertificates(Arc<Certificates>);
 
-impl Certificates {
-    fn renew(&self) -> Result<String, TlsError> {
-        let (pki, made): (Pki, _) = pki::ensure(&self.settings, Timestamp(self.clock.now_ms()))?;
-        if made.0.is_empty() {
-            return Ok(String::new());
-        }
-        self.tenants.reload(&pki, ClientCertificates::NotAsked)?;
-        self.members.reload(&pki, ClientCertificates::Required)?;
-        Ok(format!("renewed {}", made.0.join(", ")))
-    }
-}
-
-impl Loop for Certificates {
+impl Loop for RenewCertificates {
     fn name(&self) -> &'static str {
         "renew certificates"
     }
@@ -238,6 +224,9 @@ impl Loop for Certificates {
     }
 
     fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
-        Box::pin(async { self.renew().map_err(Into::into) })
+        Box::pin(async {
+            let made = self.0.keep()?;
+            Ok(if made.is_empty() { String::new() } else { format!("renewed {}", made.join(", ")) })
+        })
     }
 }

@@ -1,11 +1,18 @@
 //! TLS for the listeners: one server certificate, client certificates where a listener asks for them, and renewal
-//! without a restart: a listener takes the configuration of the moment for each connection.
+//! without a restart: a listener takes the configuration of the moment for each connection, and when it is replaced, lets
+//! the connections made with the old one finish what is under way and no more.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use base::clock::Clock;
+use model::time::Timestamp;
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use tokio::sync::watch;
 
-use crate::pki::{Pki, PkiError};
+use crate::{
+    pki::{self, Made, Pki, PkiError},
+    settings::Settings,
+};
 
 /// Whether a listener asks its clients for a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +36,55 @@ pub enum TlsError {
 
 /// The configuration of a listener, replaceable while it runs.
 #[derive(Clone)]
-pub struct TlsSource(Arc<RwLock<Arc<ServerConfig>>>);
+pub struct TlsSource(watch::Sender<Arc<ServerConfig>>);
 
 impl TlsSource {
     /// Reads the certificate files.
     pub fn open(pki: &Pki, clients: ClientCertificates) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(RwLock::new(Arc::new(build(pki, clients)?)))))
+        Ok(Self(watch::Sender::new(Arc::new(build(pki, clients)?))))
     }
 
-    /// Reads the files again; connections that are open keep what they have.
+    /// Reads the files again. Connections that are open are told to come again.
     pub fn reload(&self, pki: &Pki, clients: ClientCertificates) -> Result<(), TlsError> {
-        let fresh = Arc::new(build(pki, clients)?);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.0.send_replace(Arc::new(build(pki, clients)?));
         Ok(())
     }
 
-    /// What a new connection uses.
-    pub fn current(&self) -> Arc<ServerConfig> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What a new connection uses, and news of its replacement.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.0.subscribe()
+    }
+}
+
+/// A headnode's certificates and the listeners that show them.
+pub struct Certificates {
+    /// Where they lie and what they say.
+    pub settings: Settings,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Listeners that ask for no certificate.
+    pub tenants: TlsSource,
+    /// Listeners that do.
+    pub members: TlsSource,
+}
+
+impl Certificates {
+    /// Renews what is due, and hands it to the listeners. Returns whose were made.
+    pub fn keep(&self) -> Result<Vec<String>, TlsError> {
+        self.hand_over(pki::ensure(&self.settings, Timestamp(self.clock.now_ms()))?)
+    }
+
+    /// Renews all but the authority's, and hands them to the listeners. Returns whose were made.
+    pub fn renew(&self) -> Result<Vec<String>, TlsError> {
+        self.hand_over(pki::renew(&self.settings, Timestamp(self.clock.now_ms()))?)
+    }
+
+    fn hand_over(&self, (pki, made): (Pki, Made)) -> Result<Vec<String>, TlsError> {
+        if !made.0.is_empty() {
+            self.tenants.reload(&pki, ClientCertificates::NotAsked)?;
+            self.members.reload(&pki, ClientCertificates::Required)?;
+        }
+        Ok(made.0)
     }
 }
 

@@ -145,6 +145,13 @@ pub enum Step {
     Remove,
 }
 
+/// Whether what was planned for `old` still leads to `new`: nothing that [`plan`] or its steps look at has changed. Words for the
+/// guest (name, metadata, tags) may have.
+pub fn same_plan(old: &ZoneTarget, new: &ZoneTarget) -> bool {
+    let key = |zone: &ZoneTarget| (zone.wanted, zone.starts, zone.reboots, zone.brand, zone.image);
+    key(old) == key(new) && old.limits == new.limits && old.nics == new.nics && old.routes == new.routes
+}
+
 /// The steps from here to `zone`, in order. `wiring` is [`Wiring::of`] the zone, `boot_id` the machine's boot now.
 pub fn plan(
     zone: &ZoneTarget,

@@ -20,9 +20,15 @@ macro_rules! ids {
                 Self(uuid)
             }
 
-            /// A fresh random identifier (UUID version 4). The only chance in this crate: call it at the edge.
+            /// A fresh random identifier (UUID version 4) from the system's chance, which no seed repeats. The only chance in this
+            /// crate: call it at the edge, and in tests.
             pub fn random() -> Self {
                 Self(Uuid::new_v4())
+            }
+
+            /// The identifier (UUID version 4) that random `bits` make: for callers whose chance has an owner.
+            pub const fn from_random(bits: u128) -> Self {
+                Self(uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid())
             }
 
             /// The first eight hex digits: what people type, and the default name of an instance.

@@ -27,6 +27,13 @@ pub struct Server {
     pub boot_id: Option<String>,
     /// Highest generation of its target the machine has written down.
     pub target_seen: u64,
+    /// Added to store revisions to make generations of this machine's target. Zero until a store was restored from a copy that
+    /// is older than what the machine has seen.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation_base: u64,
+    /// Generations up to this one were not made from this store's history: having seen one of them says nothing.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation_floor: u64,
     /// Free text of the operator.
     pub comments: String,
     /// Properties by name that only requests asking for them may use: see [`Trait`].
@@ -47,6 +54,10 @@ pub struct Server {
     pub roominess: u32,
     /// When it joined.
     pub created_at: Timestamp,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a machine is made of, as it reports it.

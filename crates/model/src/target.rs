@@ -171,6 +171,9 @@ pub struct Report {
     pub zones: BTreeMap<InstanceId, ZoneFact>,
     /// Images present as datasets.
     pub images: Vec<ImageId>,
+    /// Addresses held by instances the target does not speak of, so that they are not given to others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
 }
 
 /// What a node says of one instance.

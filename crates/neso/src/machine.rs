@@ -34,6 +34,8 @@ use crate::failure::{Failure, Outcome};
 
 /// The kernel's own id of the running boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How often the agent looks whether its certificate was renewed: reads three small files.
+const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
 /// Instances halted or destroyed at once.
 const AT_ONCE: usize = 16;
 
@@ -41,15 +43,13 @@ const AT_ONCE: usize = 16;
 pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcome {
     let now = Timestamp(base::clock::Clock::now_ms(&SystemClock));
     let (pki, _) = pki::ensure(settings, now)?;
-    let read = |path: &Path| {
-        fs::read_to_string(path).map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
-    };
-    let link = LinkClient::new(&LinkSettings {
-        headnodes: vec![local(settings.listen.node_link)],
-        authority_pem: read(&pki.ca.certificate)?,
-        certificate_pem: read(&pki.node.certificate)?,
-        key_pem: read(&pki.node.key)?,
-    })?;
+    let identity = link_settings(settings, &pki)?;
+    let link = Arc::new(LinkClient::new(&identity)?);
+    let renewals = follow_certificate(settings.clone(), pki.clone(), identity, link.clone());
+    let renewals = base::task::spawn("certificate", {
+        let shutdown = shutdown.clone();
+        async move { shutdown.unless(renewals).await }
+    });
     ensure_boot_id(settings)?;
     let opened = settings.clone();
     let host = base::task::blocking("open machine", move || open(&opened)).await?;
@@ -57,7 +57,48 @@ pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcom
         id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
         ..AgentConfig::new(pki.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
-    Ok(Agent::new(host, Arc::new(link), config, Arc::new(SystemClock)).run(shutdown).await?)
+    Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;
+    // It ends with the shutdown that ended the agent.
+    let _ = renewals.await;
+    Ok(())
+}
+
+/// How the node reaches its headnode and proves who it is, as of now.
+fn link_settings(settings: &Settings, pki: &pki::Pki) -> Outcome<LinkSettings> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
+    };
+    Ok(LinkSettings {
+        headnodes: vec![local(settings.listen.node_link)],
+        authority_pem: read(&pki.ca.certificate)?,
+        certificate_pem: read(&pki.node.certificate)?,
+        key_pem: read(&pki.node.key)?,
+    })
+}
+
+/// Shows the node's renewed certificate from the next request on. A key that does not fit yet (the two are written one
+/// after the other) is looked at again.
+async fn follow_certificate(settings: Settings, pki: pki::Pki, mut held: LinkSettings, link: Arc<LinkClient>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_PERIOD).await;
+        let fresh = match link_settings(&settings, &pki) {
+            Ok(fresh) if fresh == held => continue,
+            Ok(fresh) => fresh,
+            Err(failure) => {
+                tracing::warn!(error = failure.message, "the node's certificate cannot be read; keeping the one held");
+                continue;
+            }
+        };
+        match link.renew(&fresh) {
+            Ok(()) => {
+                tracing::info!(serial = pki.node.serial().unwrap_or_default(), "the node's certificate was renewed");
+                held = fresh;
+            }
+            Err(error) => {
+                tracing::warn!(error = %base::errors::chain(&error), "the renewed certificate does not work yet")
+            }
+        }
+    }
 }
 
 /// An address to dial where `listen` listens.

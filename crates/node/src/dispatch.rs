@@ -150,6 +150,7 @@ impl Dispatcher {
         let mut deaf = false;
         loop {
             tokio::select! {
+                biased;
                 () = self.shared.shutdown.wait() => break,
                 Ok(()) = targets.changed() => {
                     targets.borrow_and_update();

@@ -88,6 +88,7 @@ fn join_or_begin(shared: &Arc<Shared>, image: ImageId, wanted: &ImageTarget) -> 
     let (shared, wanted) = (shared.clone(), wanted.clone());
     base::task::spawn("image fetch", async move {
         let result = tokio::select! {
+            biased;
             result = fetch(&shared, image, &wanted) => result,
             () = shared.shutdown.wait() => Err(Why::Outside("the agent is ending".to_owned())),
         };

@@ -5,13 +5,15 @@
 //! document, however many changes it holds.
 
 use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use base::backoff::Backoff;
 use model::{
-    id::InstanceId,
+    id::{InstanceId, NetworkId},
     target::{Report, Target},
 };
 use nodeapi::HEARTBEAT_SECONDS;
@@ -41,6 +43,7 @@ pub(crate) async fn fetch_targets(shared: Arc<Shared>) {
     loop {
         let have = shared.target.borrow().generation;
         let offered = tokio::select! {
+            biased;
             offered = shared.link.target(have) => offered,
             () = shared.shutdown.wait() => return,
         };
@@ -57,6 +60,7 @@ pub(crate) async fn fetch_targets(shared: Arc<Shared>) {
             Err(error) => {
                 tracing::warn!(%error, "no target");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pauses.next_delay()) => {}
                     () = shared.shutdown.wait() => return,
                 }
@@ -96,6 +100,7 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
         sequence += 1;
         let (report, later) = compose(&shared, &identity, sequence);
         let answer = tokio::select! {
+            biased;
             answer = shared.link.report(&report) => answer,
             () = shared.shutdown.wait() => return,
         };
@@ -109,6 +114,7 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
                 let pause = pauses.next_delay();
                 tracing::warn!(error = %base::errors::chain(&error), "no report");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pause) => {}
                     () = shared.shutdown.wait() => return,
                 }
@@ -116,6 +122,7 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
             }
         };
         tokio::select! {
+            biased;
             () = shared.board.news() => {}
             () = tokio::time::sleep(pause) => {}
             () = shared.shutdown.wait() => return,
@@ -142,6 +149,20 @@ pub(crate) async fn watch_memory(shared: Arc<Shared>) {
     }
 }
 
+/// Addresses of instances here that `target` does not speak of. There are none unless the control plane lost its memory, so
+/// that reading their ledgers for each report costs nothing.
+fn untold_addresses(
+    shared: &Shared,
+    target: &Target,
+    here: impl Iterator<Item = InstanceId>,
+) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
+    let untold = here.filter(|id| !target.zones.contains_key(id));
+    let wirings = untold.filter_map(|id| Some((id, shared.ledgers.read(id)?.remembered.wiring?)));
+    wirings
+        .map(|(id, wiring)| (id, wiring.nics.iter().map(|(nic, _)| (nic.network, nic.address.addr())).collect()))
+        .collect()
+}
+
 /// A report of now, and how long until something that is held back should be said.
 fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Option<Duration>) {
     let now = shared.now_ms();
@@ -160,6 +181,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         boot_id: shared.boot_id.clone(),
         target_seen: seen,
         hardware: identity.hardware.clone(),
+        untold_addresses: untold_addresses(shared, &target, zones.keys().copied()),
         zones,
         images,
     };

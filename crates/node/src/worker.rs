@@ -19,7 +19,7 @@ use model::{
     target::{Exit, Phase, Target, ZoneState, ZoneTarget},
     time::Timestamp,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::{
     error::StepError,
@@ -74,6 +74,7 @@ pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: 
         }
         worker.post_failing(zone);
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pauses.next_delay()) => {}
             () = wake.notified() => {
                 if shared.target().zones.get(&id) != zone {
@@ -190,7 +191,7 @@ impl Worker<'_> {
 
 // === impl Worker: acting ===
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
     async fn carry_out(
         &mut self,
         target: &Target,
@@ -232,6 +233,16 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Waits for a permit. That may take long, and something else may be wanted by then: what was planned for `zone` is
+    /// only begun while it is still what the target asks for.
+    async fn turn(&self, permits: &'a Semaphore, zone: &ZoneTarget) -> Result<SemaphorePermit<'a>, StepError> {
+        let permit = permits.acquire().await.map_err(|_| StepError::Ending)?;
+        match self.shared.target().zones.get(&self.id) {
+            Some(newest) if diff::same_plan(zone, newest) => Ok(permit),
+            _ => Err(StepError::Interrupted),
+        }
+    }
+
     /// Root, namespaces and network of a zone that has none of them, at once.
     async fn prepare(
         &mut self,
@@ -240,7 +251,7 @@ impl Worker<'_> {
         wiring: &Wiring,
         first: bool,
     ) -> Result<(), StepError> {
-        let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
+        let _permit = self.turn(&self.shared.making, zone).await?;
         self.post(ZoneState::Preparing, None);
         let ids = self.begin_ledger()?;
         self.open_metadata(ids)?;
@@ -268,7 +279,7 @@ impl Worker<'_> {
         wiring: &Wiring,
         first: bool,
     ) -> Result<(), StepError> {
-        let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
+        let _permit = self.turn(&self.shared.making, zone).await?;
         if !self.held.observed.running {
             self.post(ZoneState::Preparing, None);
         }
@@ -284,7 +295,7 @@ impl Worker<'_> {
         wiring: &Wiring,
         first: bool,
     ) -> Result<(), StepError> {
-        let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
+        let _permit = self.turn(&self.shared.making, zone).await?;
         if !self.held.observed.running {
             self.post(if first { ZoneState::Preparing } else { ZoneState::Starting }, None);
         }
@@ -316,6 +327,7 @@ impl Worker<'_> {
         tokio::pin!(fetch);
         loop {
             tokio::select! {
+                biased;
                 result = &mut fetch => return result,
                 () = self.wake.notified() => {
                     if self.shared.target().zones.get(&self.id) != Some(zone) {
@@ -346,7 +358,7 @@ impl Worker<'_> {
     }
 
     async fn start(&mut self, zone: &ZoneTarget, wiring: &Wiring, first: bool) -> Result<(), StepError> {
-        let _permit = self.shared.making.acquire().await.map_err(|_| StepError::Ending)?;
+        let _permit = self.turn(&self.shared.making, zone).await?;
         self.post(ZoneState::Starting, None);
         let ids = self.begin_ledger()?;
         self.open_metadata(ids)?;
@@ -371,7 +383,7 @@ impl Worker<'_> {
     }
 
     async fn stop(&mut self, zone: &ZoneTarget, wiring: &Wiring) -> Result<(), StepError> {
-        let _permit = self.shared.ending.acquire().await.map_err(|_| StepError::Ending)?;
+        let _permit = self.turn(&self.shared.ending, zone).await?;
         self.post(ZoneState::Stopping, None);
         let (id, grace) = (self.id, self.shared.config.stop_grace);
         let status = self
@@ -425,6 +437,11 @@ impl Worker<'_> {
     /// Removes every trace. The mark comes first and the ledger goes last, so a removal that was cut short goes on.
     async fn remove(&mut self) -> Result<(), StepError> {
         let _permit = self.shared.ending.acquire().await.map_err(|_| StepError::Ending)?;
+        let removing = self.held.ledger.remembered.removing;
+        let asked = self.shared.target().zones.get(&self.id).is_some_and(|zone| zone.wanted == Wanted::Absent);
+        if !removing && !asked {
+            return Err(StepError::Interrupted);
+        }
         self.post(ZoneState::Removing, None);
         if !self.held.ledger.remembered.removing {
             self.held.ledger.remembered.removing = true;

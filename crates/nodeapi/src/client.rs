@@ -5,7 +5,10 @@
 //! retries are not: the agent's loops own those.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,7 +56,7 @@ const WINDOW_BYTES: u32 = 1 << 20;
 pub const ADDRESSES_MAX: usize = 16;
 
 /// Who to call and how to prove who we are; all certificates as PEM text.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// `host:port` of every headnode.
     pub headnodes: Vec<String>,
@@ -65,9 +68,12 @@ pub struct Settings {
     pub key_pem: String,
 }
 
+type Http = HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
 /// A [`HeadnodeLink`] over TLS.
 pub struct Client {
-    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Replaced by [`Client::renew`]. Held to copy or replace one handle.
+    http: RwLock<Http>,
     headnodes: Vec<String>,
     /// Index of the address that answered last; a hint, so relaxed ordering is enough.
     preferred: AtomicUsize,
@@ -80,26 +86,23 @@ impl Client {
             let why = format!("there are {}, allowed are 1 to {ADDRESSES_MAX}", settings.headnodes.len());
             return Err(LinkError::Setup { what: "list of headnode addresses", why });
         }
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(settings)?)
-            .https_only()
-            .enable_http2()
-            .wrap_connector(tcp);
-        let http = HttpClient::builder(TokioExecutor::new())
-            .http2_only(true)
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PING)
-            .http2_keep_alive_while_idle(true)
-            .http2_initial_stream_window_size(WINDOW_BYTES)
-            .http2_initial_connection_window_size(WINDOW_BYTES)
-            .build(connector);
-        Ok(Self { http, headnodes: settings.headnodes.clone(), preferred: AtomicUsize::new(0) })
+        Ok(Self {
+            http: RwLock::new(connections(settings)?),
+            headnodes: settings.headnodes.clone(),
+            preferred: AtomicUsize::new(0),
+        })
+    }
+
+    /// Shows another certificate from the next request on; what is under way ends on the connections it has. On an error
+    /// nothing changes. The list of headnodes stays as it was.
+    pub fn renew(&self, settings: &Settings) -> Result<(), LinkError> {
+        let fresh = connections(settings)?;
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    fn http(&self) -> Http {
+        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends a request to the preferred headnode, or to the first other one that can be reached.
@@ -112,16 +115,20 @@ impl Client {
         seconds: u64,
     ) -> Result<Response<Incoming>, LinkError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
-        let mut last = None;
-        for offset in 0..self.headnodes.len() {
-            let index = (preferred + offset) % self.headnodes.len();
+        let (mut last, count) = (None, self.headnodes.len());
+        for offset in 0..count {
+            let index = (preferred + offset) % count;
             let request = Request::builder()
                 .method(method.clone())
                 .uri(format!("https://{}{path}", self.headnodes[index]))
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(body.clone()))
                 .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
-            match tokio::time::timeout(Duration::from_secs(seconds), self.http.request(request)).await {
+            match tokio::time::timeout(Duration::from_secs(seconds), self.http().request(request)).await {
+                // One that is stopping says so; another one may not be.
+                Ok(Ok(response)) if response.status() == StatusCode::SERVICE_UNAVAILABLE && offset + 1 < count => {
+                    last = Some(refusal(doing, response).await);
+                }
                 Ok(Ok(response)) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(response);
@@ -134,6 +141,26 @@ impl Client {
         }
         Err(last.expect("a link has at least one headnode"))
     }
+}
+
+/// Connections with the identity in `settings`; none is made before the first request.
+fn connections(settings: &Settings) -> Result<Http, LinkError> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls(settings)?).https_only().enable_http2().wrap_connector(tcp);
+    Ok(HttpClient::builder(TokioExecutor::new())
+        .http2_only(true)
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PING)
+        .http2_keep_alive_while_idle(true)
+        .http2_initial_stream_window_size(WINDOW_BYTES)
+        .http2_initial_connection_window_size(WINDOW_BYTES)
+        .build(connector))
 }
 
 fn tls(settings: &Settings) -> Result<ClientConfig, LinkError> {

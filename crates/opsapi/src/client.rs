@@ -24,8 +24,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey, NewNetwork, NewPackage,
-    ServerView,
+    CertificateView, ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey,
+    NewNetwork, NewPackage, ServerView,
 };
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
@@ -220,6 +220,16 @@ impl Client {
         self.get("/v1/datacenter").await
     }
 
+    /// Every certificate of the headnode's machine.
+    pub async fn certificates(&self) -> Result<Vec<CertificateView>, Error> {
+        self.get("/v1/certificates").await
+    }
+
+    /// Makes all certificates anew but the authority's.
+    pub async fn renew_certificates(&self) -> Result<Vec<CertificateView>, Error> {
+        self.act("/v1/certificates/renew").await
+    }
+
     /// Every account.
     pub async fn accounts(&self) -> Result<Vec<Account>, Error> {
         self.get("/v1/accounts").await
@@ -410,6 +420,12 @@ impl Client {
     /// Flows, newest first; only those that have not ended, when asked.
     pub async fn flows(&self, unfinished: bool) -> Result<Vec<FlowView>, Error> {
         self.get(&format!("/v1/flows?unfinished={unfinished}")).await
+    }
+
+    /// Flows that have left the headnode's store, newest first: all, or those about one subject.
+    pub async fn archived_flows(&self, subject: Option<&str>, limit: usize) -> Result<Vec<FlowView>, Error> {
+        let about = subject.map(|subject| format!("&subject={}", segment(subject))).unwrap_or_default();
+        self.get(&format!("/v1/flows?archived=true&limit={limit}{about}")).await
     }
 
     /// One flow.

@@ -16,10 +16,12 @@
 //! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
 //! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
 //! | `GET /v1/instances/:id/console?max_bytes=&after=` | | [`ConsoleView`] |
-//! | `GET /v1/flows?unfinished=`, `GET /:flow` | | [`FlowView`] |
+//! | `GET /v1/flows?unfinished=&archived=&subject=&limit=`, `GET /:flow` | | [`FlowView`] |
 //! | `POST /v1/placement/explain` | [`PlacementQuestion`] | [`model::placement::Explanation`] |
 //! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
+//! | `GET /v1/certificates` | | [`CertificateView`] |
+//! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
 
 pub mod client;
 pub mod placement;
@@ -123,6 +125,9 @@ pub struct CertificateView {
     pub name: String,
     /// When it ends.
     pub expires_at: Timestamp,
+    /// Its serial number, hexadecimal.
+    #[serde(default)]
+    pub serial: String,
 }
 
 /// Asks for an account.
@@ -246,6 +251,9 @@ pub struct ServerView {
     pub reachable: bool,
     /// Milliseconds since its last report; `None` when it was not heard of since the headnode began.
     pub last_heard_ms: Option<u64>,
+    /// Instances it has and no record knows as its own. They are left alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strangers: Vec<InstanceId>,
 }
 
 /// An instance as operators see it: the whole record, and what follows from it.

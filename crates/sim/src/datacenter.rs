@@ -80,7 +80,7 @@ impl Datacenter {
         let clock = Arc::new(VirtualClock::new());
         let engine = Arc::new(Memory::new());
         let (control, headnode) = start_headnode(engine.clone(), clock.clone(), config.clone()).await?;
-        let server = ServerId::random();
+        let server = ServerId::from_random(base::random::wide_bits());
         let (account, image, networks) = furnish(&control, server).await?;
         let cable = Cable::new(seed);
         cable.headnode.send_replace(Some(control.clone()));
@@ -221,7 +221,7 @@ async fn furnish(control: &Control, server: ServerId) -> Result<(AccountId, Imag
     for (name, tag) in [("external", "ext"), ("private", "priv")] {
         made.push(networks::create(control, network(name, tag)).await?.id);
     }
-    let image = ImageId::random();
+    let image = ImageId::from_random(base::random::wide_bits());
     images::create(control, account, manifest_of(image)).await?;
     let content = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from_static(&ARCHIVE))]);
     images::add_file(control, image, content).await?;

@@ -5,8 +5,8 @@
 //! the last step the faults stop; then every flow must end, every instance must be what it was asked to be, and once all are
 //! deleted nothing may be left.
 //!
-//! A seed chooses the whole story: what happens, when, and for how long. Ids and the jitter of retries are drawn elsewhere, as they
-//! are in production, so a seed repeats the story and not every microsecond of it.
+//! A seed chooses everything: what happens, when, for how long, and through [`base::random`] also the ids and the jitter of retries. So
+//! a seed repeats its story step by step; [`Outcome::trace`] is the proof.
 
 pub mod chance;
 pub mod datacenter;
@@ -15,6 +15,7 @@ pub mod story;
 
 mod clock;
 mod link;
+mod trace;
 
 use std::fmt;
 
@@ -27,6 +28,9 @@ pub struct Outcome {
     pub steps: usize,
     /// What happened, in counts.
     pub tally: story::Tally,
+    /// A digest of all that happened and when, of every revision of the store, and of the records at the end: two runs of one seed
+    /// have the same.
+    pub trace: u64,
     /// What must never happen and did; empty for a good run.
     pub violations: Vec<String>,
     /// The last things that happened before the end, oldest first.
@@ -36,7 +40,7 @@ pub struct Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.violations.is_empty() {
-            return write!(f, "seed {}: {} steps, {}", self.seed, self.steps, self.tally);
+            return write!(f, "seed {}: {} steps, {}, trace {:016x}", self.seed, self.steps, self.tally, self.trace);
         }
         writeln!(f, "seed {}: FAILED; {}", self.seed, self.tally)?;
         for line in &self.diary {
@@ -56,6 +60,7 @@ pub fn run(seed: u64, steps: usize) -> Outcome {
         .start_paused(true)
         .build()
         .expect("a runtime needs only what any process has");
+    let _seed = base::random::seed(seed);
     let outcome = runtime.block_on(story::play(seed, steps));
     // Agents that were killed leave tasks that wait for ever.
     runtime.shutdown_background();

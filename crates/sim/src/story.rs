@@ -10,6 +10,7 @@ use crate::{
     chance::Chance,
     datacenter::{Datacenter, PACKAGES},
     invariants,
+    trace::Trace,
 };
 
 /// Instances at once; a few more than the network has addresses, so that it runs out.
@@ -82,26 +83,34 @@ struct Story {
     chance: Chance,
     tally: Tally,
     diary: VecDeque<String>,
+    trace: Trace,
     begun: tokio::time::Instant,
 }
 
 /// Plays the story of `seed` on a paused runtime.
 pub async fn play(seed: u64, steps: usize) -> Outcome {
-    let outcome =
-        |tally, violations, diary: VecDeque<String>| Outcome { seed, steps, tally, violations, diary: diary.into() };
+    let outcome = |tally, violations, diary: VecDeque<String>, trace: Trace| {
+        let (trace, diary) = (trace.digest(), diary.into());
+        Outcome { seed, steps, tally, trace, violations, diary }
+    };
     let datacenter = match Datacenter::start(seed).await {
         Ok(datacenter) => datacenter,
-        Err(error) => return outcome(Tally::default(), vec![base::errors::chain(&error)], VecDeque::new()),
+        Err(error) => {
+            let why = vec![base::errors::chain(&error)];
+            return outcome(Tally::default(), why, VecDeque::new(), Trace::new());
+        }
     };
     let mut story = Story {
         datacenter,
         chance: Chance::new(seed),
         tally: Tally::default(),
         diary: VecDeque::new(),
+        trace: Trace::new(),
         begun: tokio::time::Instant::now(),
     };
     let violations = story.tell(steps).await;
-    outcome(story.tally, violations, story.diary)
+    story.trace_records();
+    outcome(story.tally, violations, story.diary, story.trace)
 }
 
 impl Story {
@@ -141,9 +150,17 @@ impl Story {
 
     fn note(&mut self, what: String) {
         let at = self.begun.elapsed().as_secs_f64();
-        self.diary.push_back(format!("{at:9.3} s  {what}"));
+        let line = format!("{at:9.3} s  {what}");
+        self.trace.take(&line);
+        self.diary.push_back(line);
         if self.diary.len() > DIARY_LINES {
             self.diary.pop_front();
+        }
+    }
+
+    fn trace_records(&mut self) {
+        for instance in self.datacenter.control.snapshot().scan(&INSTANCES) {
+            self.trace.take(&format!("{:?}", instance.value));
         }
     }
 
@@ -151,6 +168,7 @@ impl Story {
     async fn pass(&mut self, time: Duration) -> Vec<String> {
         tokio::time::sleep(time).await;
         self.datacenter.tell_time();
+        self.trace.take(&self.datacenter.control.snapshot().revision().0.to_string());
         invariants::at_every_tick(&self.datacenter)
     }
 
@@ -308,8 +326,7 @@ impl Story {
     fn present(&self) -> Vec<InstanceId> {
         let snapshot = self.datacenter.control.snapshot();
         let mut present: Vec<_> = snapshot.scan(&INSTANCES).filter(|instance| instance.deleted_at.is_none()).collect();
-        // Ids are drawn outside the seed: by age, the choice is the seed's.
-        present.sort_by_key(|instance| instance.created_at);
+        present.sort_by_key(|instance| (instance.created_at, instance.id));
         present.iter().map(|instance| instance.id).collect()
     }
 

@@ -2,11 +2,15 @@
 
 use std::{
     sync::{Arc, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use base::shutdown::{Shutdown, Trigger};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    // Not the system's: a simulation owns the time.
+    time::Instant,
+};
 
 use crate::{
     change::Changes,

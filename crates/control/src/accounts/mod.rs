@@ -55,7 +55,7 @@ pub async fn create(control: &Control, new: NewAccount) -> Result<Arc<Entry<Acco
     faults.check("login", rules::check_login(&new.login));
     check_profile(&mut faults, &new.profile);
     faults.finish()?;
-    let (id, now) = (AccountId::random(), control.now());
+    let (id, now) = (AccountId::from_random(base::random::wide_bits()), control.now());
     let account = Account {
         id,
         login: new.login.clone(),

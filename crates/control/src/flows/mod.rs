@@ -32,6 +32,9 @@ use crate::{Control, Error, Result, tables::INSTANCES};
 
 pub use works::{Destroy, Metadata, Nics, Provision, Reboot, Resize, Start, Stop};
 
+/// Archived flows listed at once.
+pub const ARCHIVED_MAX: usize = 10_000;
+
 /// What a flow about an instance is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Input {
@@ -149,6 +152,25 @@ pub fn list(control: &Control, subject: Option<&str>, limit: usize) -> Vec<Arc<E
     flows.reverse();
     flows.truncate(limit);
     flows
+}
+
+/// Flows that have left the store, newest first: all, or those about one subject. At most `limit`, which is held to
+/// [`ARCHIVED_MAX`].
+pub async fn archived(control: &Control, subject: Option<String>, limit: usize) -> Result<Vec<FlowRecord>> {
+    let Some(archive) = &control.archive else { return Ok(Vec::new()) };
+    let read = |line: &str| serde_json::from_str::<FlowRecord>(line).ok();
+    let wanted = move |line: &str| match &subject {
+        // The text first: most lines are about others, and need not be understood.
+        Some(subject) => line.contains(subject.as_str()) && read(line).is_some_and(|flow| flow.subject == *subject),
+        None => true,
+    };
+    let lines = archive.newest(flow::trim::ARCHIVE_KIND, limit.min(ARCHIVED_MAX), wanted).await;
+    let lines = lines.map_err(|error| Error::Unavailable(base::errors::chain(&error)))?;
+    let mut flows: Vec<FlowRecord> = lines.iter().filter_map(|line| read(line)).collect();
+    flows.sort_by_key(|flow| std::cmp::Reverse(flow.id));
+    // A crash between archive and store archives some twice.
+    flows.dedup_by_key(|flow| flow.id);
+    Ok(flows)
 }
 
 /// One flow.

@@ -59,9 +59,11 @@ pub async fn add_file(
     let (file, path) = partial.into_parts();
     let received = receive(tokio::fs::File::from_std(file), expected, content).await?;
     verify(&received, expected)?;
+    base::crash::point("image.file.received");
     let name = dir.join(&received.sha256);
     path.persist(&name).map_err(|error| error.error).map_err(file_error(|| format!("name file {}", name.display())))?;
     sync_dir(dir).await.map_err(file_error(|| format!("flush directory {}", dir.display())))?;
+    base::crash::point("image.file.named");
     super::activate(control, image, received).await
 }
 
@@ -99,7 +101,9 @@ pub(super) async fn sweep(control: &Control) -> Result<usize> {
         let used = control.snapshot().find(&IMAGES, "file", &name).next().is_some();
         let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
         let now = std::time::UNIX_EPOCH + Duration::from_millis(u64::try_from(control.now().0).unwrap_or(0));
-        let old = modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > SWEEP_AFTER));
+        // Whoever wrote before this process began is dead.
+        let begun = std::time::UNIX_EPOCH + Duration::from_millis(u64::try_from(control.nodes.since().0).unwrap_or(0));
+        let old = modified.is_ok_and(|at| at < begun || now.duration_since(at).is_ok_and(|age| age > SWEEP_AFTER));
         if ours && !used && old && tokio::fs::remove_file(entry.path()).await.is_ok() {
             removed += 1;
         }

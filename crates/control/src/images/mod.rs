@@ -176,6 +176,7 @@ pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> 
             Ok((Transaction::new().delete(&IMAGES, &entry), orphan))
         })
         .await?;
+    base::crash::point("image.delete.recorded");
     if let Some(sha256) = orphan {
         // The record is gone, so a failure here leaves only a file that the sweep of unused files takes.
         files::remove(control, &sha256).await;

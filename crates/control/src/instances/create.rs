@@ -85,7 +85,7 @@ pub async fn create(
     request: CreateInstance,
 ) -> Result<InstanceView> {
     let asked_at = control.now();
-    let id = InstanceId::random();
+    let id = InstanceId::from_random(base::random::wide_bits());
     let alias = alias(&request, id);
     let mut faults = check(control, &request, &alias);
     let rules = faults.take(placement::parse_rules(&request.affinity))?;

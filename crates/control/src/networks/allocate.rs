@@ -45,13 +45,19 @@ pub(crate) fn address(
     transaction: Transaction,
 ) -> Result<(Ipv4Addr, Transaction)> {
     if let Some(ip) = wanted {
-        return named(snapshot, network, ip, holder, taken, transaction);
+        return named(control, snapshot, network, ip, holder, taken, transaction);
     }
+    let strangers = control.nodes.addresses_of_strangers(network.id);
     let mut last_given = control.last_given.lock().expect("no holder of this lock panics");
     let used_from = |from| addresses(snapshot, network.id, from).map(|address| address.ip);
-    let ip = Pool::of(network)
-        .next_free(last_given.get(&network.id).copied(), used_from)
-        .ok_or_else(|| Error::NoAddress { network: network.name.clone() })?;
+    let (pool, mut last) = (Pool::of(network), last_given.get(&network.id).copied());
+    // Each address of a stranger is met once at most.
+    let mut free = (0..=strangers.len()).filter_map(|_| {
+        last = pool.next_free(last, used_from);
+        last
+    });
+    let ip =
+        free.find(|ip| !strangers.contains(ip)).ok_or_else(|| Error::NoAddress { network: network.name.clone() })?;
     // Only a hint: should the decision be given up, one address is skipped this round.
     last_given.insert(network.id, ip);
     taken.addresses.insert((network.id, ip));
@@ -60,6 +66,7 @@ pub(crate) fn address(
 
 /// Takes the address that was asked for.
 fn named(
+    control: &Control,
     snapshot: &Snapshot,
     network: &Network,
     ip: Ipv4Addr,
@@ -74,6 +81,7 @@ fn named(
     let in_use =
         || Error::field("networks", FieldCode::Conflict, format!("{ip} is in use on network \"{}\"", network.name));
     let transaction = match snapshot.get(&ADDRESSES, &address_key(network.id, ip)) {
+        _ if control.nodes.addresses_of_strangers(network.id).contains(&ip) => return Err(in_use()),
         None => transaction.create(&ADDRESSES, held(network.id, ip, false, holder)),
         Some(address) if address.instance.is_none() && address.owner.is_none_or(|owner| owner == holder.owner) => {
             transaction.replace(&ADDRESSES, &address, held(network.id, ip, address.reserved, holder))
@@ -145,5 +153,6 @@ pub(crate) fn mac(
 
 /// Random suffixes for [`mac`].
 pub(crate) fn chance() -> u32 {
-    uuid::Uuid::new_v4().as_fields().0
+    // The upper half: of a good source both are as good.
+    u32::try_from(base::random::bits() >> 32).unwrap_or(0)
 }

@@ -68,7 +68,7 @@ pub struct IpView {
 
 /// Makes a network.
 pub async fn create(control: &Control, new: NewNetwork) -> Result<Arc<Entry<Network>>> {
-    let id = NetworkId::random();
+    let id = NetworkId::from_random(base::random::wide_bits());
     let network = check(id, control, new)?;
     control
         .store

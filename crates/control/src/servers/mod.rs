@@ -6,7 +6,7 @@ pub mod targets;
 use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
-    id::ServerId,
+    id::{InstanceId, ServerId},
     server::{Hardware, Ratios, Reserved, Server},
     state::Reachability,
     time::Timestamp,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub use report::apply_report;
-pub use targets::{target_for, watch_target};
+pub use targets::{SharedTarget, target_for, watch_shared_target, watch_target};
 
 /// Bytes of an operator's comment on a machine.
 const COMMENTS_MAX_BYTES: usize = 4_096;
@@ -39,6 +39,8 @@ pub struct ServerView {
     pub target_seen: u64,
     /// Generation of the newest target.
     pub target_generation: u64,
+    /// What its last report spoke of and no record knows as its own. Left alone: only an explicit target destroys.
+    pub strangers: Vec<InstanceId>,
 }
 
 /// What is known of a machine before its first report.
@@ -71,6 +73,8 @@ pub async fn register(control: &Control, id: ServerId, new: NewServer) -> Result
                 last_seen_at: None,
                 boot_id: None,
                 target_seen: 0,
+                generation_base: 0,
+                generation_floor: 0,
                 comments: new.comments.clone(),
                 traits: BTreeMap::new(),
                 rack: None,
@@ -149,9 +153,10 @@ fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let heard = control.nodes.heard(server.id);
     ServerView {
         reachability: control.nodes.reachability(server.id, control.now()),
-        last_seen_at: heard.map(|heard| heard.at).or(server.last_seen_at),
-        target_seen: heard.map_or(server.target_seen, |heard| heard.target_seen),
+        last_seen_at: heard.as_ref().map(|heard| heard.at).or(server.last_seen_at),
+        target_seen: heard.as_ref().map_or(server.target_seen, |heard| heard.target_seen),
         target_generation: control.targets.generation(server.id),
+        strangers: heard.map(|heard| heard.strangers.into_keys().collect()).unwrap_or_default(),
         server,
     }
 }

@@ -8,9 +8,11 @@
 //! Facts never touch the intent. But the fact that nothing is left of an instance that was to be gone gives back what it
 //! held, in the same commit ([`crate::instances::release`]).
 
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
 use model::{
     diff::Ended,
-    id::{InstanceId, ServerId},
+    id::{InstanceId, NetworkId, ServerId},
     instance::{AuditEntry, Caller, Instance},
     placement::Demand,
     rules,
@@ -24,7 +26,7 @@ use store::{CommitError, Entry, Snapshot, Transaction};
 use crate::{
     Control, Error, Result,
     instances::release,
-    liveness::Heard,
+    liveness::{Heard, STRANGERS_MAX},
     networks::allocate,
     placement,
     servers::targets::Knowledge,
@@ -53,14 +55,44 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
         return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
     }
     let now = control.now();
-    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen });
-    warn_of_strangers(&control.snapshot(), report);
+    let strangers = strangers(&control.snapshot(), report);
+    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen, strangers });
+    lift_generation(control, id, report.target_seen).await?;
     for _ in 0..LOOKS_MAX {
         if take(control, id, report, now).await? == Look::Enough {
             break;
         }
     }
     Ok(ReportAnswer { generation: control.targets.generation(id) })
+}
+
+/// A machine that has seen a generation which this store never made has lived through a later history: the store was restored
+/// from an older copy. From here on its generations are counted from above what it has seen, so that it listens again.
+async fn lift_generation(control: &Control, id: ServerId, seen: u64) -> Result<()> {
+    // What is durable now is below every revision to come, also while the state to decide on runs ahead of it.
+    let durable = || control.snapshot().revision().0;
+    let is_foreign = |server: &Server| seen > durable().saturating_add(server.generation_base);
+    let server = control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+    if !is_foreign(&server) {
+        return Ok(());
+    }
+    let (_, lifted) = control
+        .store
+        .update(|snapshot| {
+            let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+            if !is_foreign(&server) {
+                return Ok((Transaction::new(), false));
+            }
+            let generation_base = seen.saturating_sub(durable());
+            let lifted = Server { generation_base, generation_floor: seen, ..server.value.clone() };
+            let transaction = Transaction::new().may_use_reserve().replace(&SERVERS, &server, lifted);
+            Ok::<_, Error>((transaction, true))
+        })
+        .await?;
+    if lifted {
+        tracing::warn!(server = %id, seen, revision = durable(), "the store is older than what this machine has seen, as after a restore: its targets are counted from above that");
+    }
+    Ok(())
 }
 
 /// Whether a report has to be looked at again.
@@ -202,6 +234,7 @@ fn take_in(
 ) -> Transaction {
     let mut instance = entry.value.clone();
     if let Some(mut fact) = news.fact {
+        count_up(&mut instance, &fact);
         merge_guest_metadata(&mut instance, &mut fact, now);
         if let Some(entry) = ended_by_itself(&instance, &fact, now) {
             instance.record(entry);
@@ -240,6 +273,13 @@ fn ended_by_itself(instance: &Instance, fact: &ZoneFact, now: Timestamp) -> Opti
         error: (ended == Ended::Died).then(|| exit.reason.clone()),
         timeline: Vec::new(),
     })
+}
+
+/// Counters only rise. A machine can be ahead of them when the store was restored from an older copy; the next start must count
+/// further than what was carried out then.
+fn count_up(instance: &mut Instance, fact: &ZoneFact) {
+    instance.intent.starts = instance.intent.starts.max(fact.starts_done);
+    instance.intent.reboots = instance.intent.reboots.max(fact.reboots_done);
 }
 
 /// Takes over what the guest changed in its metadata. A change that would break the rules is acknowledged and dropped:
@@ -285,12 +325,11 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
     })
 }
 
-/// Something runs that nobody here asked this machine to run. It is left alone: only an explicit target destroys.
-fn warn_of_strangers(snapshot: &Snapshot, report: &Report) {
-    for (id, fact) in &report.zones {
-        let known = snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == report.server);
-        if !known && fact.state != ZoneState::Absent {
-            tracing::debug!(instance = %id, server = %report.server, state = ?fact.state, "a machine has an instance that is not its own");
-        }
-    }
+/// What nobody here asked this machine to have. It is left alone: only an explicit target destroys.
+fn strangers(snapshot: &Snapshot, report: &Report) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
+    let is_own =
+        |id: &InstanceId| snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == report.server);
+    let present = report.zones.iter().filter(|(_, fact)| fact.state != ZoneState::Absent);
+    let strangers = present.map(|(id, _)| *id).filter(|id| !is_own(id)).take(STRANGERS_MAX);
+    strangers.map(|id| (id, report.untold_addresses.get(&id).cloned().unwrap_or_default())).collect()
 }

@@ -6,6 +6,9 @@
 //! The generation of a document is the revision of the change that last altered its content. After a restart it begins at the
 //! highest revision of any record that goes into it. That is never less than before: whenever a record leaves a document, the
 //! same commit writes one that stays (the machine's own when an instance is given back, the account's when a key goes).
+//!
+//! After a store was restored from an older copy, machines have seen generations that this history will make again for other
+//! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,8 +22,10 @@ use model::{
     id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::Instance,
     network::Network,
+    server::Server,
     target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
 };
+use serde::Serialize;
 use store::{Entry, Snapshot};
 use tokio::sync::watch;
 
@@ -31,6 +36,31 @@ use crate::{
         ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
     },
 };
+
+/// A [`Target`] whose parts are shared with the documents kept here: as JSON it is the same, and making it copies nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct SharedTarget {
+    /// See [`Target::server`].
+    pub server: ServerId,
+    /// See [`Target::generation`].
+    pub generation: u64,
+    /// See [`Target::datacenter`].
+    pub datacenter: String,
+    /// See [`Target::networks`].
+    pub networks: BTreeMap<NetworkId, NetworkTarget>,
+    /// See [`Target::images`].
+    pub images: BTreeMap<ImageId, ImageTarget>,
+    /// See [`Target::zones`].
+    pub zones: BTreeMap<InstanceId, Arc<ZoneTarget>>,
+}
+
+impl From<SharedTarget> for Target {
+    fn from(shared: SharedTarget) -> Self {
+        let SharedTarget { server, generation, datacenter, networks, images, zones } = shared;
+        let zones = zones.into_iter().map(|(id, zone)| (id, Arc::unwrap_or_clone(zone))).collect();
+        Self { server, generation, datacenter, networks, images, zones }
+    }
+}
 
 /// The documents of all machines.
 #[derive(Debug)]
@@ -54,6 +84,10 @@ struct State {
 #[derive(Debug)]
 struct Machine {
     generation: watch::Sender<u64>,
+    /// See [`Server::generation_base`].
+    base: u64,
+    /// See [`Server::generation_floor`].
+    floor: u64,
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
@@ -81,6 +115,8 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             generation: watch::Sender::new(0),
+            base: 0,
+            floor: 0,
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
@@ -108,12 +144,17 @@ pub(crate) fn start(control: Control, shutdown: Shutdown) {
 pub fn target_for(config: &ControlConfig, snapshot: &Snapshot, server: ServerId) -> Option<Target> {
     let targets = Targets::new(config);
     targets.rebuild(snapshot);
-    targets.target(server)
+    targets.target(server).map(Target::from)
 }
 
 /// Waits until the document of `server` is newer than generation `have`, and returns it; `None` when that takes longer than
 /// [`nodeapi::LONG_POLL_SECONDS`].
 pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Result<Option<Target>> {
+    Ok(watch_shared_target(control, server, have).await?.map(Target::from))
+}
+
+/// The same, for who only writes it down elsewhere.
+pub async fn watch_shared_target(control: &Control, server: ServerId, have: u64) -> Result<Option<SharedTarget>> {
     if control.snapshot().get(&SERVERS, &server.to_string()).is_none() {
         return Err(Error::not_found("server", server));
     }
@@ -160,8 +201,11 @@ impl Targets {
         if instance.revision.0 > state.revision {
             return Knowledge::Unclear;
         }
-        match state.machines.get(&server).and_then(|machine| machine.zones.get(&instance.id)) {
-            Some(zone) if seen >= zone.revision => Knowledge::Current,
+        let known = state.machines.get(&server).and_then(|machine| Some((machine, machine.zones.get(&instance.id)?)));
+        match known {
+            Some((machine, zone)) if seen > machine.floor && seen >= zone.revision.saturating_add(machine.base) => {
+                Knowledge::Current
+            }
             _ => Knowledge::Behind,
         }
     }
@@ -170,15 +214,15 @@ impl Targets {
         self.lock().machines.entry(server).or_default().generation.subscribe()
     }
 
-    fn target(&self, server: ServerId) -> Option<Target> {
+    fn target(&self, server: ServerId) -> Option<SharedTarget> {
         let state = self.lock();
         let machine = state.machines.get(&server)?;
         let generation = *machine.generation.borrow();
         if generation == 0 {
             return None;
         }
-        let zones = machine.zones.iter().map(|(id, zone)| (*id, (*zone.target).clone())).collect();
-        Some(Target {
+        let zones = machine.zones.iter().map(|(id, zone)| (*id, zone.target.clone())).collect();
+        Some(SharedTarget {
             server,
             generation,
             datacenter: self.datacenter.clone(),
@@ -199,6 +243,7 @@ impl Targets {
         for server in snapshot.scan(&SERVERS) {
             let machine = state.machines.entry(server.id).or_default();
             let mut newest = server.revision.0;
+            machine.count_from(&server);
             machine.zones.clear();
             for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
                 let account_keys =
@@ -210,6 +255,7 @@ impl Targets {
                 state.place_of.insert(entry.id, server.id);
             }
             machine.complete(snapshot);
+            let newest = newest.saturating_add(machine.base);
             machine.generation.send_if_modified(|generation| {
                 let risen = newest > *generation;
                 *generation = newest.max(*generation);
@@ -238,7 +284,7 @@ impl Targets {
         for server in dirty {
             let Some(machine) = state.machines.get_mut(&server) else { continue };
             machine.complete(snapshot);
-            machine.generation.send_replace(revision);
+            machine.generation.send_replace(revision.saturating_add(machine.base));
         }
         self.followed.send_replace(revision);
     }
@@ -288,6 +334,13 @@ impl Targets {
 }
 
 impl Machine {
+    /// Takes over where generations are counted from; whether that is elsewhere than before.
+    fn count_from(&mut self, server: &Server) -> bool {
+        let before = (self.base, self.floor);
+        (self.base, self.floor) = (server.generation_base, server.generation_floor);
+        before != (self.base, self.floor)
+    }
+
     /// Networks and images that the parts refer to.
     fn complete(&mut self, snapshot: &Snapshot) {
         let nics = self.zones.values().flat_map(|zone| zone.target.nics.iter().map(|nic| nic.network));
@@ -333,10 +386,16 @@ fn touched(
     } else if table == SERVERS.name
         && let Ok(server) = key.parse::<ServerId>()
     {
-        if snapshot.get(&SERVERS, key).is_none() {
-            state.machines.remove(&server);
-        } else if *state.machines.entry(server).or_default().generation.borrow() == 0 {
-            dirty.insert(server);
+        match snapshot.get(&SERVERS, key) {
+            None => {
+                state.machines.remove(&server);
+            }
+            Some(entry) => {
+                let machine = state.machines.entry(server).or_default();
+                if machine.count_from(&entry) || *machine.generation.borrow() == 0 {
+                    dirty.insert(server);
+                }
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use base::clock::ManualClock;
-use control::{instances, loops, tables};
+use control::{flows, instances, loops, tables};
+use flow::{FLOWS, FlowRecord, FlowState, loops::Loop as _};
 use model::state::PublicState;
 use store::Transaction;
 
@@ -55,4 +56,41 @@ async fn deleted_instances_are_forgotten_after_a_week() {
     assert_eq!(loops::trim_tombstones(&world.control).await.expect("a pass"), 1);
     let gone = instances::get(&world.control, world.scope, id).expect_err("nobody remembers");
     assert!(matches!(gone, control::Error::NotFound { .. }));
+}
+
+#[tokio::test]
+async fn history_that_leaves_the_store_is_archived() {
+    let world = World::new().await;
+    let (control, kept) = (&world.control, flow::trim::SUBJECT_KEPT_MAX);
+    let ended = |number: usize, subject: &str| FlowRecord {
+        id: flow::FlowId::new(control.now().0),
+        kind: "reboot".to_owned(),
+        subject: subject.to_owned(),
+        input: number.into(),
+        notes: flow::Notes::default(),
+        steps: Vec::new(),
+        state: FlowState::Succeeded,
+        error: None,
+        created_at: control.now().0,
+        ended_at: Some(control.now().0),
+    };
+    let busy: Vec<FlowRecord> = (0..kept + 20).map(|number| ended(number, "busy")).collect();
+    let all = busy.iter().cloned().chain([ended(0, "quiet")]);
+    let made = all.fold(Transaction::new(), |made, flow| made.create(&FLOWS, flow));
+    control.store.commit(made).await.expect("flows are made");
+    let oldest: Vec<flow::FlowId> = busy[..20].iter().rev().map(|flow| flow.id).collect();
+    // A process that died between archive and store has archived some already.
+    let archive = control.archive.clone().expect("an archive");
+    let line = serde_json::to_string(&busy[0]).expect("a flow is JSON");
+    archive.append(flow::trim::ARCHIVE_KIND, vec![line], control.now().0).await.expect("archived");
+
+    let trim = flow::trim::Trim::new(control.store.clone(), control.clock.clone()).archive(Some(archive));
+    trim.pass().await.expect("a pass");
+    let left = control.snapshot().find(&FLOWS, flow::record::BY_SUBJECT, "busy").count();
+    assert_eq!((left, flows::list(control, Some("quiet"), 10).len()), (kept, 1));
+    let ids = |flows: Vec<FlowRecord>| flows.into_iter().map(|flow| flow.id).collect::<Vec<_>>();
+    assert_eq!(ids(flows::archived(control, Some("busy".to_owned()), 100).await.expect("read")), oldest);
+    assert_eq!(ids(flows::archived(control, None, 3).await.expect("read")), oldest[..3]);
+    assert!(flows::archived(control, Some("quiet".to_owned()), 100).await.expect("read").is_empty());
+    assert_eq!(trim.pass().await.expect("a pass"), "", "nothing is left to do");
 }

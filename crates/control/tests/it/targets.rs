@@ -1,10 +1,10 @@
 //! What machines are told.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use base::shutdown::Shutdown;
 use control::{accounts::keys, instances, servers};
-use model::instance::Wanted;
+use model::{id::InstanceId, instance::Wanted, state::PublicState};
 
 use crate::world::{Machine, World, caller, start};
 
@@ -49,6 +49,18 @@ async fn documents_follow_the_records() {
     machine.fetch(&world).await;
     check_against_records(&world, &machine).await;
     assert!(machine.target.as_ref().is_some_and(|target| target.zones.is_empty() && target.networks.is_empty()));
+}
+
+#[tokio::test]
+async fn a_shared_target_is_written_as_a_target() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "web").await;
+    let shared = servers::watch_shared_target(&world.control, world.server, 0).await.expect("known").expect("one");
+    let text = serde_json::to_string(&shared).expect("it is JSON");
+    let read: model::target::Target = serde_json::from_str(&text).expect("it is a target");
+    assert_eq!(read, model::target::Target::from(shared));
+    assert!(!read.zones.is_empty() && !read.networks.is_empty() && !read.images.is_empty());
 }
 
 #[tokio::test]
@@ -99,4 +111,42 @@ async fn strangers_are_refused() {
     assert!(servers::apply_report(&world.control, stranger, &foreign).await.is_err(), "nobody knows this machine");
     world.create("web").await.expect("it is asked for");
     assert!(servers::forget(&world.control, world.server).await.is_err(), "it has an instance");
+}
+
+#[tokio::test]
+async fn a_machine_that_lived_through_a_later_history_listens_again() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    let id = world.running(&mut machine, "web").await;
+    // As after a restore of an older store: the machine has seen generations that were never made here, started the instance
+    // more often, and runs one that nobody knows.
+    let (target, stranger) = (machine.target.as_mut().expect("fetched"), InstanceId::random());
+    target.generation += 1_000;
+    let seen = target.generation;
+    let fact = machine.zones.get_mut(&id).expect("it is there");
+    fact.starts_done += 7;
+    let (starts, unknown) = (fact.starts_done, fact.clone());
+    machine.zones.insert(stranger, unknown);
+    machine.untold.insert(stranger, vec![(world.network, Ipv4Addr::new(10, 9, 0, 3))]);
+    machine.report(&world).await;
+    machine.fetch(&world).await;
+    assert!(machine.target.as_ref().is_some_and(|target| target.generation > seen));
+    assert_eq!(servers::get(&world.control, world.server).expect("known").strangers, [stranger]);
+    assert_eq!(world.view(id).instance.intent.starts, starts, "starts are counted on from what was done");
+    machine.converge();
+    machine.report(&world).await;
+    instances::stop(&world.control, &caller(), world.scope, id).await.expect("it is asked to stop");
+    machine.obey(&world, id).await;
+    world.until(id, |view| view.state == PublicState::Stopped).await;
+
+    // The next address would be the stranger's.
+    let other = world.running(&mut machine, "db").await;
+    assert_eq!(world.view(other).instance.nics[0].ip, Ipv4Addr::new(10, 9, 0, 4));
+    assert!(machine.zones.contains_key(&stranger), "nobody told the machine to remove it");
+    check_against_records(&world, &machine).await;
+
+    let (_trigger, shutdown) = Shutdown::new();
+    let again = start(world.control.store.clone(), world.control.clock.clone(), &world.dir, shutdown);
+    let after = servers::watch_target(&again, world.server, 0).await.expect("known").expect("there is one");
+    assert!(after.generation >= machine.target.as_ref().map_or(0, |target| target.generation), "also over a restart");
 }

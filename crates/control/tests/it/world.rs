@@ -174,6 +174,7 @@ impl World {
 /// A control plane over `store`.
 pub(crate) fn start(store: Store, clock: Arc<dyn Clock>, dir: &tempfile::TempDir, shutdown: Shutdown) -> Control {
     let mut config = ControlConfig::new("test-1", dir.path().join("images"));
+    config.archive_dir = Some(dir.path().join("archive"));
     config.default_networks = vec!["external".to_owned()];
     Control::start(store, clock, config, shutdown)
 }
@@ -253,6 +254,8 @@ pub(crate) struct Machine {
     id: ServerId,
     pub(crate) target: Option<Target>,
     pub(crate) zones: BTreeMap<InstanceId, ZoneFact>,
+    /// Addresses of instances the target does not speak of.
+    pub(crate) untold: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
     /// Instances it cannot make.
     pub(crate) broken: BTreeSet<InstanceId>,
     sequence: u64,
@@ -260,7 +263,8 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(world: &World) -> Self {
-        Self { id: world.server, target: None, zones: BTreeMap::new(), broken: BTreeSet::new(), sequence: 0 }
+        let (zones, untold, broken) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { id: world.server, target: None, zones, untold, broken, sequence: 0 }
     }
 
     /// Fetches the newest target if there is a newer one than it has.
@@ -320,6 +324,7 @@ impl Machine {
             hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
             zones: self.zones.clone(),
             images: Vec::new(),
+            untold_addresses: self.untold.clone(),
         }
     }
 

@@ -152,6 +152,7 @@ fn view(control: &Control, found: &servers::ServerView) -> ServerView {
         server,
         reachable: control.nodes.heard(found.server.id).is_some() && found.reachability == Reachability::Reachable,
         last_heard_ms: found.last_seen_at.map(|at| now.millis_since(at)),
+        strangers: found.strangers.clone(),
     }
 }
 

@@ -1,7 +1,5 @@
 //! Instances of every account, and the flows that work on them.
 
-use std::sync::Arc;
-
 use axum::{
     Extension, Json, Router,
     extract::{Path, Query, State},
@@ -13,7 +11,6 @@ use model::{instance::Caller, time::Timestamp};
 use nodeapi::inquiry::{CONSOLE_MAX_BYTES, Console, Question};
 use opsapi::{ConsoleView, FlowView, InstanceView, StepView};
 use serde::Deserialize;
-use store::Entry;
 
 use super::{Answer, AskError, Ops, Refusal, accounts};
 
@@ -162,21 +159,36 @@ async fn remove(
 struct Flows {
     #[serde(default)]
     unfinished: bool,
+    /// Those that have left the store, instead of those in it.
+    #[serde(default)]
+    archived: bool,
+    /// Only those about this.
+    subject: Option<String>,
+    /// At most so many.
+    limit: Option<usize>,
 }
 
 async fn list_flows(State(ops): State<Ops>, Query(which): Query<Flows>) -> Answer<Vec<FlowView>> {
+    let limit = which.limit.unwrap_or(control::flows::ARCHIVED_MAX);
+    if which.archived {
+        let found = control::flows::archived(&ops.control, which.subject, limit).await?;
+        return Ok(Json(found.iter().map(flow_view).collect()));
+    }
     let mut found: Vec<_> = ops.control.snapshot().scan(&FLOWS).collect();
+    found.retain(|flow| which.subject.as_ref().is_none_or(|subject| flow.subject == *subject));
     found.retain(|flow| !which.unfinished || flow.ended_at.is_none() || flow.state == FlowState::Parked);
     found.sort_by_key(|flow| std::cmp::Reverse(flow.created_at));
-    Ok(Json(found.iter().map(flow_view).collect()))
+    found.truncate(limit);
+    Ok(Json(found.iter().map(|flow| flow_view(flow)).collect()))
 }
 
 async fn one_flow(State(ops): State<Ops>, Path(flow): Path<String>) -> Answer<FlowView> {
     let found = ops.control.snapshot().get(&FLOWS, &flow);
-    Ok(Json(flow_view(&found.ok_or_else(|| control::Error::not_found("flow", &flow))?)))
+    let found = found.ok_or_else(|| control::Error::not_found("flow", &flow))?;
+    Ok(Json(flow_view(&found)))
 }
 
-fn flow_view(flow: &Arc<Entry<FlowRecord>>) -> FlowView {
+fn flow_view(flow: &FlowRecord) -> FlowView {
     FlowView {
         id: flow.id.to_string(),
         kind: flow.kind.clone(),

@@ -29,6 +29,7 @@ use crate::{
     inquiries::{AskError, Inquiries},
     pki::{Peer, Pki, Role},
     settings::Settings,
+    tls::Certificates,
 };
 
 /// What handlers share.
@@ -45,6 +46,8 @@ pub struct Inner {
     pub settings: Settings,
     /// The certificates, for their ends.
     pub pki: Pki,
+    /// Their renewal.
+    pub certificates: Arc<Certificates>,
     /// The loops, for their state.
     pub loops: flow::loops::Board,
     /// When this process began.

@@ -1,19 +1,28 @@
 //! The datacenter at a glance, and its loops.
 
-use axum::{Json, Router, extract::State, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    routing::{get, post},
+};
 use control::tables::{ACCOUNTS, IMAGES, NETWORKS, PACKAGES, SERVERS};
 use flow::loops::LoopStatus;
 use flow::{FLOWS, FlowState};
 use model::{state::PublicState, time::Timestamp};
 use opsapi::{CertificateView, Counts, Datacenter, LoopView};
 
-use super::{Answer, Ops, instances};
+use super::{Answer, Ops, Refusal, instances};
 
 /// Below this much free space next to the store, somebody should act, bytes.
 const STORE_SPACE_LOW_BYTES: u64 = 512 << 20;
 
 pub(super) fn routes() -> Router<Ops> {
-    Router::new().route("/v1/datacenter", get(datacenter)).route("/v1/loops", get(loops))
+    Router::new()
+        .route("/v1/datacenter", get(datacenter))
+        .route("/v1/loops", get(loops))
+        .route("/v1/certificates", get(list_certificates))
+        .route("/v1/certificates/renew", post(renew_certificates))
 }
 
 async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
@@ -77,9 +86,22 @@ fn certificates(ops: &Ops) -> Vec<CertificateView> {
         .into_iter()
         .filter_map(|(name, identity)| {
             let expires_at = identity.expires_at().ok()?;
-            Some(CertificateView { name: name.to_owned(), expires_at })
+            Some(CertificateView { name: name.to_owned(), expires_at, serial: identity.serial().ok()? })
         })
         .collect()
+}
+
+async fn list_certificates(State(ops): State<Ops>) -> Answer<Vec<CertificateView>> {
+    Ok(Json(certificates(&ops)))
+}
+
+async fn renew_certificates(State(ops): State<Ops>) -> Answer<Vec<CertificateView>> {
+    let renewing = ops.certificates.clone();
+    let renewed = base::task::blocking("renew certificates", move || renewing.renew()).await;
+    renewed.map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", base::errors::chain(&error))
+    })?;
+    list_certificates(State(ops)).await
 }
 
 /// Bytes a new file could take next to the store.

@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot prepare its stage has failed")]
 
 mod cloudapi;
+mod link;

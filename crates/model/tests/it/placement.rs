@@ -32,6 +32,8 @@ fn server(number: u128, memory: u64, reserved: u64) -> Server {
         last_seen_at: None,
         boot_id: None,
         target_seen: 0,
+        generation_base: 0,
+        generation_floor: 0,
         comments: String::new(),
         traits: BTreeMap::new(),
         rack: None,

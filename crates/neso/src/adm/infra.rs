@@ -455,6 +455,12 @@ fn server_listing(servers: &[ServerView]) -> comfy_table::Table {
     )
 }
 
+/// What the machine has and no record knows, as text.
+fn unknown(view: &ServerView) -> Option<String> {
+    let ids: Vec<String> = view.strangers.iter().map(ToString::to_string).collect();
+    (!ids.is_empty()).then(|| ids.join("\n"))
+}
+
 fn server_details(view: &ServerView) -> comfy_table::Table {
     let server = &view.server;
     details(&[
@@ -471,6 +477,7 @@ fn server_details(view: &ServerView) -> comfy_table::Table {
         ("agent", server.hardware.agent_version.clone()),
         ("boot", or_dash(server.boot_id.as_ref())),
         ("target written down", server.target_seen.to_string()),
+        ("unknown instances", or_dash(unknown(view).as_ref())),
         ("joined", server.created_at.to_string()),
     ])
 }

@@ -147,6 +147,15 @@ pub(crate) enum Flows {
         /// Only those that have not ended.
         #[arg(long)]
         unfinished: bool,
+        /// Those that ended long ago and have left the store.
+        #[arg(long, conflicts_with = "unfinished")]
+        archived: bool,
+        /// With --archived: only those about this, e.g. an instance's id.
+        #[arg(long, requires = "archived")]
+        subject: Option<String>,
+        /// With --archived: at most so many.
+        #[arg(long, requires = "archived", default_value_t = 1_000)]
+        limit: usize,
     },
     /// Show one flow with its steps and reasons.
     #[command(visible_alias = "get")]
@@ -159,24 +168,29 @@ pub(crate) enum Flows {
 /// Runs it.
 pub(crate) async fn flows(client: &Client, output: Output, command: Flows) -> Outcome {
     match command {
-        Flows::List { unfinished } => output.show(&client.flows(unfinished).await?, |flows| {
-            table(
-                &["id", "kind", "subject", "state", "created", "ended", "error"],
-                flows.iter().map(|flow| {
-                    vec![
-                        flow.id.clone(),
-                        flow.kind.clone(),
-                        flow.subject.clone(),
-                        flow.state.clone(),
-                        flow.created_at.to_string(),
-                        or_dash(flow.ended_at),
-                        or_dash(flow.error.as_ref()),
-                    ]
-                }),
-            )
-        }),
+        Flows::List { archived: true, subject, limit, .. } => {
+            output.show(&client.archived_flows(subject.as_deref(), limit).await?, |flows| flows_table(flows))
+        }
+        Flows::List { unfinished, .. } => output.show(&client.flows(unfinished).await?, |flows| flows_table(flows)),
         Flows::Show { flow } => output.show(&client.flow(&flow).await?, flow_table),
     }
+}
+
+fn flows_table(flows: &[FlowView]) -> comfy_table::Table {
+    table(
+        &["id", "kind", "subject", "state", "created", "ended", "error"],
+        flows.iter().map(|flow| {
+            vec![
+                flow.id.clone(),
+                flow.kind.clone(),
+                flow.subject.clone(),
+                flow.state.clone(),
+                flow.created_at.to_string(),
+                or_dash(flow.ended_at),
+                or_dash(flow.error.as_ref()),
+            ]
+        }),
+    )
 }
 
 fn flow_table(flow: &FlowView) -> comfy_table::Table {

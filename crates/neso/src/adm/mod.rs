@@ -62,6 +62,9 @@ enum Noun {
     Flow(instances::Flows),
     /// Loops of the headnode, how old their last pass is, and what went wrong.
     Loops,
+    /// Certificates, and their renewal before their time.
+    #[command(subcommand, visible_alias = "certificates")]
+    Certificate(Certificates),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor,
 }
@@ -84,8 +87,30 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Instance(command) => instances::instances(&client, output, command).await,
         Noun::Flow(command) => instances::flows(&client, output, command).await,
         Noun::Loops => instances::loops(&client, output).await,
+        Noun::Certificate(command) => certificates(&client, output, command).await,
         Noun::Doctor => Ok(()),
     }
+}
+
+/// Commands about certificates.
+#[derive(Debug, clap::Subcommand)]
+enum Certificates {
+    /// List certificates.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make all anew but the authority's. Processes take them up within seconds, without a restart.
+    Renew,
+}
+
+async fn certificates(client: &Client, output: Output, command: Certificates) -> Outcome {
+    let found = match command {
+        Certificates::List => client.certificates().await?,
+        Certificates::Renew => client.renew_certificates().await?,
+    };
+    output.show(&found, |found| {
+        let rows = found.iter().map(|one| vec![one.name.clone(), one.expires_at.to_string(), one.serial.clone()]);
+        table(&["certificate", "ends", "serial"], rows)
+    })
 }
 
 /// The ops API of this machine's datacenter, as its operator.

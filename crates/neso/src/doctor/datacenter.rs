@@ -5,13 +5,15 @@ use std::time::Duration;
 use base::daemon::PidFile;
 use headnode::Settings;
 use model::time::Timestamp;
-use opsapi::Client;
+use opsapi::{CertificateView, Client, ServerView};
 
 use super::Finding;
 use crate::supervise::{self, CHILDREN};
 
 /// A certificate that ends sooner than this deserves a look: renewal should have happened long before, days.
 const CERTIFICATE_DAYS: i64 = 30;
+/// The authority is not renewed by itself, and nothing it signs outlives it: time to plan, days.
+const AUTHORITY_DAYS: i64 = 180;
 /// The ops API gets this long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// A loop whose last pass is this many periods ago is stuck.
@@ -64,23 +66,35 @@ async fn ask(settings: &Settings) -> crate::failure::Outcome<Vec<Finding>> {
     let client = crate::adm::client(settings)?;
     let info = client.datacenter().await?;
     let mut findings = vec![Finding::ok("ops API", format!("version {} at {}", info.version, settings.listen.ops))];
-    for certificate in &info.certificates {
-        let days = (certificate.expires_at.0 - info.now.0) / 86_400_000;
-        findings.push(match days {
-            ..CERTIFICATE_DAYS => Finding::fatal(
-                "certificate",
-                format!("{} ends at {}", certificate.name, certificate.expires_at),
-                "run `neso up`: it renews certificates",
-            ),
-            days => Finding::ok("certificate", format!("{} is good for {days} days", certificate.name)),
-        });
-    }
+    findings.extend(info.certificates.iter().map(|found| certificate(settings, found, info.now)));
     findings.push(disk(info.store_free_bytes));
     findings.extend(servers(&client, info.now).await?);
     findings.extend(flows(&client).await?);
     findings.extend(loops(&client).await?);
     findings.extend(info.findings.into_iter().map(|found| Finding::warning("headnode", found, "see `neso adm info`")));
     Ok(findings)
+}
+
+fn certificate(settings: &Settings, found: &CertificateView, now: Timestamp) -> Finding {
+    let days = (found.expires_at.0 - now.0) / 86_400_000;
+    let ends = format!("{} ends at {}", found.name, found.expires_at);
+    match (found.name.as_str(), days) {
+        ("authority", ..AUTHORITY_DAYS) => Finding::fatal(
+            "certificate",
+            format!("{ends}, and every other one with it"),
+            format!(
+                "move `ca.pem` and `ca.key` out of `{}`, then `neso down` and `neso up`: they make a new authority and all \
+                 certificates",
+                settings.pki_dir().display()
+            ),
+        ),
+        (_, ..CERTIFICATE_DAYS) => Finding::fatal(
+            "certificate",
+            ends,
+            "`neso adm certificate renew`, or `neso up` when that cannot be reached",
+        ),
+        (name, days) => Finding::ok("certificate", format!("{name} is good for {days} days")),
+    }
 }
 
 fn disk(free: u64) -> Finding {
@@ -96,7 +110,8 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
     if servers.is_empty() {
         return Ok(vec![Finding::fatal("servers", "none has reported yet", "look at the node's log")]);
     }
-    Ok(servers
+    let strangers: Vec<Finding> = servers.iter().filter_map(strangers).collect();
+    let mut findings: Vec<Finding> = servers
         .into_iter()
         .map(|view| match view.reachable {
             true => Finding::ok("server", format!("{} reports", view.server.hostname)),
@@ -110,7 +125,23 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
                 "look at that machine and its node's log",
             ),
         })
-        .collect())
+        .collect();
+    findings.extend(strangers);
+    Ok(findings)
+}
+
+/// Instances on a machine that no record knows, as after a restore of an older store.
+fn strangers(view: &ServerView) -> Option<Finding> {
+    let first = view.strangers.first()?;
+    Some(Finding::warning(
+        "server",
+        format!(
+            "{} has {} instances that no record knows, {first} among them; they are left alone",
+            view.server.hostname,
+            view.strangers.len()
+        ),
+        format!("`neso adm server get {}` lists them; a newer copy of the store knows them", view.server.hostname),
+    ))
 }
 
 async fn flows(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
@@ -149,4 +180,25 @@ async fn loops(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
         true => vec![Finding::ok("loops", "all ran in time")],
         false => troubled,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_authority_is_named_in_time() {
+        let settings = Settings::parse(&Settings::generate(None).unwrap()).unwrap();
+        let told = |name: &str, days: i64| {
+            let (now, name) = (Timestamp(1_800_000_000_000), name.to_owned());
+            let expires_at = now.plus_millis(days * 86_400_000);
+            let finding = certificate(&settings, &CertificateView { name, expires_at, serial: String::new() }, now);
+            serde_json::to_string(&finding).unwrap()
+        };
+        let late = told("authority", AUTHORITY_DAYS - 1);
+        assert!(late.contains("authority ends at") && late.contains("ca.pem"), "{late}");
+        assert!(told("authority", AUTHORITY_DAYS + 1).contains("is good for"));
+        assert!(told("node", AUTHORITY_DAYS - 1).contains("is good for"));
+        assert!(told("node", 1).contains("certificate renew"));
+    }
 }

@@ -145,6 +145,21 @@ impl Datacenter {
         });
     }
 
+    /// Everything of this datacenter is below.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Ends supervisor, headnode and node at once; instances run on. `neso up` starts them again.
+    pub(crate) fn end_control(&self) {
+        let processes = ["supervisor", "headnode", "node"];
+        // The other two end by themselves when the first is gone; they may be quicker than we.
+        for pid in processes.iter().filter_map(|name| self.pid(name)) {
+            let _ = base::daemon::kill(pid);
+        }
+        self.wait("our own processes to be dead", || processes.iter().all(|name| self.pid(name).is_none()));
+    }
+
     /// Where a crash point is armed.
     pub(crate) fn crash_file(&self) -> PathBuf {
         self.root.join("crash")
@@ -271,13 +286,7 @@ impl Datacenter {
     /// control groups, the runtime directory. What the disk holds stays.
     pub(crate) fn lose_power(&self) {
         let settings = self.settings();
-        // The other two end by themselves when the first is gone; they may be quicker than we.
-        for pid in ["supervisor", "headnode", "node"].iter().filter_map(|name| self.pid(name)) {
-            let _ = base::daemon::kill(pid);
-        }
-        self.wait("our own processes to be dead", || {
-            ["supervisor", "headnode", "node"].iter().all(|name| self.pid(name).is_none())
-        });
+        self.end_control();
         let root = self.root.to_str().expect("a plain path");
         let zones = entries(&settings.paths.run.join("zones"));
         let inits = zones.iter().filter_map(|id| u32::try_from(self.init(id)?.0).ok());
@@ -334,6 +343,7 @@ impl Drop for Datacenter {
             eprintln!("{}", self.logs());
         }
         let _ = fs::remove_file(self.crash_file());
+        let _ = fs::remove_dir_all(self.crash_file());
         for mount in &self.mounts {
             let _ = Command::new("umount").arg("-l").arg(mount).status();
         }

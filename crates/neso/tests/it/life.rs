@@ -48,9 +48,33 @@ fn an_instance_lives_and_leaves_nothing() {
         found.as_array().expect("findings").iter().filter(|finding| finding["severity"] == "fatal").collect();
     assert!(bad.is_empty(), "the doctor finds {bad:?}");
 
+    certificates_are_renewed(&datacenter);
     datacenter.good(&["instance", "delete", "-w", "one"]);
     datacenter.wait_idle();
     datacenter.assert_clean();
+}
+
+/// Both processes use renewed certificates, and neither was started again for that.
+fn certificates_are_renewed(datacenter: &Datacenter) {
+    let pids = || ["headnode", "node"].map(|name| datacenter.pid(name));
+    let serial = |name: &str, all: &serde_json::Value| {
+        let found = all.as_array().and_then(|all| all.iter().find(|one| one["name"] == name)).expect("a certificate");
+        found["serial"].as_str().expect("a serial number").to_owned()
+    };
+    let before = (pids(), datacenter.json(&["adm", "-j", "certificate", "list"]));
+    let after = datacenter.json(&["adm", "-j", "certificate", "renew"]);
+    assert_eq!(serial("authority", &before.1), serial("authority", &after));
+    for name in ["headnode", "node", "operator"] {
+        assert_ne!(serial(name, &before.1), serial(name, &after), "{name}");
+    }
+    let shown = serial("node", &after);
+    let log = datacenter.root().join("var/log/neso/headnode.log");
+    datacenter.wait("the node to show its new certificate", || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().any(|line| line.contains("did not show before") && line.contains(&shown))
+    });
+    datacenter.good(&["instance", "list"]);
+    assert_eq!(pids(), before.0, "a process was started again");
 }
 
 /// Waits until the instance at `ip` has told this machine its Ethernet address, which is one of ours.

@@ -6,6 +6,8 @@
 
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
+mod changes;
+mod corpus;
 mod datacenter;
 mod ends;
 mod faults;
@@ -16,5 +18,6 @@ mod lies;
 mod life;
 mod limits;
 mod network;
+mod restore;
 mod shell;
 mod storm;

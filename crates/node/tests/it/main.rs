@@ -6,4 +6,5 @@ mod faults;
 mod guests;
 mod killed;
 mod life;
+mod turns;
 mod world;

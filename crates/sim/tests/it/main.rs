@@ -17,3 +17,13 @@ fn short_stories() {
 fn a_long_story() {
     survives(2026, 600);
 }
+
+#[test]
+fn a_seed_repeats_its_story_exactly() {
+    for seed in [3, 2026] {
+        let (one, other) = (sim::run(seed, 120), sim::run(seed, 120));
+        assert_eq!(one.diary, other.diary, "the stories of seed {seed} part");
+        assert_eq!(one.trace, other.trace, "seed {seed}");
+    }
+    assert_ne!(sim::run(3, 40).trace, sim::run(4, 40).trace);
+}

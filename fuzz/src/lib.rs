@@ -1,0 +1,142 @@
+//! What each fuzz target does with the bytes it is given. The targets themselves (`fuzz_targets/`) feed it what the fuzzer invents; a
+//! test of the workspace includes this file and feeds it the seeds in `corpus/`, so that every `make test` sees them pass.
+//!
+//! A target must end, quietly, for every input; what it asserts is what must hold for whatever passes. A target of several
+//! inputs gets them in one, with bytes 255 between: no text holds that byte.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use cloudapi::signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim};
+use headnode::cloudapi::Params;
+use host::archive::{self, Member, MemberKind, Sink};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+use mdata::Frame;
+use model::{
+    id::AccountId,
+    image::{Compression, manifest as manifests},
+    time::Timestamp,
+};
+use sha2::{Digest, Sha256};
+
+/// What a target does with one input.
+pub type Target = fn(&[u8]);
+
+/// Every target by name.
+pub const TARGETS: [(&str, Target); 8] = [
+    ("archive", archive),
+    ("authorization", authorization),
+    ("key_id", key_id),
+    ("manifest", manifest),
+    ("metadata_frame", metadata_frame),
+    ("params", params),
+    ("presigned", presigned),
+    ("public_key", public_key),
+];
+
+/// When signatures are looked at: Tue, 24 Nov 2026 15:06:00 GMT, seconds since the epoch.
+const NOW: i64 = 1_795_532_760;
+
+/// Image archives: every member that passes stays inside the root.
+pub fn archive(bytes: &[u8]) {
+    let sum: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    for compression in [Compression::None, Compression::Gzip] {
+        let _ = archive::read(&mut &*bytes, &sum, compression, &mut Inside);
+    }
+}
+
+struct Inside;
+
+impl Sink for Inside {
+    fn member(&mut self, member: &Member, content: &mut dyn Read) -> host::error::Result<()> {
+        let mut paths = vec![&member.path];
+        if let MemberKind::Hardlink(target) = &member.kind {
+            assert!(!target.is_empty());
+            paths.push(target);
+        }
+        for part in paths.into_iter().flatten() {
+            assert!(!part.is_empty() && part != b"." && part != b".." && !part.contains(&b'/') && !part.contains(&0));
+        }
+        assert!(u64::from(member.uid) < archive::ID_END && u64::from(member.gid) < archive::ID_END);
+        let _ = io::copy(content, &mut io::sink());
+        Ok(())
+    }
+}
+
+/// The `Authorization` header, whatever a stranger writes there.
+pub fn authorization(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::AUTHORIZATION, value);
+    headers.insert(header::DATE, HeaderValue::from_static("Tue, 24 Nov 2026 15:06:00 GMT"));
+    let head = Head { method: &Method::GET, target: "/ana/machines", version: Version::HTTP_11, headers: &headers };
+    let _ = claim(head, NOW);
+}
+
+/// Key ids.
+pub fn key_id(bytes: &[u8]) {
+    if let Ok(id) = KeyId::parse(text(bytes)) {
+        assert!(!id.login.is_empty() && !id.key.is_empty());
+    }
+}
+
+/// Image manifests, each also turned into the image it describes.
+pub fn manifest(bytes: &[u8]) {
+    if let Ok(manifest) = manifests::parse(bytes) {
+        let _ = manifest.into_image(AccountId::random(), Timestamp(0));
+    }
+}
+
+/// Lines of the metadata protocol: whatever parses says the same when written again. A first byte 255 asks for a right
+/// checksum: left to chance, none would ever be right, and nothing behind it would be seen.
+pub fn metadata_frame(bytes: &[u8]) {
+    let line = match bytes.strip_prefix(&[255]) {
+        Some(bytes) => {
+            let text = text(bytes);
+            format!("V2 {} {:08x} {text}", text.len(), crc32fast::hash(text.as_bytes()))
+        }
+        None => text(bytes).to_owned(),
+    };
+    let Ok(frame) = Frame::parse(&line) else { return };
+    let again = Frame::encode(frame.request_id, frame.word, frame.payload.as_deref());
+    let parsed = Frame::parse(again.trim_end_matches('\n')).expect("what we encode can be parsed");
+    let payload = frame.payload.filter(|payload| !payload.is_empty());
+    assert_eq!((parsed.request_id, parsed.word, parsed.payload), (frame.request_id, frame.word, payload));
+}
+
+/// Query and body of a request, in each of the types we read: query, boundary, body.
+pub fn params(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 255);
+    let (query, boundary) = (text(parts.next().unwrap_or_default()), text(parts.next().unwrap_or_default()));
+    let body = Bytes::copy_from_slice(parts.next().unwrap_or_default());
+    let multipart = format!("multipart/form-data; boundary={boundary}");
+    for content_type in ["application/json", "application/x-www-form-urlencoded", &multipart] {
+        let _ = Params::merge(Some(query), Some(content_type), &body);
+    }
+}
+
+/// Queries of pre-signed URLs.
+pub fn presigned(bytes: &[u8]) {
+    let target = format!("/ana/machines?{}", text(bytes));
+    let headers = HeaderMap::new();
+    let head = Head { method: &Method::GET, target: &target, version: Version::HTTP_11, headers: &headers };
+    let _ = claim(head, NOW);
+}
+
+/// OpenSSH public key text, and signatures of any shape against whatever key it gives: key, signature.
+pub fn public_key(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |byte| *byte == 255);
+    let Ok(key) = PublicKey::from_openssh(text(parts.next().unwrap_or_default())) else { return };
+    let signature = parts.next().unwrap_or_default();
+    for algorithm in [Algorithm::Rsa(Hash::Sha256), Algorithm::Ecdsa(Hash::Sha256), Algorithm::Ed25519] {
+        key.verify(algorithm, b"message", signature);
+    }
+}
+
+/// As much of the beginning as is text.
+fn text(bytes: &[u8]) -> &str {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+    }
+}
