@@ -76,8 +76,9 @@ async fn history_that_leaves_the_store_is_archived() {
     };
     let busy: Vec<FlowRecord> = (0..kept + 20).map(|number| ended(number, "busy")).collect();
     let all = busy.iter().cloned().chain([ended(0, "quiet")]);
-    let made = all.fold(Transaction::new(), |made, flow| made.create(&FLOWS, flow));
-    control.store.commit(made).await.expect("flows are made");
+    for flow in all {
+        control.store.commit(Transaction::new().create(&FLOWS, flow)).await.expect("a flow is made");
+    }
     let oldest: Vec<flow::FlowId> = busy[..20].iter().rev().map(|flow| flow.id).collect();
     // A process that died between archive and store has archived some already.
     let archive = control.archive.clone().expect("an archive");
