@@ -246,7 +246,8 @@ fn filters(dc: &Datacenter, id: &str) {
     let paged: Vec<Value> = (0..all.len()).flat_map(|offset| page(1, offset)).collect();
     assert_eq!(paged.len(), all.len());
     assert!(page(1, all.len()).is_empty());
-    let headers = dc.triton("cloudapi -i /my/machines?limit=1").good().to_lowercase();
+    // Headers go to standard error.
+    let headers = dc.triton("cloudapi -i /my/machines?limit=1").err.to_lowercase();
     assert!(headers.contains("x-query-limit: 1\n") && headers.contains("x-resource-count: 1\n"), "{headers}");
 }
 
@@ -326,7 +327,7 @@ fn changing(dc: &Datacenter, id: &str) {
     assert_eq!((&after["package"], &after["memory"]), (&larger["name"], &larger["memory"]));
     dc.triton(&format!("instance rename -w {id} renamed")).good();
     assert_eq!(dc.one("instance get -j renamed")["id"], id);
-    dc.triton("instance rename -w renamed no_such!name").refused("no_such!name");
+    dc.triton("instance rename -w renamed no_such!name").refused("name: may only have letters");
     dc.triton("instance resize renamed no-such-package")
         .refused("no package with name or short id \"no-such-package\"");
     dc.triton("instance get no-such-instance").refused("no instance with name or short id");
