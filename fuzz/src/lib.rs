@@ -13,6 +13,7 @@ use host::archive::{self, Member, MemberKind, Sink};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 use mdata::Frame;
 use model::{
+    firewall::{Language, Rule},
     id::AccountId,
     image::{Compression, manifest as manifests},
     time::Timestamp,
@@ -23,9 +24,10 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("archive", archive),
     ("authorization", authorization),
+    ("firewall_rule", firewall_rule),
     ("key_id", key_id),
     ("manifest", manifest),
     ("metadata_frame", metadata_frame),
@@ -71,6 +73,18 @@ pub fn authorization(bytes: &[u8]) {
     headers.insert(header::DATE, HeaderValue::from_static("Tue, 24 Nov 2026 15:06:00 GMT"));
     let head = Head { method: &Method::GET, target: "/ana/machines", version: Version::HTTP_11, headers: &headers };
     let _ = claim(head, NOW);
+}
+
+/// Texts of firewall rules, in each version of the language: what is understood says the same when written again.
+pub fn firewall_rule(bytes: &[u8]) {
+    let text = text(bytes);
+    for language in [Language::V1, Language::V2, Language::V3, Language::V4] {
+        if let Ok(rule) = Rule::parse_as(text, language) {
+            let canonical = rule.to_string();
+            assert_eq!(Rule::parse_as(&canonical, language).as_ref(), Ok(&rule));
+            assert_eq!(canonical.parse::<Rule>(), Ok(rule), "a newer language means the same");
+        }
+    }
 }
 
 /// Key ids.

@@ -21,9 +21,9 @@ const FLAGS: [&str; 8] = [
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg fuzzing",
     "-Cdebug-assertions",
     "-Ccodegen-units=1",
-    "--cfg=fuzzing",
 ];
 
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
@@ -36,8 +36,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
     let output = output_directory(root);
     let binaries = output.to_string_lossy().into_owned();
     let manifest = "fuzz/Cargo.toml";
-    let build =
-        ["build", "--release", "--locked", "--manifest-path", manifest, "--target", &host, "--target-dir", &binaries];
+    let build = ["build", "--release", "--manifest-path", manifest, "--target", &host, "--target-dir", &binaries];
     command::run_with(root, "cargo", &build, &[("RUSTFLAGS", &FLAGS.join(" "))])?;
     let mut broken = Vec::new();
     for name in known.iter().filter(|name| wanted.is_empty() || wanted.contains(name)) {
