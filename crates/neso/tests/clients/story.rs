@@ -1,6 +1,10 @@
 //! The story: what a tenant does on the first day, command by command.
 
-use std::fs;
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -8,6 +12,9 @@ use crate::{
     datacenter::Datacenter,
     shape::{Kind, check},
 };
+
+/// A change of keys gets this long to reach a node and its instances.
+const KEY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tells all of it.
 pub(crate) fn tell(dc: &Datacenter) {
@@ -344,14 +351,38 @@ fn logging_in(dc: &Datacenter) {
         return;
     };
     let id = debian["id"].as_str().expect("an id");
-    let options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"];
     // OpenSSH looks for keys in the home directory of the user database, not in ours.
     let key = dc.key().display().to_string();
-    let mut arguments = vec!["instance", "ssh", id, "-i", &key];
-    arguments.extend(options);
-    arguments.push("mdata-get sdc:uuid; id -u");
-    let out = dc.triton_with(&arguments).good();
+    let out = dc.triton_with(&ssh(id, &key)).good();
     assert_eq!(out.split_whitespace().collect::<Vec<_>>(), [id, "0"]);
+
+    // A key added while it runs opens the door, and closes it again when it is taken away.
+    let late = dc.scratch().join("late");
+    let file = late.display().to_string();
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &file]).status();
+    assert!(made.is_ok_and(|status| status.success()), "`ssh-keygen` makes a key");
+    let opens = |what: &str, expected: bool| {
+        let deadline = Instant::now() + KEY_PATIENCE;
+        while (dc.triton_with(&ssh(id, &file)).code == Some(0)) != expected {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    opens("a key of nobody's opens the door", false);
+    dc.triton_with(&["key", "add", "-n", "late", &format!("{file}.pub")]).good();
+    opens("a key that was added does not open the door", true);
+    dc.triton("key delete -y late").good();
+    opens("a key that was removed still opens the door", false);
+}
+
+/// `triton ssh` with one key and no other.
+fn ssh<'a>(id: &'a str, key: &'a str) -> Vec<&'a str> {
+    let mut words = vec!["instance", "ssh", id, "-i", key];
+    for option in ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "IdentitiesOnly=yes"] {
+        words.extend(["-o", option]);
+    }
+    words.push("mdata-get sdc:uuid; id -u");
+    words
 }
 
 fn has_sshd(dc: &Datacenter, machine: &Value) -> bool {
