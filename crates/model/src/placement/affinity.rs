@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 
 use crate::{
     id::{InstanceId, ServerId},
@@ -123,7 +123,7 @@ fn is_value_char(character: char) -> bool {
 impl Value {
     fn parse(text: &str) -> Result<Self, RuleError> {
         if text.len() >= 3 && text.starts_with('/') && text.ends_with('/') {
-            let regex = RegexBuilder::new(&text[1..text.len() - 1]).size_limit(REGEX_MAX_BYTES).build();
+            let regex = RegexBuilder::new(&text[1..text.len() - 1]).unicode(false).size_limit(REGEX_MAX_BYTES).build();
             return regex.map(Self::Regex).map_err(|error| {
                 let why = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
                 RuleError::Regex { value: text.to_owned(), why }
@@ -136,7 +136,7 @@ impl Value {
         match self {
             Self::Exact(value) => value == text,
             Self::Glob(pattern) => glob(pattern.as_bytes(), text.as_bytes()),
-            Self::Regex(regex) => regex.is_match(text),
+            Self::Regex(regex) => regex.is_match(text.as_bytes()),
         }
     }
 }
@@ -432,7 +432,7 @@ mod tests {
         fn a_glob_is_its_regular_expression(pattern in "[ab*?]{0,8}", text in "[ab]{0,8}") {
             let regex = format!("^{}$", pattern.replace('*', ".*").replace('?', "."));
             let regex = Regex::new(&regex).expect("an expression");
-            prop_assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), regex.is_match(&text));
+            prop_assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), regex.is_match(text.as_bytes()));
         }
     }
 }
