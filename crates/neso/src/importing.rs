@@ -24,18 +24,19 @@ pub(crate) async fn import(client: &Client, path: &Path, file: Option<&Path>, pr
         Err(error) => return Err(error.into()),
     };
     if let Some(image) = &present
-        && image.state == ImageState::Active
+        && image.state != ImageState::Unactivated
     {
         return Ok(image.clone());
     }
-    let image = match present {
-        Some(image) => image,
-        None => client.create_image(&document).await?,
-    };
-    match image.state {
-        ImageState::Active => Ok(image),
-        _ => send(client, path, file, &manifest, progress).await,
+    // Also when it is there without its file: the manifest may have been mended since.
+    client.create_image(&document).await?;
+    let sent = send(client, path, file, &manifest, progress).await;
+    if sent.is_err() && present.is_none() {
+        // What this import made it takes back. Should that fail too, the first failure is the one to hear of, and importing
+        // again goes on from here.
+        let _ = client.delete_image(&id).await;
     }
+    sent
 }
 
 async fn send(

@@ -20,6 +20,9 @@ use crate::{
 
 pub use files::{add_file, file_path};
 
+/// Instances that keep an image from being deleted and are named, at most: a line a person can read.
+const USERS_NAMED: usize = 5;
+
 /// Which images to list; `None` is any. Names may have `*`.
 #[derive(Debug, Clone, Default)]
 #[expect(missing_docs, reason = "the names are those of the record")]
@@ -166,10 +169,8 @@ pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> 
         .store
         .update(|snapshot| {
             let entry = owned(snapshot, scope, id)?;
-            let users = snapshot.find(&INSTANCES, BY_IMAGE, &id.to_string()).count();
-            if users > 0 {
-                let users = counted(users, "instance");
-                return Err(Error::InUse(format!("image {id} is used by {users}; delete what uses it first")));
+            if let Some(users) = users(snapshot, scope, id) {
+                return Err(Error::InUse(format!("image {id} is used by {users}; delete them first")));
             }
             let orphan = entry.file.as_ref().map(|file| file.sha256.clone());
             let orphan = orphan.filter(|sha256| snapshot.find(&IMAGES, "file", sha256).count() == 1);
@@ -182,6 +183,20 @@ pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> 
         files::remove(control, &sha256).await;
     }
     Ok(())
+}
+
+/// The instances made of an image, in words; `None` when there are none. Those that `scope` does not cover are only counted.
+fn users(snapshot: &Snapshot, scope: Scope, id: ImageId) -> Option<String> {
+    let (own, others): (Vec<_>, Vec<_>) =
+        snapshot.find(&INSTANCES, BY_IMAGE, &id.to_string()).partition(|instance| scope.covers(instance.owner));
+    let mut words: Vec<String> =
+        own.iter().take(USERS_NAMED).map(|instance| format!("{} ({})", instance.alias, instance.id)).collect();
+    match own.len().saturating_sub(USERS_NAMED) + others.len() {
+        0 => {}
+        count if words.is_empty() => words.push(format!("{} of others", counted(count, "instance"))),
+        count => words.push(format!("{count} more")),
+    }
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// Removes files that belong to no image: left by a crash between file and record.

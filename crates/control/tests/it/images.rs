@@ -56,7 +56,8 @@ async fn files_go_with_their_last_image() {
     assert_eq!(files(&world).len(), 1, "another image has it");
     world.create("web").await.expect("it is asked for");
     let used = images::delete(&world.control, world.scope, world.image).await.expect_err("it is used");
-    assert!(matches!(used, Error::InUse(_)));
+    let id = control::instances::list(&world.control, world.scope, &Default::default(), 1, 0)[0].instance.id;
+    assert!(matches!(&used, Error::InUse(_)) && used.to_string().contains(&format!("web ({id})")), "{used}");
 }
 
 #[tokio::test]
