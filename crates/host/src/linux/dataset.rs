@@ -107,6 +107,7 @@ impl LinuxDatasets {
                 datasets.destroy(&datasets.images, &name)?;
             }
         }
+        datasets.find_leaving().map_err(fails)?;
         datasets.collect_qgroups()?;
         Ok(datasets)
     }
@@ -155,6 +156,20 @@ impl LinuxDatasets {
         }
         drop(subvolume);
         btrfs::destroy(self.pool.as_fd(), id)
+    }
+
+    /// With full quotas, finds the own groups of destroyed subvolumes that nobody removed so far.
+    fn find_leaving(&self) -> io::Result<()> {
+        if self.quota == QuotaMode::Simple {
+            return Ok(());
+        }
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        for (qgroup, _) in btrfs::qgroups(self.pool.as_fd(), btrfs::FIRST_FREE_OBJECTID, (1 << 48) - 1)? {
+            if !btrfs::lives(self.pool.as_fd(), qgroup)? {
+                leaving.insert(qgroup);
+            }
+        }
+        Ok(())
     }
 
     /// Removes quota groups of ours that belong to no root any more, as far as the kernel is done with them.
@@ -266,7 +281,14 @@ impl Datasets for LinuxDatasets {
     }
 
     fn remove_image(&self, image: ImageId) -> Result<()> {
-        self.destroy(&self.images, &image.to_string())
+        let name = image.to_string();
+        let own = match open_subvolume(&self.images, name.as_bytes()) {
+            Ok(opened) if self.quota == QuotaMode::Full => btrfs::id_of(opened.as_fd()).ok(),
+            _ => None,
+        };
+        self.destroy(&self.images, &name)?;
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
+        Ok(())
     }
 
     fn clone_image(&self, image: ImageId, instance: InstanceId, quota: Mib) -> Result<PathBuf> {

@@ -18,12 +18,15 @@ use std::{
 
 use nix::errno::Errno;
 
-/// Inode number of every subvolume's root.
-const FIRST_FREE_OBJECTID: u64 = 256;
+/// Inode number of every subvolume's root, and number of the first subvolume.
+pub(super) const FIRST_FREE_OBJECTID: u64 = 256;
 /// The tree of trees, where references between subvolumes are.
 const ROOT_TREE: u64 = 1;
 /// The tree of quota groups.
 const QUOTA_TREE: u64 = 8;
+const ROOT_ITEM_KEY: u32 = 132;
+/// Where a root item counts references to it: after an inode and seven words.
+const ROOT_ITEM_REFS: usize = 160 + 7 * 8;
 const ROOT_REF_KEY: u32 = 156;
 const QGROUP_STATUS_KEY: u32 = 240;
 const QGROUP_INFO_KEY: u32 = 242;
@@ -244,6 +247,13 @@ pub(super) fn children(pool: BorrowedFd<'_>, id: u64) -> io::Result<Vec<Child>> 
         children.push(Child { path });
     }
     Ok(children)
+}
+
+/// Whether a subvolume with `id` is there, and not on its way out.
+pub(super) fn lives(pool: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
+    let found = search(pool, ROOT_TREE, (id, ROOT_ITEM_KEY), (id, ROOT_ITEM_KEY))?;
+    let referenced = |data: &[u8]| data.get(ROOT_ITEM_REFS..ROOT_ITEM_REFS + 4).is_none_or(|refs| refs != [0; 4]);
+    Ok(found.iter().any(|item| item.objectid == id && item.kind == ROOT_ITEM_KEY && referenced(&item.data)))
 }
 
 /// Turns quotas on where they are off, simple ones where the kernel has them, and says how the pool counts. Full quotas that
