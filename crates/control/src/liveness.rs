@@ -30,6 +30,8 @@ pub struct Heard {
     pub at: Timestamp,
     /// Generation of the target the machine has written down.
     pub target_seen: u64,
+    /// It said that it stops.
+    pub leaving: bool,
     /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.
     pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
 }

@@ -13,7 +13,7 @@ use model::{
     instance::Instance,
     network::{Address, Network},
     package::Package,
-    server::Server,
+    server::{Invite, Server},
 };
 use serde::{Deserialize, Serialize};
 use store::{Index, Schema, Table};
@@ -126,6 +126,10 @@ fn room_keys(server: &Server) -> Vec<String> {
     server.traits.keys().map(|name| format!("{name}=/{room:010}")).collect()
 }
 
+/// Invitations by id.
+pub static INVITES: Table<Invite> =
+    Table { name: "invites", version: 1, key: |invite| invite.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
     name: "claims",
@@ -190,6 +194,7 @@ pub fn schema() -> Schema {
         .with(&IMAGES)
         .with(&INSTANCES)
         .with(&SERVERS)
+        .with(&INVITES)
         .with(&CLAIMS)
         .with(&flow::FLOWS)
 }

@@ -3,6 +3,12 @@
 //! Who speaks is known from the client certificate and from nothing in the request: a node can only ask for its own target
 //! and report for itself. Image files are named by their SHA-256 and may be fetched from any offset, so a cut transfer
 //! goes on where it stopped.
+//!
+//! A certificate alone does not let anybody in: the server must still be part of the datacenter, and the machine that shows it the
+//! one it was made for ([`control::servers::check_member`]). Both are looked at with every request, and a wait that is under way when its
+//! server is forgotten ends.
+
+mod join;
 
 use std::{
     collections::HashMap,
@@ -23,8 +29,9 @@ use base::shutdown::Shutdown;
 use control::Control;
 use model::{id::ServerId, target::Report};
 use nodeapi::{
-    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS,
+    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, MACHINE_HEADER,
     inquiry::{ANSWER_MAX_BYTES, Answer},
+    join::JOIN_MAX_BYTES,
 };
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -33,6 +40,7 @@ use tokio_util::io::ReaderStream;
 use crate::{
     inquiries::Inquiries,
     pki::{Peer, Role},
+    settings::Settings,
 };
 
 /// Bytes of an image read at a time.
@@ -41,13 +49,37 @@ const CHUNK_BYTES: usize = 256 << 10;
 #[derive(Clone)]
 struct Link {
     control: Control,
+    settings: Arc<Settings>,
     inquiries: Inquiries,
     shutdown: Shutdown,
+    gate: Arc<join::Gate>,
     /// Serial number of the certificate each node showed last. A leaf lock, held for one look-up.
     serials: Arc<Mutex<HashMap<ServerId, String>>>,
 }
 
+/// The certificate a connection showed.
+type Shown = Option<Extension<Peer>>;
+
 impl Link {
+    /// The server behind a request, which is part of the datacenter and on its own machine.
+    fn member(&self, peer: Shown, headers: &HeaderMap) -> Result<ServerId, Refusal> {
+        let server = server_of(peer)?;
+        let shown = headers.get(MACHINE_HEADER).and_then(|value| serde_json::from_slice(value.as_bytes()).ok());
+        control::servers::check_member(&self.control, server, shown.as_ref())?;
+        Ok(server)
+    }
+
+    /// Why a wait of `server` ends before its time.
+    async fn interrupted(&self, server: ServerId) -> Refusal {
+        tokio::select! {
+            () = self.shutdown.wait() => Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned()),
+            () = control::servers::forgotten(&self.control, server) => match control::servers::check_member(&self.control, server, None) {
+                Err(error) => error.into(),
+                Ok(()) => Refusal(StatusCode::SERVICE_UNAVAILABLE, "ask again".to_owned()),
+            },
+        }
+    }
+
     /// Notes, and says once, with which certificate a node reports.
     fn shown(&self, server: ServerId, serial: String) {
         let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,14 +91,18 @@ impl Link {
 }
 
 /// The routes. `shutdown` ends long polls early.
-pub fn router(control: Control, inquiries: Inquiries, shutdown: Shutdown) -> Router {
+pub fn router(control: Control, settings: Settings, inquiries: Inquiries, shutdown: Shutdown) -> Router {
+    let (settings, gate) = (Arc::new(settings), Arc::new(join::Gate::new()));
     Router::new()
+        .route("/v1/hello", get(join::hello))
+        .route("/v1/join", post(join::join).layer(DefaultBodyLimit::max(JOIN_MAX_BYTES)))
+        .route("/v1/renew", post(join::renew).layer(DefaultBodyLimit::max(JOIN_MAX_BYTES)))
         .route("/v1/target", get(target))
         .route("/v1/report", post(report).layer(DefaultBodyLimit::max(DOCUMENT_MAX_BYTES)))
         .route("/v1/images/{sha256}", get(image))
         .route("/v1/inquiries", get(inquiry))
         .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
-        .with_state(Link { control, inquiries, shutdown, serials: Arc::default() })
+        .with_state(Link { control, settings, inquiries, shutdown, gate, serials: Arc::default() })
 }
 
 /// A refusal in the contract's shape.
@@ -109,26 +145,29 @@ struct Have {
 
 async fn target(
     State(link): State<Link>,
-    peer: Option<Extension<Peer>>,
+    peer: Shown,
+    headers: HeaderMap,
     Query(Have { have }): Query<Have>,
 ) -> Result<Response, Refusal> {
-    let server = server_of(peer)?;
+    let server = link.member(peer, &headers)?;
     tokio::select! {
+        biased;
+        refusal = link.interrupted(server) => Err(refusal),
         newer = control::servers::watch_shared_target(&link.control, server, have) => Ok(match newer? {
             Some(target) => Json(target).into_response(),
             None => StatusCode::NO_CONTENT.into_response(),
         }),
-        () = link.shutdown.wait() => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned())),
     }
 }
 
 async fn report(
     State(link): State<Link>,
-    peer: Option<Extension<Peer>>,
+    peer: Shown,
+    headers: HeaderMap,
     Json(report): Json<Report>,
 ) -> Result<Response, Refusal> {
     let serial = peer.as_ref().map(|peer| peer.serial.clone()).unwrap_or_default();
-    let server = server_of(peer)?;
+    let server = link.member(peer, &headers)?;
     link.shown(server, serial);
     if report.server != server {
         let why = format!("the certificate is server {server}'s, the report server {}'s", report.server);
@@ -137,23 +176,24 @@ async fn report(
     Ok(Json(control::servers::apply_report(&link.control, server, &report).await?).into_response())
 }
 
-async fn inquiry(State(link): State<Link>, peer: Option<Extension<Peer>>) -> Result<Response, Refusal> {
-    let server = server_of(peer)?;
+async fn inquiry(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {
+    let server = link.member(peer, &headers)?;
     tokio::select! {
         asked = tokio::time::timeout(Duration::from_secs(LONG_POLL_SECONDS), link.inquiries.next(server)) => {
             Ok(asked.map_or_else(|_| StatusCode::NO_CONTENT.into_response(), |inquiry| Json(inquiry).into_response()))
         }
-        () = link.shutdown.wait() => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned())),
+        refusal = link.interrupted(server) => Err(refusal),
     }
 }
 
 async fn answer(
     State(link): State<Link>,
-    peer: Option<Extension<Peer>>,
+    peer: Shown,
+    headers: HeaderMap,
     Path(id): Path<String>,
     Json(answer): Json<Answer>,
 ) -> Result<StatusCode, Refusal> {
-    let server = server_of(peer)?;
+    let server = link.member(peer, &headers)?;
     let known = id.parse().is_ok_and(|id| link.inquiries.answered(server, id, answer));
     match known {
         true => Ok(StatusCode::NO_CONTENT),
@@ -163,11 +203,11 @@ async fn answer(
 
 async fn image(
     State(link): State<Link>,
-    peer: Option<Extension<Peer>>,
+    peer: Shown,
     Path(sha256): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    server_of(peer)?;
+    link.member(peer, &headers)?;
     let gone = |why: String| Refusal(StatusCode::NOT_FOUND, why);
     let path = control::images::file_path(&link.control, &sha256)?;
     let mut file = tokio::fs::File::open(&path)

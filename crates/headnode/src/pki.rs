@@ -5,11 +5,15 @@
 //!                       ├────────► node.{pem,key}      CN = server id, OU = node
 //!                       └────────► operator.{pem,key}  CN = login,     OU = operator   (in paths.operator)
 //! ```
+//! A machine that joined has `node.{pem,key}`, `server-id` and the authority's certificate, not its key: see [`member()`].
+//!
 //! [`ensure`] makes what is missing and renews what has used two thirds of its life or no longer carries the wanted
 //! names, or whose key does not fit (a process died between writing the two); it changes nothing otherwise, so it may run at
 //! every start and on a timer. [`renew`] makes all anew before their time. One process does either at a time. Keys are written
 //! 0600, and every file appears whole or not at all. The authority itself is never renewed silently: nodes and operators
 //! pin it.
+
+mod member;
 
 use std::{
     collections::BTreeSet,
@@ -30,6 +34,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::settings::Settings;
+
+pub use member::{Member, Renewal, certify, enroll, member, renew_member, request};
 
 /// Life of the authority, days.
 const CA_DAYS: u32 = 3_650;
@@ -224,7 +230,8 @@ struct Leaf {
 
 impl Leaf {
     fn server(settings: &Settings) -> Self {
-        let mut names: BTreeSet<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        let mut names: BTreeSet<String> =
+            ["localhost", "127.0.0.1", "::1", nodeapi::HEADNODE_NAME].map(str::to_owned).into();
         names.extend(settings.listen.names.iter().cloned());
         let listen = &settings.listen;
         for address in [listen.cloudapi, listen.node_link, listen.ops] {

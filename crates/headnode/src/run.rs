@@ -90,6 +90,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
 
     let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
+    let nodes_tls = TlsSource::open(&pki, ClientCertificates::Optional)?;
     let members_tls = TlsSource::open(&pki, ClientCertificates::Required)?;
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
@@ -97,6 +98,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         settings: settings.clone(),
         clock: clock.clone(),
         tenants: tenants_tls.clone(),
+        nodes: nodes_tls.clone(),
         members: members_tls.clone(),
     });
     let inquiries = Inquiries::default();
@@ -123,8 +125,8 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         serve(
             "node link",
             sockets.node_link,
-            members_tls.clone(),
-            nodelink::router(control.clone(), inquiries, shutdown.clone()),
+            nodes_tls,
+            nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
             Limits::NODES
         ),
         serve("ops", sockets.ops, members_tls, ops::router(ops), Limits::OPERATORS),

@@ -17,8 +17,10 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 mod door;
+mod join;
 
 pub use door::Door;
+pub use join::{Fabric, Join, is_address};
 
 /// Where the settings file lies unless told otherwise, below the root.
 pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
@@ -48,6 +50,12 @@ pub struct Settings {
     pub placement: Placement,
     /// What the first `neso up` makes.
     pub first_run: FirstRun,
+    /// Networks between machines.
+    #[serde(default)]
+    pub fabric: Fabric,
+    /// On a machine without a headnode: where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<Join>,
 }
 
 /// What this datacenter is called.
@@ -273,6 +281,7 @@ impl Settings {
         }
         self.pool.check()?;
         self.cloudapi.check()?;
+        self.join.as_ref().map_or(Ok(()), Join::check)?;
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
         let prefix = kernel.link_prefix.as_bytes();
@@ -410,7 +419,7 @@ impl Choice {
             operator: "/etc/neso/operator".into(),
             key_directory: None,
             cloudapi: any(8443),
-            node_link: local(8444),
+            node_link: any(8444),
             ops: local(8445),
             link_prefix: "n".into(),
             nft_table: "neso".into(),

@@ -19,6 +19,9 @@ use crate::{
 pub enum ClientCertificates {
     /// Anybody may connect; requests prove themselves.
     NotAsked,
+    /// Anybody may connect; a certificate that is shown must be one the datacenter's authority signed. The authority's own is
+    /// shown too, for those who know its fingerprint and nothing else.
+    Optional,
     /// Nobody connects without one that the datacenter's authority signed.
     Required,
 }
@@ -64,7 +67,9 @@ pub struct Certificates {
     pub clock: Arc<dyn Clock>,
     /// Listeners that ask for no certificate.
     pub tenants: TlsSource,
-    /// Listeners that do.
+    /// The node link.
+    pub nodes: TlsSource,
+    /// Listeners that require one.
     pub members: TlsSource,
 }
 
@@ -82,6 +87,7 @@ impl Certificates {
     fn hand_over(&self, (pki, made): (Pki, Made)) -> Result<Vec<String>, TlsError> {
         if !made.0.is_empty() {
             self.tenants.reload(&pki, ClientCertificates::NotAsked)?;
+            self.nodes.reload(&pki, ClientCertificates::Optional)?;
             self.members.reload(&pki, ClientCertificates::Required)?;
         }
         Ok(made.0)
@@ -91,19 +97,22 @@ impl Certificates {
 fn build(pki: &Pki, clients: ClientCertificates) -> Result<ServerConfig, TlsError> {
     let library = |error: &dyn std::error::Error| TlsError::Rustls(error.to_string());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let (chain, key) = pki.server.load()?;
+    let (mut chain, key) = pki.server.load()?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| library(&error))?;
     let builder = match clients {
         ClientCertificates::NotAsked => builder.with_no_client_auth(),
-        ClientCertificates::Required => {
+        ClientCertificates::Optional | ClientCertificates::Required => {
+            let authority = pki.authority()?;
             let mut roots = RootCertStore::empty();
-            roots.add(pki.authority()?).map_err(|error| library(&error))?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| library(&error))?;
-            builder.with_client_cert_verifier(verifier)
+            roots.add(authority.clone()).map_err(|error| library(&error))?;
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            if clients == ClientCertificates::Optional {
+                verifier = verifier.allow_unauthenticated();
+                chain.push(authority);
+            }
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| library(&error))?)
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| library(&error))?;

@@ -88,6 +88,8 @@ ids! {
     FlowId;
     /// A question a headnode asks a node; lives no longer than its answer.
     InquiryId;
+    /// What lets a machine in.
+    InviteId;
 }
 
 /// An Ethernet address. Text form is lower-case hex with colons; [`MacAddr::bare`] is CloudAPI's form in paths.

@@ -1,10 +1,25 @@
 //! Servers: the machines of the fleet as the control plane knows them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::ServerId, time::Timestamp, unit::Mib};
+use crate::{
+    id::{MacAddr, ServerId},
+    time::Timestamp,
+    unit::Mib,
+};
+
+mod condition;
+mod identity;
+mod invite;
+
+pub use condition::{Condition, REBOOT_MS, Sign, condition};
+pub use identity::{Likeness, MACS_MAX, MachineIdentity, credible};
+pub use invite::Invite;
 
 /// A machine. Record of table `servers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,8 +67,63 @@ pub struct Server {
     /// can be listed by it. Written by whoever changes what it is made of.
     #[serde(default)]
     pub roominess: u32,
+    /// Which machine holds this server's certificate, as of its joining; `None` until a machine was heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<MachineIdentity>,
+    /// Its address between machines, as it reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<IpAddr>,
+    /// Largest packet of the interface that has [`Server::underlay`], bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu: Option<u32>,
+    /// Since when and why it is being emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// When it joined.
     pub created_at: Timestamp,
+}
+
+/// Where a machine is met by other machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    /// Its address.
+    pub address: IpAddr,
+    /// Largest packet of the interface that has it, bytes.
+    pub mtu: u32,
+}
+
+/// A machine that is being emptied takes nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since when.
+    pub since: Timestamp,
+    /// In the operator's words.
+    pub reason: String,
+}
+
+/// A disk as its machine reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The kernel's name.
+    pub name: String,
+    /// Size, bytes.
+    pub size: u64,
+    /// Model text; empty when it has none.
+    pub model: String,
+    /// Turns.
+    pub rotational: bool,
+}
+
+/// A network card as its machine reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// The kernel's name.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Speed, Mbit/s; `None` without a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<u32>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -75,6 +145,18 @@ pub struct Hardware {
     pub kernel: String,
     /// Version of the agent.
     pub agent_version: String,
+    /// Its disks, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Its network cards, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<Card>,
+    /// Vendor, product and serial number, as the firmware says.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub product: String,
+    /// What tells it from other machines.
+    #[serde(default)]
+    pub identity: MachineIdentity,
 }
 
 /// Sum of what instances on a machine were promised.

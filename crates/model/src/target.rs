@@ -17,7 +17,7 @@ use crate::{
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
     instance::{Brand, TagValue, Wanted},
-    server::Hardware,
+    server::{Hardware, Underlay},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
 };
@@ -171,6 +171,12 @@ pub struct Report {
     pub zones: BTreeMap<InstanceId, ZoneFact>,
     /// Images present as datasets.
     pub images: Vec<ImageId>,
+    /// Where other machines meet it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<Underlay>,
+    /// Its agent ends after this report, as when the machine goes down.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub leaving: bool,
     /// Addresses held by instances the target does not speak of, so that they are not given to others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,

@@ -12,7 +12,7 @@ use crate::{
     context::Place,
     doctor, down,
     failure::Outcome,
-    image, install, manual, processes,
+    image, install, join, manual, processes,
     tenant::{self, nouns},
     up,
 };
@@ -57,11 +57,13 @@ enum Command {
         #[arg(long, hide = true)]
         supervised: bool,
     },
-    /// Run the node's agent in the foreground.
+    /// Run the node's agent in the foreground, or make this machine a node of a datacenter.
     Node {
         /// End when standard input closes.
         #[arg(long, hide = true)]
         supervised: bool,
+        #[command(subcommand)]
+        verb: Option<join::Verb>,
     },
     /// Keep headnode and node running; `neso up` starts this in the background.
     #[command(hide = true)]
@@ -124,7 +126,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Down { keep_instances } => small(|_| async move { down::run(&place, keep_instances).await }),
         Command::CleanData { yes } => small(|_| async move { down::clean(&place, yes).await }),
         Command::Headnode { supervised } => processes::headnode(&place, supervised),
-        Command::Node { supervised } => processes::node(&place, supervised),
+        Command::Node { verb: Some(verb), .. } => small(|_| async move { join::run(&place, verb).await }),
+        Command::Node { supervised, verb: None } => processes::node(&place, supervised),
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),
         Command::HaltInstances => small(|_| async move { down::halt_instances(&place).await }),

@@ -15,10 +15,10 @@ use headnode::Settings;
 use crate::{
     context::Place,
     failure::{Failure, Outcome},
-    install::{self, UNITS, is_installed, systemctl},
+    install::{self, is_installed, systemctl, unit_names},
     machine,
     progress::Progress,
-    supervise::{self, CHILDREN},
+    supervise::{self, children},
 };
 
 /// A process told to end gets this long: longer than the supervisor gives its children.
@@ -54,7 +54,7 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
     stop_processes(place, &settings, &progress).await?;
     if is_installed(place) {
         let step = progress.step("Removing systemd's units");
-        install::uninstall().await?;
+        install::uninstall(&settings).await?;
         step.done("done");
     }
     let step = progress.step("Destroying instances");
@@ -100,10 +100,10 @@ pub(crate) async fn halt_instances(place: &Place) -> Outcome {
 async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let step = progress.step("Stopping headnode and node");
     if is_installed(place) {
-        systemctl(&["stop", UNITS[0], UNITS[1]]).await?;
+        systemctl(&[&["stop"], unit_names(settings)].concat()).await?;
     }
     let mut stopped = Vec::new();
-    for name in ["supervisor"].iter().chain(&CHILDREN) {
+    for name in ["supervisor"].iter().chain(children(settings)) {
         let path = supervise::pid_file(settings, name);
         let Some(pid) = PidFile::holder(&path) else {
             continue;

@@ -27,7 +27,15 @@ use crate::{
 };
 
 /// The units of the two processes.
-pub(crate) const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
+const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
+
+/// Those of this machine: one that joined runs no headnode.
+pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
+    match settings.join {
+        None => &UNITS,
+        Some(_) => &UNITS[1..],
+    }
+}
 /// The unit that halts instances when the machine goes down.
 const INSTANCES: &str = "neso-instances.service";
 /// Where units of the administrator lie.
@@ -65,6 +73,7 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
     }
     let progress = Progress::new();
     let settings = up::prepare(place, &progress)?;
+    let processes = unit_names(&settings);
     if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(&settings, "supervisor")) {
         return Err(Failure::new(format!("a supervisor started by `neso up` runs as process {pid}"))
             .mend("run `neso down --keep-instances` first; instances go on, systemd takes over"));
@@ -74,11 +83,11 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
     if !Path::new(SYSTEMD_RUNS).exists() {
         return Ok(answer::print("systemd does not run here; the units take effect once it does.")?);
     }
-    let step = progress.step("Starting headnode and node under systemd");
+    let step = progress.step("Starting under systemd");
     systemctl(&["daemon-reload"]).await?;
-    systemctl(&["enable", INSTANCES, UNITS[0], UNITS[1]]).await?;
+    systemctl(&[&["enable", INSTANCES], processes].concat()).await?;
     // Restarted, not only started: the program or the units may be new.
-    systemctl(&["restart", UNITS[0], UNITS[1]]).await?;
+    systemctl(&[&["restart"], processes].concat()).await?;
     step.done("they start with the machine");
     up::finish(place, &settings, progress).await
 }
@@ -102,8 +111,8 @@ pub(crate) fn is_installed(place: &Place) -> bool {
 }
 
 /// Takes the units away, halting the instances.
-pub(crate) async fn uninstall() -> Outcome {
-    systemctl(&["disable", "--now", UNITS[0], UNITS[1], INSTANCES]).await?;
+pub(crate) async fn uninstall(settings: &Settings) -> Outcome {
+    systemctl(&[&["disable", "--now", INSTANCES], unit_names(settings)].concat()).await?;
     for name in UNITS.into_iter().chain([INSTANCES]) {
         let path = Path::new(UNIT_DIRECTORY).join(name);
         match std::fs::remove_file(&path) {
@@ -161,7 +170,7 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
     };
     // However often it fails at first (a port taken, a disk not there yet), it is tried again: never "start-limit-hit".
     let endless = "StartLimitIntervalSec=0";
-    vec![
+    let units = [
         Unit {
             name: UNITS[0],
             text: format!(
@@ -193,7 +202,9 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
                 command("halt-instances"),
             ),
         },
-    ]
+    ];
+    let runs_here = |unit: &Unit| settings.join.is_none() || unit.name != UNITS[0];
+    units.into_iter().filter(runs_here).collect()
 }
 
 /// A path as systemd reads it in `ExecStart`.

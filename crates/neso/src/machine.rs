@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    net::{ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,6 +20,7 @@ use host::{
     linux::{
         dataset::LinuxDatasets,
         filter::LinuxFilters,
+        hardware::Sources,
         link::LinuxLinks,
         machine::LinuxMachine,
         pool::{self, Backing, PoolConfig},
@@ -26,9 +28,10 @@ use host::{
     },
     zone::{IdRange, Zones},
 };
-use model::{id::InstanceId, time::Timestamp, unit::Mib};
+use model::{id::InstanceId, server::Underlay, time::Timestamp, unit::Mib};
 use node::{Agent, AgentConfig, IdRanges};
 use nodeapi::client::{Client as LinkClient, Settings as LinkSettings};
+use tokio::{sync::watch, time::Instant};
 
 use crate::failure::{Failure, Outcome};
 
@@ -36,66 +39,120 @@ use crate::failure::{Failure, Outcome};
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How often the agent looks whether its certificate was renewed: reads three small files.
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
+/// Between two attempts to renew a certificate that is due.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// Instances halted or destroyed at once.
 const AT_ONCE: usize = 16;
 
 /// Runs the agent until shutdown.
 pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcome {
-    let now = Timestamp(base::clock::Clock::now_ms(&SystemClock));
-    let (pki, _) = pki::ensure(settings, now)?;
-    let identity = link_settings(settings, &pki)?;
+    let member = pki::member(settings, now())?;
+    let identity = link_settings(settings, &member)?;
     let link = Arc::new(LinkClient::new(&identity)?);
-    let renewals = follow_certificate(settings.clone(), pki.clone(), identity, link.clone());
-    let renewals = base::task::spawn("certificate", {
+    let (say, underlay) = watch::channel(find_underlay(settings, &identity.headnodes));
+    let follower =
+        Follower { settings: settings.clone(), member: member.clone(), held: identity, link: link.clone(), say };
+    let following = base::task::spawn("certificate", {
         let shutdown = shutdown.clone();
-        async move { shutdown.unless(renewals).await }
+        async move { shutdown.unless(follower.run()).await }
     });
     ensure_boot_id(settings)?;
     let opened = settings.clone();
     let host = base::task::blocking("open machine", move || open(&opened)).await?;
     let config = AgentConfig {
         id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
-        ..AgentConfig::new(pki.server_id, settings.node_dir(), settings.paths.run.join("control"))
+        underlay,
+        ..AgentConfig::new(member.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
     Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;
     // It ends with the shutdown that ended the agent.
-    let _ = renewals.await;
+    let _ = following.await;
     Ok(())
 }
 
+fn now() -> Timestamp {
+    Timestamp(base::clock::Clock::now_ms(&SystemClock))
+}
+
 /// How the node reaches its headnode and proves who it is, as of now.
-fn link_settings(settings: &Settings, pki: &pki::Pki) -> Outcome<LinkSettings> {
+pub(crate) fn link_settings(settings: &Settings, member: &pki::Member) -> Outcome<LinkSettings> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
     };
+    let here = || vec![local(settings.listen.node_link)];
     Ok(LinkSettings {
-        headnodes: vec![local(settings.listen.node_link)],
-        authority_pem: read(&pki.ca.certificate)?,
-        certificate_pem: read(&pki.node.certificate)?,
-        key_pem: read(&pki.node.key)?,
+        headnodes: settings.join.as_ref().map_or_else(here, |join| join.headnodes.clone()),
+        authority_pem: read(&member.authority)?,
+        certificate_pem: read(&member.node.certificate)?,
+        key_pem: read(&member.node.key)?,
+        machine: Sources::default().identity(),
     })
 }
 
-/// Shows the node's renewed certificate from the next request on. A key that does not fit yet (the two are written one
-/// after the other) is looked at again.
-async fn follow_certificate(settings: Settings, pki: pki::Pki, mut held: LinkSettings, link: Arc<LinkClient>) {
-    loop {
-        tokio::time::sleep(CERTIFICATE_PERIOD).await;
-        let fresh = match link_settings(&settings, &pki) {
-            Ok(fresh) if fresh == held => continue,
+/// Where other machines meet this one: as the settings say, or else the address it reaches a headnode from. A headnode's own
+/// machine reaches itself over the loopback device, which says nothing.
+fn find_underlay(settings: &Settings, headnodes: &[String]) -> Option<Underlay> {
+    // Nothing is sent: connecting a datagram socket only asks the routing table.
+    let towards = |headnode: &String| {
+        let remote = headnode.to_socket_addrs().ok()?.next()?;
+        let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(remote).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let found = || headnodes.iter().find_map(towards).filter(|address| !address.is_loopback());
+    let address = settings.fabric.underlay_address.or_else(found)?;
+    Some(Underlay { address, mtu: host::linux::hardware::mtu_of(address)? })
+}
+
+/// What changes while the agent runs: its certificate, and its address between machines.
+struct Follower {
+    settings: Settings,
+    member: pki::Member,
+    held: LinkSettings,
+    link: Arc<LinkClient>,
+    say: watch::Sender<Option<Underlay>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut quiet_until = Instant::now();
+        loop {
+            tokio::time::sleep(CERTIFICATE_PERIOD).await;
+            let underlay = find_underlay(&self.settings, &self.held.headnodes);
+            self.say.send_if_modified(|known| std::mem::replace(known, underlay) != underlay);
+            if self.settings.join.is_some()
+                && Instant::now() >= quiet_until
+                && self.member.is_due(now()).unwrap_or(false)
+            {
+                quiet_until = Instant::now() + RENEWAL_PAUSE;
+                if let Err(failure) = crate::join::obtain(&self.member, &self.link).await {
+                    tracing::warn!(error = failure.message, "the certificate could not be renewed; trying again later");
+                }
+            }
+            self.take_up();
+        }
+    }
+
+    /// Shows the node's renewed certificate from the next request on. A key that does not fit yet (the two are written one
+    /// after the other) is looked at again.
+    fn take_up(&mut self) {
+        let fresh = match link_settings(&self.settings, &self.member) {
+            Ok(fresh) if fresh == self.held => return,
             Ok(fresh) => fresh,
             Err(failure) => {
                 tracing::warn!(error = failure.message, "the node's certificate cannot be read; keeping the one held");
-                continue;
+                return;
             }
         };
-        match link.renew(&fresh) {
+        match self.link.renew(&fresh) {
             Ok(()) => {
-                tracing::info!(serial = pki.node.serial().unwrap_or_default(), "the node's certificate was renewed");
-                held = fresh;
+                let serial = self.member.node.serial().unwrap_or_default();
+                tracing::info!(serial, "the node's certificate was renewed");
+                self.held = fresh;
             }
             Err(error) => {
-                tracing::warn!(error = %base::errors::chain(&error), "the renewed certificate does not work yet")
+                tracing::warn!(error = %base::errors::chain(&error), "the renewed certificate does not work yet");
             }
         }
     }

@@ -14,6 +14,7 @@ mod failure;
 mod image;
 mod importing;
 mod install;
+mod join;
 mod machine;
 mod manual;
 mod processes;

@@ -28,7 +28,15 @@ const RESTART_CEILING: Duration = Duration::from_secs(5);
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The processes of a datacenter on one machine.
-pub(crate) const CHILDREN: [&str; 2] = ["headnode", "node"];
+const CHILDREN: [&str; 2] = ["headnode", "node"];
+
+/// Those of this machine: one that joined runs no headnode.
+pub(crate) fn children(settings: &Settings) -> &'static [&'static str] {
+    match settings.join {
+        None => &CHILDREN,
+        Some(_) => &CHILDREN[1..],
+    }
+}
 
 /// The pid file of `name` (`supervisor`, `headnode`, `node`).
 pub(crate) fn pid_file(settings: &Settings, name: &str) -> PathBuf {
@@ -44,7 +52,7 @@ pub(crate) fn log_file(settings: &Settings, name: &str) -> PathBuf {
 pub(crate) async fn run(place: &Place, settings: &Settings, shutdown: Shutdown) -> Outcome {
     let _held = PidFile::take(&pid_file(settings, "supervisor"))?;
     let program = std::env::current_exe()?;
-    let keepers: Vec<_> = CHILDREN
+    let keepers: Vec<_> = children(settings)
         .iter()
         .map(|name| {
             let mut arguments = place.arguments();

@@ -3,7 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use host::zone::IdRange;
-use model::id::ServerId;
+use model::{id::ServerId, server::Underlay};
+use tokio::sync::watch;
 
 /// Everything an agent is told at its start.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct AgentConfig {
     pub stop_grace: Duration,
     /// Version text for reports.
     pub version: String,
+    /// Where other machines meet this one; follows what the caller finds out.
+    pub underlay: watch::Receiver<Option<Underlay>>,
     /// Where verbs of the host run.
     pub execution: Execution,
 }
@@ -36,6 +39,7 @@ impl AgentConfig {
             id_ranges: IdRanges::default(),
             init: vec!["/sbin/init".to_owned()],
             stop_grace: Duration::from_secs(15),
+            underlay: watch::channel(None).1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             execution: Execution::Threads,
         }

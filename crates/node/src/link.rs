@@ -92,17 +92,29 @@ async fn take(shared: &Arc<Shared>, target: Target) -> Result<(), String> {
     Ok(())
 }
 
-/// Reports until shutdown: at once when something is worth saying, else as a heartbeat.
+/// How long the last report may take: whoever stops the machine waits for it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Reports until shutdown, and then once more that this was the last.
 pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
+    let sequence = report_changes(&shared, &identity).await;
+    let (mut report, _) = compose(&shared, &identity, sequence + 1);
+    report.leaving = true;
+    // A headnode that does not hear it notices the silence.
+    let _ = tokio::time::timeout(FAREWELL, shared.link.report(&report)).await;
+}
+
+/// Reports until shutdown: at once when something is worth saying, else as a heartbeat. Returns the number of the last.
+async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
-    let mut sequence = 0;
+    let mut sequence = 0_u64;
     loop {
         sequence += 1;
-        let (report, later) = compose(&shared, &identity, sequence);
+        let (report, later) = compose(shared, identity, sequence);
         let answer = tokio::select! {
             biased;
             answer = shared.link.report(&report) => answer,
-            () = shared.shutdown.wait() => return,
+            () = shared.shutdown.wait() => return sequence,
         };
         let pause = match answer {
             Ok(_) => {
@@ -116,7 +128,7 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep(pause) => {}
-                    () = shared.shutdown.wait() => return,
+                    () = shared.shutdown.wait() => return sequence,
                 }
                 continue;
             }
@@ -125,7 +137,7 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
             biased;
             () = shared.board.news() => {}
             () = tokio::time::sleep(pause) => {}
-            () = shared.shutdown.wait() => return,
+            () = shared.shutdown.wait() => return sequence,
         }
     }
 }
@@ -184,6 +196,8 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         untold_addresses: untold_addresses(shared, &target, zones.keys().copied()),
         zones,
         images,
+        underlay: *shared.config.underlay.borrow(),
+        leaving: false,
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));
     (report, later)

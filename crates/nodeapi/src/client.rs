@@ -16,21 +16,23 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use model::{
     id::InquiryId,
+    server::MachineIdentity,
     target::{Report, Target},
 };
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 
 use crate::{
-    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, ReportAnswer,
+    DOCUMENT_MAX_BYTES, ErrorBody, HEADNODE_NAME, LONG_POLL_SECONDS, MACHINE_HEADER, ReportAnswer,
     inquiry::{Answer, Inquiry},
+    join::{JOIN_MAX_BYTES, RenewAnswer, RenewRequest},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 
@@ -44,7 +46,7 @@ const LONG_POLL_MARGIN_SECONDS: u64 = 10;
 const CHUNK_SECONDS: u64 = 30;
 
 /// To open a TCP connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Between HTTP/2 pings, and for the answer to one.
 const PING: Duration = Duration::from_secs(10);
@@ -66,6 +68,8 @@ pub struct Settings {
     pub certificate_pem: String,
     /// The key that goes with it.
     pub key_pem: String,
+    /// What tells this machine from others.
+    pub machine: MachineIdentity,
 }
 
 type Http = HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>;
@@ -75,6 +79,8 @@ pub struct Client {
     /// Replaced by [`Client::renew`]. Held to copy or replace one handle.
     http: RwLock<Http>,
     headnodes: Vec<String>,
+    /// Value of [`MACHINE_HEADER`].
+    machine: String,
     /// Index of the address that answered last; a hint, so relaxed ordering is enough.
     preferred: AtomicUsize,
 }
@@ -89,6 +95,7 @@ impl Client {
         Ok(Self {
             http: RwLock::new(connections(settings)?),
             headnodes: settings.headnodes.clone(),
+            machine: serde_json::to_string(&settings.machine).map_err(|error| nonsense("connect", &error))?,
             preferred: AtomicUsize::new(0),
         })
     }
@@ -99,6 +106,19 @@ impl Client {
         let fresh = connections(settings)?;
         *self.http.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+
+    /// Asks for a certificate for the key behind a request (PEM).
+    pub async fn certify(&self, request_pem: String) -> Result<String, LinkError> {
+        let doing = "renew the certificate";
+        let body = serde_json::to_vec(&RenewRequest { request_pem }).map_err(|error| nonsense(doing, &error))?;
+        let response = self.send(doing, Method::POST, "/v1/renew", body.into(), ANSWER_SECONDS).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(doing, response).await);
+        }
+        let bytes = whole(doing, response, JOIN_MAX_BYTES).await?;
+        let answer: RenewAnswer = serde_json::from_slice(&bytes).map_err(|error| nonsense(doing, &error))?;
+        Ok(answer.certificate_pem)
     }
 
     fn http(&self) -> Http {
@@ -122,6 +142,7 @@ impl Client {
                 .method(method.clone())
                 .uri(format!("https://{}{path}", self.headnodes[index]))
                 .header(CONTENT_TYPE, "application/json")
+                .header(MACHINE_HEADER, &self.machine)
                 .body(Full::new(body.clone()))
                 .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
             match tokio::time::timeout(Duration::from_secs(seconds), self.http().request(request)).await {
@@ -143,14 +164,23 @@ impl Client {
     }
 }
 
+/// The name every headnode shows.
+pub(crate) fn headnode_name() -> ServerName<'static> {
+    ServerName::try_from(HEADNODE_NAME).expect("the constant is a host name")
+}
+
 /// Connections with the identity in `settings`; none is made before the first request.
 fn connections(settings: &Settings) -> Result<Http, LinkError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls(settings)?).https_only().enable_http2().wrap_connector(tcp);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls(settings)?)
+        .https_only()
+        .with_server_name_resolver(FixedServerNameResolver::new(headnode_name()))
+        .enable_http2()
+        .wrap_connector(tcp);
     Ok(HttpClient::builder(TokioExecutor::new())
         .http2_only(true)
         .timer(TokioTimer::new())
@@ -190,7 +220,7 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
 }
 
 /// Reads a whole answer within its limits.
-async fn whole(doing: &str, response: Response<Incoming>, max: usize) -> Result<Bytes, LinkError> {
+pub(crate) async fn whole(doing: &str, response: Response<Incoming>, max: usize) -> Result<Bytes, LinkError> {
     let mut body = response.into_body();
     let mut bytes = BytesMut::new();
     while let Some(chunk) = next_chunk(doing, &mut body).await? {
@@ -223,7 +253,7 @@ async fn next_chunk(doing: &str, body: &mut Incoming) -> Result<Option<Bytes>, L
 }
 
 /// The error in an answer that is not 2xx.
-async fn refusal(doing: &str, response: Response<Incoming>) -> LinkError {
+pub(crate) async fn refusal(doing: &str, response: Response<Incoming>) -> LinkError {
     /// Longest error text kept, bytes.
     const MESSAGE_MAX_BYTES: usize = 64 << 10;
     let status = response.status().as_u16();
@@ -239,7 +269,7 @@ async fn refusal(doing: &str, response: Response<Incoming>) -> LinkError {
     }
 }
 
-fn nonsense(doing: &str, error: &serde_json::Error) -> LinkError {
+pub(crate) fn nonsense(doing: &str, error: &serde_json::Error) -> LinkError {
     LinkError::Nonsense { doing: doing.to_owned(), why: error.to_string() }
 }
 

@@ -10,12 +10,24 @@
 //! | `GET /v1/images/<sha256>` | | 200 the file |
 //! | `GET /v1/inquiries` | | 200 [`inquiry::Inquiry`] as soon as there is one, 204 after [`LONG_POLL_SECONDS`] |
 //! | `POST /v1/inquiries/<id>` | [`inquiry::Answer`] | 204; 404 when nobody waits for it any more |
+//! | `POST /v1/renew` | [`join::RenewRequest`] | 200 [`join::RenewAnswer`] |
+//! | `GET /v1/hello`, without a certificate | | 200 [`join::Hello`] |
+//! | `POST /v1/join`, without a certificate | [`join::JoinRequest`] | 200 [`join::JoinAnswer`] |
+//!
+//! Each request of a node carries [`MACHINE_HEADER`]: a certificate that was copied to another machine serves nobody.
 
 pub mod client;
 pub mod inquiry;
+pub mod join;
 pub mod link;
 
 use serde::{Deserialize, Serialize};
+
+/// The name in every headnode's certificate, whatever its addresses: nodes look for this one.
+pub const HEADNODE_NAME: &str = "headnode.neso.internal";
+
+/// Header with the sender's [`model::server::MachineIdentity`] as JSON.
+pub const MACHINE_HEADER: &str = "neso-machine";
 
 /// How long the headnode holds a request for a target that has not changed.
 pub const LONG_POLL_SECONDS: u64 = 30;

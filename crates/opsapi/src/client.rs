@@ -204,12 +204,12 @@ impl Client {
         self.call(Method::POST, path, None::<&()>).await
     }
 
-    async fn remove(&self, path: &str) -> Result<(), Error> {
+    pub(crate) async fn remove(&self, path: &str) -> Result<(), Error> {
         self.call(Method::DELETE, path, None::<&()>).await
     }
 }
 
-fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
@@ -377,11 +377,6 @@ impl Client {
     pub async fn set_server_accepts(&self, server: &str, accepts: bool) -> Result<ServerView, Error> {
         let verb = if accepts { "accept" } else { "refuse" };
         self.act(&format!("/v1/servers/{}/{verb}", segment(server))).await
-    }
-
-    /// Forgets a server that holds nothing.
-    pub async fn forget_server(&self, server: &str) -> Result<(), Error> {
-        self.remove(&format!("/v1/servers/{}", segment(server))).await
     }
 
     /// Instances; of one account (login or id) or on one server, when named.

@@ -13,7 +13,9 @@
 //! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
 //! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`] |
 //! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file` | manifest, file | [`model::image::Image`] |
-//! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse`, `DELETE` | | [`ServerView`] |
+//! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse` | | [`ServerView`] |
+//! | `POST /v1/servers/:server`, `…/drain`, `DELETE ?give_up=` | [`ServerChange`], [`ServerDrain`] | [`ServerView`] |
+//! | `GET /v1/invites`, `POST`, `DELETE /:invite` | [`NewInvite`] | [`model::server::Invite`], [`InviteView`] |
 //! | `GET /v1/instances?account=&server=`, `GET /:id`, `POST …/start`, `…/stop`, `…/reboot`, `DELETE` | | [`InstanceView`] |
 //! | `GET /v1/instances/:id/console?max_bytes=&after=` | | [`ConsoleView`] |
 //! | `GET /v1/flows?unfinished=&archived=&subject=&limit=`, `GET /:flow` | | [`FlowView`] |
@@ -25,19 +27,21 @@
 
 pub mod client;
 pub mod placement;
+mod servers;
 
 use std::collections::BTreeMap;
 
 use model::{
     id::{AccountId, InstanceId, PackageId},
     instance::Instance,
-    server::{Server, Trait},
+    server::{Condition, Server, Trait},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
 pub use placement::PlacementQuestion;
+pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.
 pub const BODY_MAX_BYTES: usize = 256 << 10;
@@ -249,6 +253,8 @@ pub struct ServerView {
     pub server: Server,
     /// Its reports arrive.
     pub reachable: bool,
+    /// How it is.
+    pub condition: Condition,
     /// Milliseconds since its last report; `None` when it was not heard of since the headnode began.
     pub last_heard_ms: Option<u64>,
     /// Instances it has and no record knows as its own. They are left alone.

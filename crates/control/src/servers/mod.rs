@@ -1,25 +1,25 @@
 //! Servers: the machines that join, what they report, and what each is told.
 
+mod change;
+mod join;
 mod report;
 pub mod targets;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use model::{
     id::{InstanceId, ServerId},
-    server::{Hardware, Ratios, Reserved, Server},
+    server::{Condition, Likeness, MachineIdentity, Server, Sign, condition},
     state::Reachability,
     time::Timestamp,
 };
 use store::{Entry, Transaction};
 
-use crate::{
-    Control, Error, Result,
-    error::counted,
-    placement,
-    tables::{BY_SERVER, INSTANCES, SERVERS},
-};
+use crate::{Control, Error, Result, placement, tables::SERVERS};
 
+pub use change::{ServerChange, change, drain, forget};
+use change::{check_rack, check_traits, fresh};
+pub use join::{Candidate, INVITE_HOURS_MAX, NewInvite, admit, invite, invites, withdraw};
 pub use report::apply_report;
 pub use targets::{SharedTarget, target_for, watch_shared_target, watch_target};
 
@@ -33,6 +33,8 @@ pub struct ServerView {
     pub server: Arc<Entry<Server>>,
     /// Whether reports arrive.
     pub reachability: Reachability,
+    /// How it is.
+    pub condition: Condition,
     /// When the last one did.
     pub last_seen_at: Option<Timestamp>,
     /// Generation of the target it has written down.
@@ -63,26 +65,7 @@ pub async fn register(control: &Control, id: ServerId, new: NewServer) -> Result
             if snapshot.get(&SERVERS, &id.to_string()).is_some() {
                 return Ok((Transaction::new(), ()));
             }
-            let server = Server {
-                id,
-                hostname: new.hostname.clone(),
-                accepts_instances: true,
-                headnode: new.headnode,
-                hardware: Hardware::default(),
-                reserved: Reserved::default(),
-                last_seen_at: None,
-                boot_id: None,
-                target_seen: 0,
-                generation_base: 0,
-                generation_floor: 0,
-                comments: new.comments.clone(),
-                traits: BTreeMap::new(),
-                rack: None,
-                nic_tags: None,
-                ratios: Ratios::default(),
-                roominess: 0,
-                created_at: now,
-            };
+            let server = fresh(id, &new, now);
             Ok::<_, Error>((Transaction::new().create(&SERVERS, placement::with_room(control, server)), ()))
         })
         .await?;
@@ -104,36 +87,37 @@ pub fn get(control: &Control, id: ServerId) -> Result<ServerView> {
 
 /// Opens a machine for new instances, or closes it. Those it has stay.
 pub async fn set_accepts_instances(control: &Control, id: ServerId, accepts: bool) -> Result<ServerView> {
-    modify(control, id, |server| server.accepts_instances = accepts).await
+    modify(control, id, |server| {
+        server.accepts_instances = accepts;
+        if accepts {
+            server.drain = None;
+        }
+    })
+    .await
 }
 
-/// Writes an operator's comment.
-pub async fn set_comments(control: &Control, id: ServerId, comments: &str) -> Result<ServerView> {
-    if comments.len() > COMMENTS_MAX_BYTES {
-        return Err(Error::invalid("comments", format!("is longer than {COMMENTS_MAX_BYTES} bytes")));
+/// Refuses a machine that is not, or is not any more, the server its certificate names.
+pub fn check_member(control: &Control, id: ServerId, identity: Option<&MachineIdentity>) -> Result<()> {
+    let Some(server) = control.snapshot().get(&SERVERS, &id.to_string()) else {
+        return Err(Error::NotAuthorized(format!(
+            "server {id} is no part of this datacenter any more: an operator forgot it. Its instances run on untended; to \
+             come back, `neso clean-data` and join with a new invitation"
+        )));
+    };
+    match (&server.identity, identity) {
+        (Some(known), Some(shown)) if known.likeness(shown) == Likeness::Other => Err(Error::NotAuthorized(format!(
+            "this is not the machine that joined as server {id} ({}): {} differ. A certificate is good on its own machine \
+             only; if its hardware was replaced, `neso adm server set {id} --new-hardware`",
+            server.hostname,
+            known.differences(shown)
+        ))),
+        _ => Ok(()),
     }
-    modify(control, id, |server| comments.clone_into(&mut server.comments)).await
 }
 
-/// Forgets a machine that has no instances.
-pub async fn forget(control: &Control, id: ServerId) -> Result<()> {
-    control
-        .store
-        .update(|snapshot| {
-            let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
-            let instances = snapshot.find(&INSTANCES, BY_SERVER, &id.to_string()).count();
-            if instances > 0 {
-                let instances = counted(instances, "instance");
-                return Err(Error::InUse(format!(
-                    "server {} has {instances}; delete what it has first",
-                    server.hostname
-                )));
-            }
-            Ok((Transaction::new().delete(&SERVERS, &server), ()))
-        })
-        .await?;
-    control.nodes.forget(id);
-    Ok(())
+/// Resolves when `id` is forgotten.
+pub async fn forgotten(control: &Control, id: ServerId) {
+    control.targets.gone(id).await;
 }
 
 async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> Result<ServerView> {
@@ -151,8 +135,11 @@ async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> 
 
 fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let heard = control.nodes.heard(server.id);
+    let reachability = control.nodes.reachability(server.id, control.now());
+    let sign = heard.as_ref().map(|heard| Sign { at: heard.at, leaving: heard.leaving });
     ServerView {
-        reachability: control.nodes.reachability(server.id, control.now()),
+        condition: condition(&server, sign, reachability, control.now()),
+        reachability,
         last_seen_at: heard.as_ref().map(|heard| heard.at).or(server.last_seen_at),
         target_seen: heard.as_ref().map_or(server.target_seen, |heard| heard.target_seen),
         target_generation: control.targets.generation(server.id),

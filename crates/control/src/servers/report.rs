@@ -56,7 +56,7 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
     }
     let now = control.now();
     let strangers = strangers(&control.snapshot(), report);
-    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen, strangers });
+    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen, leaving: report.leaving, strangers });
     lift_generation(control, id, report.target_seen).await?;
     for _ in 0..LOOKS_MAX {
         if take(control, id, report, now).await? == Look::Enough {
@@ -311,15 +311,22 @@ fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Times
 
 /// The machine's own part of the record, if the report changes it.
 fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server> {
+    let (address, mtu) =
+        (report.underlay.map(|underlay| underlay.address), report.underlay.map(|underlay| underlay.mtu));
     let same = server.hostname == report.hostname
         && server.hardware == report.hardware
-        && server.boot_id.as_ref() == Some(&report.boot_id);
+        && server.boot_id.as_ref() == Some(&report.boot_id)
+        && server.identity.is_some()
+        && (server.underlay, server.underlay_mtu) == (address, mtu);
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
     (!same || !fresh).then(|| Server {
         hostname: report.hostname.clone(),
         hardware: report.hardware.clone(),
         boot_id: Some(report.boot_id.clone()),
         last_seen_at: Some(now),
+        identity: Some(server.identity.clone().unwrap_or_else(|| report.hardware.identity.clone())),
+        underlay: address,
+        underlay_mtu: mtu,
         target_seen: report.target_seen,
         ..server.clone()
     })

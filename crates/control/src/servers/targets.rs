@@ -210,6 +210,12 @@ impl Targets {
         }
     }
 
+    /// Resolves when a machine has no document any more.
+    pub(crate) async fn gone(&self, server: ServerId) {
+        let mut generation = self.subscribe(server);
+        while generation.changed().await.is_ok() {}
+    }
+
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
         self.lock().machines.entry(server).or_default().generation.subscribe()
     }

@@ -27,6 +27,8 @@ async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
         hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
         zones: BTreeMap::new(),
         images: Vec::new(),
+        underlay: None,
+        leaving: false,
     };
     servers::apply_report(control, id, &report).await.expect("it is taken in");
     id

@@ -324,6 +324,8 @@ impl Machine {
             hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
             zones: self.zones.clone(),
             images: Vec::new(),
+            underlay: None,
+            leaving: false,
             untold_addresses: self.untold.clone(),
         }
     }

@@ -1,4 +1,4 @@
-//! Packages, networks and servers.
+//! Packages and networks.
 
 use std::sync::Arc;
 
@@ -7,14 +7,13 @@ use axum::{
     extract::{Path, State},
     routing::{get, post},
 };
-use control::{Control, Scope, networks, packages, servers};
+use control::{Control, Scope, networks, packages};
 use model::{
     network::{Address, Network},
     package::Package,
-    state::Reachability,
     unit::{CpuCap, CpuShares, Mib},
 };
-use opsapi::{NewNetwork, NewPackage, ServerView};
+use opsapi::{NewNetwork, NewPackage};
 use store::Entry;
 
 use super::{Answer, Body, Ops, Refusal, value, values};
@@ -35,10 +34,6 @@ pub(super) fn routes() -> Router<Ops> {
         .route("/v1/networks", get(list_networks).post(create_network))
         .route("/v1/networks/{network}", get(one_network).delete(delete_network))
         .route("/v1/networks/{network}/ips", get(list_ips))
-        .route("/v1/servers", get(list_servers))
-        .route("/v1/servers/{server}", get(one_server).delete(forget_server))
-        .route("/v1/servers/{server}/accept", post(accept_server))
-        .route("/v1/servers/{server}/refuse", post(refuse_server))
 }
 
 async fn list_packages(State(ops): State<Ops>) -> Answer<Vec<Package>> {
@@ -133,52 +128,4 @@ async fn list_ips(State(ops): State<Ops>, Path(network): Path<String>) -> Answer
     let id = find_network(&ops.control, &network)?.id;
     let found = networks::ips(&ops.control, Scope::All, id)?;
     Ok(Json(found.into_iter().filter_map(|view| view.record).collect()))
-}
-
-/// A server by id or host name.
-fn find_server(control: &Control, server: &str) -> Result<servers::ServerView, Refusal> {
-    if let Ok(id) = server.parse() {
-        return Ok(servers::get(control, id)?);
-    }
-    let found = servers::list(control).into_iter().find(|found| found.server.hostname == server);
-    found.ok_or_else(|| control::Error::not_found("server", server).into())
-}
-
-fn view(control: &Control, found: &servers::ServerView) -> ServerView {
-    let now = control.now();
-    let mut server = value(&found.server);
-    server.target_seen = found.target_seen;
-    ServerView {
-        server,
-        reachable: control.nodes.heard(found.server.id).is_some() && found.reachability == Reachability::Reachable,
-        last_heard_ms: found.last_seen_at.map(|at| now.millis_since(at)),
-        strangers: found.strangers.clone(),
-    }
-}
-
-async fn list_servers(State(ops): State<Ops>) -> Answer<Vec<ServerView>> {
-    Ok(Json(servers::list(&ops.control).iter().map(|server| view(&ops.control, server)).collect()))
-}
-
-async fn one_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
-    Ok(Json(view(&ops.control, &find_server(&ops.control, &server)?)))
-}
-
-async fn accept_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
-    set_accepts(&ops, &server, true).await
-}
-
-async fn refuse_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {
-    set_accepts(&ops, &server, false).await
-}
-
-async fn set_accepts(ops: &Ops, server: &str, accepts: bool) -> Answer<ServerView> {
-    let id = find_server(&ops.control, server)?.server.id;
-    let changed = servers::set_accepts_instances(&ops.control, id, accepts).await?;
-    Ok(Json(view(&ops.control, &changed)))
-}
-
-async fn forget_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<()> {
-    let id = find_server(&ops.control, &server)?.server.id;
-    Ok(Json(servers::forget(&ops.control, id).await?))
 }

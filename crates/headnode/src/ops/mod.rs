@@ -9,6 +9,7 @@ mod infra;
 mod instances;
 mod overview;
 mod placement;
+mod servers;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -77,6 +78,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(infra::routes())
         .merge(instances::routes())
         .merge(placement::routes())
+        .merge(servers::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

@@ -56,6 +56,7 @@ impl Authority {
             authority_pem: read(&self.pki.ca.certificate),
             certificate_pem: read(&self.pki.node.certificate),
             key_pem: read(&self.pki.node.key),
+            machine: model::server::MachineIdentity::default(),
         }
     }
 }

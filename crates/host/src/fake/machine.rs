@@ -93,6 +93,7 @@ impl Machine for FakeMachine {
             pool_size: Mib::from_bytes(self.datasets.usage().size_bytes),
             kernel: "6.18.0-fake".to_owned(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Hardware::default()
         })
     }
 

@@ -8,6 +8,7 @@ use nix::{sys::statvfs::statvfs, sys::utsname::uname, unistd::gethostname};
 
 use crate::{
     error::{Error, Result},
+    linux::hardware::Sources,
     machine::Machine,
 };
 
@@ -33,6 +34,7 @@ impl Machine for LinuxMachine {
         let pool = statvfs(&self.pool)
             .map_err(|errno| Error::os(format!("read the size of `{}`", self.pool.display()), errno.into()))?;
         let (cpus, cpu_model) = cpus(&read("/proc/cpuinfo")?);
+        let sources = Sources::default();
         let kernel = uname().map_err(|errno| Error::os("ask for the kernel's release", errno.into()))?;
         Ok(Hardware {
             memory: memory(&read("/proc/meminfo")?),
@@ -41,6 +43,10 @@ impl Machine for LinuxMachine {
             pool_size: Mib::from_bytes(pool.blocks() * pool.fragment_size()),
             kernel: kernel.release().to_string_lossy().into_owned(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            disks: sources.disks(),
+            cards: sources.cards(),
+            product: sources.product(),
+            identity: sources.identity(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod dataset;
 pub mod filter;
+pub mod hardware;
 pub mod imagebuild;
 pub mod link;
 pub mod machine;

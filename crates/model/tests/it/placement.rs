@@ -40,6 +40,10 @@ fn server(number: u128, memory: u64, reserved: u64) -> Server {
         nic_tags: None,
         ratios: Ratios::default(),
         roominess: 0,
+        identity: None,
+        underlay: None,
+        underlay_mtu: None,
+        drain: None,
         created_at: Timestamp(0),
     };
     server.roominess = roominess(&Policy::default(), &server);

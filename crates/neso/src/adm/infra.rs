@@ -2,13 +2,8 @@
 
 use std::path::PathBuf;
 
-use model::{
-    image::Image,
-    network::Network,
-    package::Package,
-    server::{Server, Trait},
-};
-use opsapi::{Client, NewNetwork, NewPackage, ServerView};
+use model::{image::Image, network::Network, package::Package, server::Trait};
+use opsapi::{Client, NewNetwork, NewPackage};
 
 use super::{Output, bytes, details, or_dash, table};
 use crate::{failure::Outcome, importing, progress::Progress};
@@ -385,99 +380,4 @@ fn image_details(image: &Image) -> comfy_table::Table {
         lines.push(("error", error.clone()));
     }
     details(&lines)
-}
-
-/// What to do with servers.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Servers {
-    /// List servers.
-    #[command(visible_alias = "ls")]
-    List,
-    /// Show one server.
-    Get {
-        /// Id or host name.
-        server: String,
-    },
-    /// Let a server take new instances.
-    Accept {
-        /// Id or host name.
-        server: String,
-    },
-    /// Let a server take no new instances.
-    Refuse {
-        /// Id or host name.
-        server: String,
-    },
-    /// Forget a server that holds nothing.
-    Forget {
-        /// Id or host name.
-        server: String,
-    },
-}
-
-/// Runs it.
-pub(crate) async fn servers(client: &Client, output: Output, command: Servers) -> Outcome {
-    match command {
-        Servers::List => output.show(&client.servers().await?, |servers| server_listing(servers)),
-        Servers::Get { server } => output.show(&client.server(&server).await?, server_details),
-        Servers::Accept { server } => output.show(&client.set_server_accepts(&server, true).await?, server_details),
-        Servers::Refuse { server } => output.show(&client.set_server_accepts(&server, false).await?, server_details),
-        Servers::Forget { server } => {
-            client.forget_server(&server).await?;
-            output.say(format!("Forgot server {server}."))
-        }
-    }
-}
-
-fn heard(view: &ServerView) -> String {
-    match (view.reachable, view.last_heard_ms) {
-        (true, _) => "running".to_owned(),
-        (false, Some(ms)) => format!("silent for {}s", ms / 1_000),
-        (false, None) => "not heard of".to_owned(),
-    }
-}
-
-fn server_listing(servers: &[ServerView]) -> comfy_table::Table {
-    table(
-        &["hostname", "id", "state", "instances", "memory used", "disk used", "takes new"],
-        servers.iter().map(|view| {
-            let Server { hostname, id, reserved, hardware, accepts_instances, .. } = &view.server;
-            vec![
-                hostname.clone(),
-                id.to_string(),
-                heard(view),
-                reserved.instances.to_string(),
-                format!("{} of {}", reserved.memory, hardware.memory),
-                format!("{} of {}", reserved.disk, hardware.pool_size),
-                if *accepts_instances { "yes" } else { "no" }.to_owned(),
-            ]
-        }),
-    )
-}
-
-/// What the machine has and no record knows, as text.
-fn unknown(view: &ServerView) -> Option<String> {
-    let ids: Vec<String> = view.strangers.iter().map(ToString::to_string).collect();
-    (!ids.is_empty()).then(|| ids.join("\n"))
-}
-
-fn server_details(view: &ServerView) -> comfy_table::Table {
-    let server = &view.server;
-    details(&[
-        ("hostname", server.hostname.clone()),
-        ("id", server.id.to_string()),
-        ("state", heard(view)),
-        ("takes new instances", server.accepts_instances.to_string()),
-        ("headnode", server.headnode.to_string()),
-        ("cpu", format!("{} × {}", server.hardware.cpus, server.hardware.cpu_model)),
-        ("memory", format!("{} promised of {}", server.reserved.memory, server.hardware.memory)),
-        ("disk", format!("{} promised of {}", server.reserved.disk, server.hardware.pool_size)),
-        ("instances", server.reserved.instances.to_string()),
-        ("kernel", server.hardware.kernel.clone()),
-        ("agent", server.hardware.agent_version.clone()),
-        ("boot", or_dash(server.boot_id.as_ref())),
-        ("target written down", server.target_seen.to_string()),
-        ("unknown instances", or_dash(unknown(view).as_ref())),
-        ("joined", server.created_at.to_string()),
-    ])
 }

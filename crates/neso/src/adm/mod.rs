@@ -8,6 +8,7 @@ mod console;
 mod infra;
 mod instances;
 mod placement;
+mod servers;
 
 use std::fmt::Display;
 
@@ -50,7 +51,10 @@ enum Noun {
     Image(infra::Images),
     /// Servers.
     #[command(subcommand, visible_alias = "servers")]
-    Server(infra::Servers),
+    Server(servers::Servers),
+    /// Machines that are to become servers.
+    #[command(subcommand, visible_alias = "nodes")]
+    Node(servers::Nodes),
     /// Where instances go and why.
     #[command(subcommand)]
     Placement(placement::Command),
@@ -82,7 +86,8 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Package(command) => infra::packages(&client, output, command).await,
         Noun::Network(command) => infra::networks(&client, output, command).await,
         Noun::Image(command) => infra::images(&client, output, command).await,
-        Noun::Server(command) => infra::servers(&client, output, command).await,
+        Noun::Server(command) => servers::servers(&client, output, command).await,
+        Noun::Node(command) => servers::nodes(&client, output, command).await,
         Noun::Placement(command) => placement::run(&client, output, command).await,
         Noun::Instance(command) => instances::instances(&client, output, command).await,
         Noun::Flow(command) => instances::flows(&client, output, command).await,

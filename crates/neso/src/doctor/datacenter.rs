@@ -8,7 +8,7 @@ use model::time::Timestamp;
 use opsapi::{CertificateView, Client, ServerView};
 
 use super::Finding;
-use crate::supervise::{self, CHILDREN};
+use crate::supervise::{self, children};
 
 /// A certificate that ends sooner than this deserves a look: renewal should have happened long before, days.
 const CERTIFICATE_DAYS: i64 = 30;
@@ -29,6 +29,11 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
         )];
     }
     let mut findings = processes(settings);
+    if let Some(join) = &settings.join {
+        let headnodes = join.headnodes.join(", ");
+        findings.push(Finding::ok("headnode", format!("elsewhere, at {headnodes}; its own `neso doctor` says more")));
+        return findings;
+    }
     let asked = tokio::time::timeout(ANSWER_PATIENCE, ask(settings)).await;
     match asked {
         Ok(Ok(answers)) => findings.extend(answers),
@@ -49,7 +54,7 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
 }
 
 fn processes(settings: &Settings) -> Vec<Finding> {
-    CHILDREN
+    children(settings)
         .iter()
         .map(|name| match PidFile::holder(&supervise::pid_file(settings, name)) {
             Some(pid) => Finding::ok(name, format!("runs as process {pid}")),

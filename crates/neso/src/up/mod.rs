@@ -23,9 +23,9 @@ use crate::{
     context::Place,
     doctor::{Severity, machine},
     failure::{Failure, Outcome},
-    install::{UNITS, is_installed, systemctl},
+    install::{is_installed, systemctl, unit_names},
     progress::Progress,
-    supervise::{self, CHILDREN},
+    supervise::{self, children},
 };
 
 /// The ops API gets this long to answer after a start.
@@ -58,10 +58,16 @@ pub(crate) async fn run(place: &Place, foreground: bool, shutdown: Shutdown) -> 
 
 /// What must be there before anything runs: a fit machine, settings, certificates.
 pub(crate) fn prepare(place: &Place, progress: &Progress) -> Outcome<Settings> {
+    let settings = prepare_node(place, progress)?;
+    ensure_certificates(&settings, progress)?;
+    Ok(settings)
+}
+
+/// What must be there before a node runs: a fit machine and settings.
+pub(crate) fn prepare_node(place: &Place, progress: &Progress) -> Outcome<Settings> {
     preflight(place)?;
     let settings = ensure_settings(place, progress)?;
     check_machine(&settings)?;
-    ensure_certificates(&settings, progress)?;
     Ok(settings)
 }
 
@@ -111,7 +117,8 @@ fn ensure_settings(place: &Place, progress: &Progress) -> Outcome<Settings> {
     place.settings()
 }
 
-fn write_whole(path: &Path, text: &str) -> Outcome {
+/// Replaces a file of settings; a reader sees the old one or the new one.
+pub(crate) fn write_whole(path: &Path, text: &str) -> Outcome {
     let fail = |error: std::io::Error| Failure::new(format!("failed to write `{}`: {error}", path.display()));
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(fail)?;
@@ -122,8 +129,16 @@ fn write_whole(path: &Path, text: &str) -> Outcome {
 }
 
 fn ensure_certificates(settings: &Settings, progress: &Progress) -> Outcome {
-    let step = progress.step("Making certificates");
+    let step = progress.step(match settings.join {
+        None => "Making certificates",
+        Some(_) => "Looking at the certificate",
+    });
     let now = Timestamp(base::clock::Clock::now_ms(&base::clock::SystemClock));
+    if settings.join.is_some() {
+        let member = headnode::pki::member(settings, now)?;
+        step.done(&format!("server {}", member.server_id));
+        return Ok(());
+    }
     let (_, made) = headnode::pki::ensure(settings, now)?;
     match made.0.is_empty() {
         true => step.unchanged(),
@@ -133,25 +148,25 @@ fn ensure_certificates(settings: &Settings, progress: &Progress) -> Outcome {
 }
 
 /// Starts a supervisor unless one runs; where `neso install` made units, systemd starts the two processes itself.
-async fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
+pub(crate) async fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let runs = |name: &str| PidFile::holder(&supervise::pid_file(settings, name)).is_some();
     if runs("supervisor") {
         return Ok(());
     }
     if is_installed(place) {
-        return match CHILDREN.iter().all(|name| runs(name)) {
+        return match children(settings).iter().all(|name| runs(name)) {
             true => Ok(()),
             false => {
-                let step = progress.step("Starting headnode and node under systemd");
-                systemctl(&["start", UNITS[0], UNITS[1]]).await?;
+                let step = progress.step("Starting under systemd");
+                systemctl(&[&["start"], unit_names(settings)].concat()).await?;
                 step.done(&format!("logs in {}", settings.paths.log.display()));
                 Ok(())
             }
         };
     }
-    if CHILDREN.iter().any(|name| runs(name)) {
+    if children(settings).iter().any(|name| runs(name)) {
         // Their supervisor is gone and they are about to follow it: starting before they did would find taken ports.
-        for name in CHILDREN {
+        for name in children(settings) {
             let path = supervise::pid_file(settings, name);
             if !PidFile::wait_released(&path, ORPHAN_PATIENCE) {
                 return Err(Failure::new(format!("a {name} without a supervisor runs and does not end"))
@@ -159,7 +174,7 @@ async fn start_in_background(place: &Place, settings: &Settings, progress: &Prog
             }
         }
     }
-    let step = progress.step("Starting headnode and node");
+    let step = progress.step(format!("Starting {}", children(settings).join(" and ")));
     let mut arguments = place.arguments();
     arguments.push("supervise".into());
     let log = supervise::log_file(settings, "supervisor");
@@ -171,6 +186,9 @@ async fn start_in_background(place: &Place, settings: &Settings, progress: &Prog
 
 /// From running processes to a datacenter somebody can use.
 pub(crate) async fn finish(place: &Place, settings: &Settings, progress: Progress) -> Outcome {
+    if settings.join.is_some() {
+        return crate::join::start(place, &progress).await;
+    }
     let client = crate::adm::client(settings)?;
     wait_for_ops(settings, &client, &progress).await?;
     let result = setup::run(settings, &client, &progress).await?;

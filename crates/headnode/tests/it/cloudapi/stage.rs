@@ -208,6 +208,8 @@ impl Stage {
             hardware: Hardware { memory: Mib(65_536), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
             zones,
             images: Vec::new(),
+            underlay: None,
+            leaving: false,
             untold_addresses: BTreeMap::new(),
         };
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
