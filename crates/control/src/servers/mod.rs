@@ -117,7 +117,11 @@ pub fn check_member(control: &Control, id: ServerId, identity: Option<&MachineId
 
 /// Resolves when `id` is forgotten.
 pub async fn forgotten(control: &Control, id: ServerId) {
-    control.targets.gone(id).await;
+    let gone = control.targets.gone(id);
+    // Looked at after the wait began, so that a server that went in between is seen too.
+    if control.snapshot().get(&SERVERS, &id.to_string()).is_some() {
+        gone.await;
+    }
 }
 
 async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> Result<ServerView> {

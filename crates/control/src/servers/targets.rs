@@ -211,9 +211,9 @@ impl Targets {
     }
 
     /// Resolves when a machine has no document any more.
-    pub(crate) async fn gone(&self, server: ServerId) {
+    pub(crate) fn gone(&self, server: ServerId) -> impl Future<Output = ()> + use<> {
         let mut generation = self.subscribe(server);
-        while generation.changed().await.is_ok() {}
+        async move { while generation.changed().await.is_ok() {} }
     }
 
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {

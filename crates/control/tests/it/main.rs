@@ -4,6 +4,7 @@ mod accounts;
 mod flows;
 mod images;
 mod instances;
+mod join;
 mod loops;
 mod nics;
 mod placement;

@@ -1,6 +1,6 @@
 //! What machines are told.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use base::shutdown::Shutdown;
 use control::{accounts::keys, instances, servers};
@@ -110,7 +110,10 @@ async fn strangers_are_refused() {
     foreign.server = stranger;
     assert!(servers::apply_report(&world.control, stranger, &foreign).await.is_err(), "nobody knows this machine");
     world.create("web").await.expect("it is asked for");
-    assert!(servers::forget(&world.control, world.server).await.is_err(), "it has an instance");
+    assert!(
+        servers::forget(&world.control, world.server, &BTreeSet::new(), &caller()).await.is_err(),
+        "it has an instance"
+    );
 }
 
 #[tokio::test]

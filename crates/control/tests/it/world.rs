@@ -251,7 +251,7 @@ async fn image(control: &Control, owner: AccountId) -> ImageId {
 
 /// A machine that does as it is told, when the test says so.
 pub(crate) struct Machine {
-    id: ServerId,
+    pub(crate) id: ServerId,
     pub(crate) target: Option<Target>,
     pub(crate) zones: BTreeMap<InstanceId, ZoneFact>,
     /// Addresses of instances the target does not speak of.

@@ -136,6 +136,8 @@ fn report() -> Report {
         zones: std::collections::BTreeMap::new(),
         images: Vec::new(),
         untold_addresses: std::collections::BTreeMap::new(),
+        underlay: None,
+        leaving: false,
     }
 }
 

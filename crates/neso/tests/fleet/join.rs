@@ -29,26 +29,9 @@ fn a_machine_joins_serves_and_is_forgotten() {
     assert_eq!(server["underlay"], machine.address.as_str());
     assert_eq!(server["underlay_mtu"], 1_500);
 
-    let stranger = fleet.new_machine(9);
-    let good = fleet.invite(&["--rack", "r9", "--trait", "ssd"]);
-    let with = |part: usize, text: String| {
-        let mut other = good.clone();
-        other[part] = text;
-        other
-    };
-    assert!(refused(&stranger, &with(0, "neso-join-1234".into())).contains("none of this datacenter's"));
-    assert!(refused(&stranger, &with(0, String::new())).contains("no token on standard input"));
-    let elsewhere = format!("SHA256:{}", "0".repeat(64));
-    assert!(refused(&stranger, &with(2, elsewhere)).contains("belongs to another authority"));
-    assert!(refused(&stranger, &with(1, "10.77.0.99".into())).contains("not HOST:PORT"));
-    stranger.join(&good);
-    assert_eq!(fleet.server(&stranger)["rack"], "r9");
-    let late = fleet.new_machine(8);
-    assert!(refused(&late, &good).contains("was used by server"));
-    let withdrawn = fleet.invite(&[]);
-    let invites = fleet.json(&["adm", "-j", "node", "invites"]);
-    fleet.good(&["adm", "node", "withdraw", invites[0]["id"].as_str().expect("an id")]);
-    assert!(refused(&late, &withdrawn).contains("none of this datacenter's"));
+    let (stranger, late, good) =
+        (fleet.new_machine(9), fleet.new_machine(8), fleet.invite(&["--rack", "r9", "--trait", "ssd"]));
+    only_the_right_invitation_counts(&fleet, &stranger, &late, &good);
 
     // Renewed while it runs, by the same process.
     let (pid, id) = (machine.pid("node"), machine.server_id());
@@ -133,4 +116,24 @@ fn machines_are_cut_off_and_come_back() {
     assert_eq!(machine.init(&other), began, "the headnode's return restarted it");
     agent.kill().expect("our own process");
     agent.wait().expect("our own process");
+}
+
+fn only_the_right_invitation_counts(fleet: &Fleet, stranger: &Machine, late: &Machine, good: &[String]) {
+    let with = |part: usize, text: String| {
+        let mut other = good.to_vec();
+        other[part] = text;
+        other
+    };
+    assert!(refused(stranger, &with(0, "neso-join-1234".into())).contains("none of this datacenter's"));
+    assert!(refused(stranger, &with(0, String::new())).contains("no token on standard input"));
+    let elsewhere = format!("SHA256:{}", "0".repeat(64));
+    assert!(refused(stranger, &with(2, elsewhere)).contains("belongs to another authority"));
+    assert!(refused(stranger, &with(1, "10.77.0.99".into())).contains("not HOST:PORT"));
+    stranger.join(good);
+    assert_eq!(fleet.server(stranger)["rack"], "r9");
+    assert!(refused(late, good).contains("was used by server"));
+    let withdrawn = fleet.invite(&[]);
+    let invites = fleet.json(&["adm", "-j", "node", "invites"]);
+    fleet.good(&["adm", "node", "withdraw", invites[0]["id"].as_str().expect("an id")]);
+    assert!(refused(late, &withdrawn).contains("none of this datacenter's"));
 }
