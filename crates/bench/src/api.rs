@@ -187,6 +187,17 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
     Ok((control, trigger, some))
 }
 
+fn nic(index: u32, network: NetworkId) -> Nic {
+    Nic {
+        mac: MacAddr::from_suffix(index),
+        interface: "net0".to_owned(),
+        network,
+        ip: Ipv4Addr::from(0x0a00_0000 | index),
+        ip6: None,
+        primary: true,
+    }
+}
+
 fn instance(
     index: u32,
     owner: AccountId,
@@ -204,7 +215,6 @@ fn instance(
         cpu_cap: None,
         cpu_shares: CpuShares(100),
     };
-    let mac = MacAddr::from_suffix(index);
     Instance {
         id: InstanceId::random(),
         owner,
@@ -216,13 +226,7 @@ fn instance(
         affinity: Vec::new(),
         limits: limits.clone(),
         server,
-        nics: vec![Nic {
-            mac,
-            interface: "net0".to_owned(),
-            network,
-            ip: Ipv4Addr::from(0x0a00_0000 | index),
-            primary: true,
-        }],
+        nics: vec![nic(index, network)],
         metadata: BTreeMap::from([("root_authorized_keys".to_owned(), "ssh-ed25519 AAAA bench".to_owned())]),
         internal_metadata: BTreeMap::new(),
         tags: BTreeMap::new(),
@@ -238,7 +242,7 @@ fn instance(
             error: None,
             timeline: Vec::new(),
             limits: Some(limits),
-            nics: vec![mac],
+            nics: vec![MacAddr::from_suffix(index)],
             gave_up: false,
             oom_kills: 0,
             guest_metadata: Vec::new(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use model::placement::Policy;
 
+use crate::fabrics::FabricConfig;
+
 /// Settings of the control plane.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
@@ -21,6 +23,8 @@ pub struct ControlConfig {
     pub archive_dir: Option<PathBuf>,
     /// Networks by name that an instance gets when neither request nor account chooses any; the first is the primary one.
     pub default_networks: Vec<String>,
+    /// Tenants' own networks.
+    pub fabric: FabricConfig,
     /// Which machines take how many instances.
     pub placement: Policy,
     /// Characters of an instance's name at most: [`model::rules::ALIAS_MAX`], or 63 when names are published.
@@ -49,6 +53,7 @@ impl ControlConfig {
             images_dir: images_dir.into(),
             archive_dir: None,
             default_networks: vec!["external".to_owned(), "private".to_owned()],
+            fabric: FabricConfig::default(),
             placement: Policy::default(),
             alias_max: model::rules::ALIAS_MAX,
             // Three heartbeats and the time a slow link needs to come back.

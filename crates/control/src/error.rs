@@ -51,6 +51,12 @@ pub enum Error {
         /// Its name.
         network: String,
     },
+    /// Every number a tenant's VLAN could have is taken.
+    #[error("all {count} numbers the datacenter has for VLANs are taken; delete a VLAN, or ask the operator for more")]
+    NoVni {
+        /// How many there are.
+        count: u32,
+    },
     /// The instance is protected.
     #[error("the instance has deletion protection; disable it first")]
     DeletionProtected,
@@ -161,6 +167,14 @@ impl Faults {
             others.into_iter().filter(|other| self.0.iter().all(|known| known.field != other.field)).collect();
         self.0.extend(others);
         self.0
+    }
+
+    /// All is well, or [`Error::Invalid`] with fields as `name` calls them.
+    pub(crate) fn finish_as(mut self, name: impl Fn(&str) -> &str) -> Result<()> {
+        for fault in &mut self.0 {
+            fault.field = name(&fault.field).to_owned();
+        }
+        self.finish()
     }
 
     /// All is well, or [`Error::Invalid`].

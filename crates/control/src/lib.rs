@@ -15,6 +15,7 @@ mod liveness;
 pub mod tables;
 
 pub mod accounts;
+pub mod fabrics;
 pub mod images;
 pub mod instances;
 pub mod networks;
@@ -27,7 +28,7 @@ pub mod loops;
 
 use std::{
     collections::HashMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::Deref,
     sync::{Arc, Mutex},
 };
@@ -66,8 +67,8 @@ pub struct Inner {
     pub archive: Option<flow::Archive>,
     /// Targets of all machines, kept up to date in memory.
     pub(crate) targets: servers::targets::Targets,
-    /// The address each network gave last: only a hint where to look for a free one first.
-    pub(crate) last_given: Mutex<HashMap<NetworkId, Ipv4Addr>>,
+    /// The address each network gave last, by whether it is IPv6: only a hint where to look for a free one first.
+    pub(crate) last_given: Mutex<HashMap<(NetworkId, bool), IpAddr>>,
 }
 
 impl Deref for Control {

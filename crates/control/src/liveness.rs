@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Mutex,
 };
 
@@ -61,10 +61,10 @@ impl Liveness {
     }
 
     /// Addresses of a network that instances nobody knows hold. Nearly always none.
-    pub(crate) fn addresses_of_strangers(&self, network: NetworkId) -> BTreeSet<Ipv4Addr> {
+    pub(crate) fn addresses_of_strangers(&self, network: NetworkId) -> BTreeSet<IpAddr> {
         let heard = self.heard.lock().expect("no holder of this lock panics");
         let held = heard.values().flat_map(|heard| heard.strangers.values().flatten());
-        held.filter(|(on, _)| *on == network).map(|(_, ip)| *ip).collect()
+        held.filter(|(on, _)| *on == network).map(|(_, ip)| IpAddr::V4(*ip)).collect()
     }
 
     /// Forgets a machine that left.

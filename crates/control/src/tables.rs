@@ -4,14 +4,14 @@
 //! therefore records of their own in [`CLAIMS`] (`alias/<owner>/<name>`, `mac/<mac>`, `login/<login>` …), created and deleted
 //! in the commit that gives or takes the name. Their values say who holds them, so they serve as the look-up too.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use model::{
     account::{Account, AccountKey},
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
-    network::{Address, Network},
+    network::{Address, FabricVlan, Network, NicTag, Pool},
     package::Package,
     server::{Invite, Server},
 };
@@ -41,8 +41,47 @@ pub static PACKAGES: Table<Package> =
     Table { name: "packages", version: 1, key: |package| package.id.to_string(), indexes: &[], upgrade: no_upgrade };
 
 /// Networks by id.
-pub static NETWORKS: Table<Network> =
-    Table { name: "networks", version: 1, key: |network| network.id.to_string(), indexes: &[], upgrade: no_upgrade };
+pub static NETWORKS: Table<Network> = Table {
+    name: "networks",
+    version: 1,
+    key: |network| network.id.to_string(),
+    indexes: &[
+        Index { name: SEEN_BY, keys: |network| seen_by(&network.owners) },
+        Index { name: BY_VNI, keys: |network| network.fabric.iter().map(|fabric| fabric.vni.to_string()).collect() },
+    ],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`NETWORKS`] and [`POOLS`]: what an account sees as its own, and under [`EVERYBODY`] what all see.
+pub const SEEN_BY: &str = "seen by";
+/// Key of [`SEEN_BY`] that stands for everybody.
+pub const EVERYBODY: &str = "*";
+/// Index of [`NETWORKS`]: those on a tenant's VLAN, by its VNI.
+pub const BY_VNI: &str = "vni";
+
+fn seen_by(owners: &[AccountId]) -> Vec<String> {
+    if owners.is_empty() { vec![EVERYBODY.to_owned()] } else { owners.iter().map(AccountId::to_string).collect() }
+}
+
+/// Tenants' VLANs by `<owner>/<vlan>`, see [`vlan_key`].
+pub static VLANS: Table<FabricVlan> =
+    Table { name: "vlans", version: 1, key: |vlan| vlan_key(vlan.owner, vlan.vlan), indexes: &[], upgrade: no_upgrade };
+
+/// NIC tags by name.
+pub static NIC_TAGS: Table<NicTag> =
+    Table { name: "nic_tags", version: 1, key: |tag| tag.name.clone(), indexes: &[], upgrade: no_upgrade };
+
+/// Pools of networks by id.
+pub static POOLS: Table<Pool> = Table {
+    name: "pools",
+    version: 1,
+    key: |pool| pool.id.to_string(),
+    indexes: &[
+        Index { name: SEEN_BY, keys: |pool| seen_by(&pool.owners) },
+        Index { name: BY_NETWORK, keys: |pool| pool.networks.iter().map(NetworkId::to_string).collect() },
+    ],
+    upgrade: no_upgrade,
+};
 
 /// Addresses in use by `<network>/<address>`, see [`address_key`].
 pub static ADDRESSES: Table<Address> = Table {
@@ -92,7 +131,7 @@ pub const BY_OWNER_ON: &str = "owner on server";
 pub const BY_IMAGE: &str = "image";
 /// Index of [`INSTANCES`]: those a machine is told of that have a package.
 pub const BY_PACKAGE: &str = "package";
-/// Index of [`INSTANCES`]: those a machine is told of with a NIC on a network.
+/// Index of [`INSTANCES`]: those a machine is told of with a NIC on a network; of [`POOLS`]: those with it among theirs.
 pub const BY_NETWORK: &str = "network";
 /// Index of [`INSTANCES`] with one key of the same name: the deleted ones.
 pub const DELETED: &str = "deleted";
@@ -177,6 +216,14 @@ impl Claim {
         format!("package/{name}")
     }
 
+    /// How the numbers of tenants' VLANs begin.
+    pub(crate) const VNI: &'static str = "vni/";
+
+    /// Number of a tenant's VLAN in the datacenter: eight digits, so that the order of names is the order of numbers.
+    pub(crate) fn vni(vni: u32) -> String {
+        format!("{}{vni:08}", Self::VNI)
+    }
+
     /// Name of a key among its account's.
     pub(crate) fn key(account: AccountId, name: &str) -> String {
         format!("key/{account}/{name}")
@@ -190,6 +237,9 @@ pub fn schema() -> Schema {
         .with(&KEYS)
         .with(&PACKAGES)
         .with(&NETWORKS)
+        .with(&VLANS)
+        .with(&NIC_TAGS)
+        .with(&POOLS)
         .with(&ADDRESSES)
         .with(&IMAGES)
         .with(&INSTANCES)
@@ -204,9 +254,17 @@ pub(crate) fn owner_on(owner: AccountId, server: ServerId) -> String {
     format!("{owner}@{server}")
 }
 
-/// Key of an address: eight hex digits, so that the order of keys is the order of addresses.
-pub(crate) fn address_key(network: NetworkId, ip: Ipv4Addr) -> String {
-    format!("{network}/{:08x}", ip.to_bits())
+/// Key of an address: 8 hex digits, or 32 of an IPv6 address, so that within a family the order of keys is that of addresses.
+pub(crate) fn address_key(network: NetworkId, ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("{network}/{:08x}", ip.to_bits()),
+        IpAddr::V6(ip) => format!("{network}/{:032x}", ip.to_bits()),
+    }
+}
+
+/// Key of a tenant's VLAN: four digits, so that the order of keys is the order of VLANs.
+pub(crate) fn vlan_key(owner: AccountId, vlan: u16) -> String {
+    format!("{owner}/{vlan:04}")
 }
 
 /// Key of a public key.

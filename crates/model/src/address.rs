@@ -1,90 +1,147 @@
-//! Which address a new NIC gets.
+//! Which address a new NIC gets, and which layouts of a network make sense.
 //!
 //! A network gives out addresses in the order of its range, continuing after the one it gave last and starting again at
 //! the beginning when it comes to the end. An address that was just returned is therefore the last to be given again,
-//! which keeps stale ARP entries and tenants' own lists of addresses harmless, as NAPI did.
+//! which keeps stale ARP entries and tenants' own lists of addresses harmless, as NAPI did, without a record for every
+//! address that was ever used.
 //!
 //! The caller supplies the used addresses as a sorted walk from any point, which an ordered table does without looking at
 //! the part before. The search then costs as many steps as there are used addresses between the last one given and the
-//! next gap: usually none.
+//! next gap: usually none. The same search serves both families, and the numbers of tenants' VLANs.
 
-use std::net::Ipv4Addr;
+use std::{fmt::Display, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::network::Network;
 
-/// The addresses of a network that may be given out automatically.
+/// Subnets a tenant may lay out a network in: those of RFC 1918.
+pub const FABRIC_SUBNETS: [Ipv4Net; 3] = [
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 0, 0), 16),
+];
+/// The same for IPv6: unique local addresses, RFC 4193.
+pub const FABRIC_SUBNET6: Ipv6Net = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
+
+/// The addresses of one family that a network may give out automatically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
-    start: u32,
-    end: u32,
-    subnet: Ipv4Net,
-    gateway: Option<Ipv4Addr>,
+pub struct Range {
+    start: u128,
+    end: u128,
+    subnet: IpNet,
+    gateway: Option<IpAddr>,
 }
 
-impl Pool {
-    /// The pool of `network`.
+impl Range {
+    /// The IPv4 range of `network`.
     pub fn of(network: &Network) -> Self {
         Self {
-            start: network.range_start.to_bits(),
-            end: network.range_end.to_bits(),
-            subnet: network.subnet,
-            gateway: network.gateway,
+            start: number(network.range_start.into()),
+            end: number(network.range_end.into()),
+            subnet: network.subnet.into(),
+            gateway: network.gateway.map(IpAddr::V4),
+        }
+    }
+
+    /// The IPv6 range of `network`, if it has one.
+    pub fn of6(network: &Network) -> Option<Self> {
+        let (start, end) = network.range6?;
+        Some(Self {
+            start: number(start.into()),
+            end: number(end.into()),
+            subnet: network.subnet6?.into(),
+            gateway: network.gateway6.map(IpAddr::V6),
+        })
+    }
+
+    /// The range of the family of `ip`.
+    pub fn for_ip(network: &Network, ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(_) => Some(Self::of(network)),
+            IpAddr::V6(_) => Self::of6(network),
         }
     }
 
     /// Whether an instance may hold `ip`, asked for by name: in the subnet and not one with a meaning of its own. It may
     /// lie outside the automatic range.
-    pub fn may_hold(&self, ip: Ipv4Addr) -> bool {
-        self.subnet.contains(&ip)
-            && Some(ip) != self.gateway
-            && (self.subnet.prefix_len() >= 31 || (ip != self.subnet.network() && ip != self.subnet.broadcast()))
+    pub fn may_hold(&self, ip: IpAddr) -> bool {
+        self.subnet.contains(&ip) && Some(ip) != self.gateway && is_host(self.subnet, ip)
     }
 
     /// How many addresses the automatic range has, those with a meaning of their own included.
-    pub fn size(&self) -> u64 {
-        u64::from(self.end).saturating_sub(u64::from(self.start)) + 1
+    pub fn size(&self) -> u128 {
+        self.end.saturating_sub(self.start).saturating_add(1)
     }
 
     /// The next free address after `last_given`, or from the start when there was none; `None` when all are used.
     ///
-    /// `used_from(ip)` yields used addresses in ascending order, from `ip` on.
-    pub fn next_free<U>(&self, last_given: Option<Ipv4Addr>, used_from: impl Fn(Ipv4Addr) -> U) -> Option<Ipv4Addr>
+    /// `used_from(ip)` yields used addresses of this family in ascending order, from `ip` on.
+    pub fn next_free<U>(&self, last_given: Option<IpAddr>, used_from: impl Fn(IpAddr) -> U) -> Option<IpAddr>
     where
-        U: Iterator<Item = Ipv4Addr>,
+        U: Iterator<Item = IpAddr>,
     {
         let first = last_given
-            .map(Ipv4Addr::to_bits)
+            .map(number)
             .filter(|last| (self.start..self.end).contains(last))
             .map_or(self.start, |last| last + 1);
-        self.gap(first, self.end, &used_from).or_else(|| {
+        let gap = |first, last| {
+            let used = used_from(self.address(first)).map(number);
+            first_gap(first, last, used, |candidate| self.may_hold(self.address(candidate)))
+        };
+        let found = gap(first, self.end).or_else(|| {
             let before = first.checked_sub(1).filter(|before| *before >= self.start)?;
-            self.gap(self.start, before, &used_from)
-        })
+            gap(self.start, before)
+        });
+        found.map(|found| self.address(found))
     }
 
-    /// The lowest address in `first..=last` that is neither used nor special.
-    fn gap<U>(&self, first: u32, last: u32, used_from: &impl Fn(Ipv4Addr) -> U) -> Option<Ipv4Addr>
-    where
-        U: Iterator<Item = Ipv4Addr>,
-    {
-        if first > last {
-            return None;
+    /// Whether it is of IPv6 addresses.
+    pub fn is_ipv6(&self) -> bool {
+        matches!(self.subnet, IpNet::V6(_))
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        match self.subnet {
+            // The numbers of a range of this family all fit.
+            IpNet::V4(_) => IpAddr::V4(u32::try_from(number).unwrap_or(u32::MAX).into()),
+            IpNet::V6(_) => IpAddr::V6(number.into()),
         }
-        let mut used = used_from(Ipv4Addr::from_bits(first)).map(Ipv4Addr::to_bits).peekable();
-        let mut candidate = first;
-        loop {
-            while used.next_if(|taken| *taken < candidate).is_some() {}
-            let ip = Ipv4Addr::from_bits(candidate);
-            if used.peek() != Some(&candidate) && self.may_hold(ip) {
-                return Some(ip);
-            }
-            if candidate == last {
-                return None;
-            }
-            candidate += 1;
+    }
+}
+
+/// The lowest number in `first..=last` that fits and is not among `used`, which ascend and begin at `first` or below it.
+pub fn first_gap(
+    first: u128,
+    last: u128,
+    used: impl Iterator<Item = u128>,
+    fits: impl Fn(u128) -> bool,
+) -> Option<u128> {
+    let mut used = used.peekable();
+    let mut candidate = first;
+    while candidate <= last {
+        while used.next_if(|taken| *taken < candidate).is_some() {}
+        if used.peek() != Some(&candidate) && fits(candidate) {
+            return Some(candidate);
         }
+        candidate = candidate.checked_add(1)?;
+    }
+    None
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// Whether `ip` is neither the subnet's own address nor its broadcast address.
+fn is_host(subnet: IpNet, ip: IpAddr) -> bool {
+    match subnet {
+        IpNet::V4(subnet) => subnet.prefix_len() >= 31 || (ip != subnet.network() && ip != subnet.broadcast()),
+        // All routers of the subnet answer to its own address.
+        IpNet::V6(subnet) => subnet.prefix_len() >= 127 || ip != subnet.network(),
     }
 }
 
@@ -98,51 +155,119 @@ pub struct InvalidPlan {
     pub message: String,
 }
 
-/// Checks that subnet, range and gateway of `network` fit together.
-pub fn check_plan(network: &Network) -> Result<(), InvalidPlan> {
-    let subnet = network.subnet;
-    let invalid = |field, message: String| Err(InvalidPlan { field, message });
+fn invalid(field: &'static str, message: impl Into<String>) -> InvalidPlan {
+    InvalidPlan { field, message: message.into() }
+}
+
+/// Checks that subnets, ranges and gateways of `network` fit together. Every fault is found, at most one a field.
+pub fn check_plan(network: &Network) -> Vec<InvalidPlan> {
+    let names = ["subnet", "range_start", "range_end", "gateway"];
+    let range = (network.range_start.into(), network.range_end.into());
+    let mut faults = check_family(names, network.subnet.into(), (8, 30), Some(range), network.gateway.map(IpAddr::V4));
+    if network.gateway.is_none() && network.host_gateway {
+        faults.push(invalid("gateway", "a network whose gateway the node holds needs a gateway address"));
+    }
+    let translates = network.nat || network.fabric.is_some_and(|fabric| fabric.internet_nat);
+    if network.gateway.is_none() && translates {
+        let field = if network.fabric.is_some() { "internet_nat" } else { "nat" };
+        faults.push(invalid(field, "a network without a gateway cannot masquerade; give one"));
+    }
+    let Some(subnet) = network.subnet6 else {
+        if network.range6.is_some() || network.gateway6.is_some() {
+            faults.push(invalid("subnet6", "has to be given when there is an IPv6 range or gateway"));
+        }
+        return faults;
+    };
+    let names = ["subnet6", "range6_start", "range6_end", "gateway6"];
+    let range = network.range6.map(|(start, end)| (start.into(), end.into()));
+    faults.extend(check_family(names, subnet.into(), (48, 126), range, network.gateway6.map(IpAddr::V6)));
+    let own = subnet.network();
+    if own.is_multicast() || own.is_unicast_link_local() || own.is_loopback() || own.is_unspecified() {
+        faults.push(invalid("subnet6", format!("{subnet} is no range of ordinary addresses")));
+    }
+    faults
+}
+
+fn check_family(
+    [subnet_field, start_field, end_field, gateway_field]: [&'static str; 4],
+    subnet: IpNet,
+    (shortest, longest): (u8, u8),
+    range: Option<(IpAddr, IpAddr)>,
+    gateway: Option<IpAddr>,
+) -> Vec<InvalidPlan> {
     if subnet.addr() != subnet.network() {
-        return invalid("subnet", format!("{subnet} has host bits set; write {}", subnet.trunc()));
+        let message = format!("{subnet} has host bits set; write {}", subnet.trunc());
+        return vec![invalid(subnet_field, message)];
     }
-    if !(8..=30).contains(&subnet.prefix_len()) {
-        return invalid("subnet", format!("{subnet} must have a prefix length from 8 to 30"));
+    if !(shortest..=longest).contains(&subnet.prefix_len()) {
+        let message = format!("{subnet} must have a prefix length from {shortest} to {longest}");
+        return vec![invalid(subnet_field, message)];
     }
-    let (start, end) = (network.range_start, network.range_end);
-    if !subnet.contains(&start) {
-        return invalid("range_start", format!("{start} does not lie in {subnet}"));
-    }
-    if !subnet.contains(&end) {
-        return invalid("range_end", format!("{end} does not lie in {subnet}"));
-    }
-    if start > end {
-        return invalid("range_end", format!("{end} comes before the start of the range, {start}"));
-    }
-    match network.gateway {
-        Some(gateway) if !subnet.contains(&gateway) => {
-            invalid("gateway", format!("{gateway} does not lie in {subnet}"))
+    let mut faults = Vec::new();
+    let outside = |ip: &dyn Display| format!("{ip} does not lie in {subnet}");
+    if let Some((start, end)) = range {
+        if !subnet.contains(&start) {
+            faults.push(invalid(start_field, outside(&start)));
         }
-        None if network.host_gateway => {
-            invalid("gateway", "a network whose gateway the node holds needs a gateway address".to_owned())
+        if !subnet.contains(&end) {
+            faults.push(invalid(end_field, outside(&end)));
+        } else if start > end && subnet.contains(&start) {
+            faults.push(invalid(end_field, format!("{end} comes before the start of the range, {start}")));
         }
-        None if network.nat => invalid("nat", "a network without a gateway cannot masquerade".to_owned()),
-        _ => Ok(()),
     }
+    if let Some(gateway) = gateway {
+        if !subnet.contains(&gateway) {
+            faults.push(invalid(gateway_field, outside(&gateway)));
+        } else if !is_host(subnet, gateway) {
+            faults.push(invalid(gateway_field, format!("{gateway} is not an address for a host of {subnet}")));
+        }
+    }
+    faults
+}
+
+/// Checks what holds for a tenant's own network alone: private addresses, and next hops that its instances can reach.
+pub fn check_fabric(network: &Network) -> Vec<InvalidPlan> {
+    let mut faults = Vec::new();
+    if !FABRIC_SUBNETS.iter().any(|private| private.contains(&network.subnet)) {
+        let message = format!("{} must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", network.subnet);
+        faults.push(invalid("subnet", message));
+    }
+    if let Some(subnet) = network.subnet6.filter(|subnet| !FABRIC_SUBNET6.contains(subnet)) {
+        faults.push(invalid("subnet6", format!("{subnet} must lie in {FABRIC_SUBNET6}")));
+    }
+    if let Some((to, hop)) = network.routes.iter().find(|(_, hop)| !network.subnet.contains(*hop)) {
+        let message = format!("the next hop to {to}, {hop}, does not lie in {}", network.subnet);
+        faults.push(invalid("routes", message));
+    }
+    if let Some(to) = network.routes.keys().find(|to| to.addr() != to.network()) {
+        faults.push(invalid("routes", format!("{to} has host bits set; write {}", to.trunc())));
+    }
+    faults
+}
+
+/// The subnet of `other` that overlaps one of `network`'s.
+pub fn overlap(network: &Network, other: &Network) -> Option<IpNet> {
+    let (one, two) = (network.subnet, other.subnet);
+    if one.contains(&two) || two.contains(&one) {
+        return Some(two.into());
+    }
+    let (one, two) = (network.subnet6?, other.subnet6?);
+    (one.contains(&two) || two.contains(&one)).then_some(two.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, net::Ipv4Addr};
 
     use proptest::prelude::*;
 
     use super::*;
 
-    fn pool(start: u8, end: u8, gateway: Option<u8>) -> Pool {
-        let ip = |last: u8| Ipv4Addr::new(10, 0, 0, last);
-        Pool {
-            start: ip(start).to_bits(),
-            end: ip(end).to_bits(),
+    fn range(start: u8, end: u8, gateway: Option<u8>) -> Range {
+        let ip = |last: u8| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
+        Range {
+            start: number(ip(start)),
+            end: number(ip(end)),
             subnet: "10.0.0.0/24".parse().expect("a subnet"),
             gateway: gateway.map(ip),
         }
@@ -155,29 +280,40 @@ mod tests {
             last in proptest::option::of(0_u8..=255), used in proptest::collection::btree_set(0_u8..=255, 0..60),
         ) {
             let end = start.saturating_add(length);
-            let pool = pool(start, end, gateway);
-            let ip = |last: u8| Ipv4Addr::new(10, 0, 0, last);
-            let used: BTreeSet<Ipv4Addr> = used.into_iter().map(ip).collect();
-            let given = pool.next_free(last.map(ip), |from| used.range(from..).copied());
+            let range = range(start, end, gateway);
+            let ip = |last: u8| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
+            let used: BTreeSet<IpAddr> = used.into_iter().map(ip).collect();
+            let given = range.next_free(last.map(ip), |from| used.range(from..).copied());
             // The plain way: every address of the range, rotated.
             let mut order: Vec<u8> = (start..=end).collect();
             if let Some(at) = last.and_then(|last| order.iter().position(|candidate| *candidate == last)) {
                 order.rotate_left(at + 1);
             }
-            let expected = order.into_iter().map(ip).find(|candidate| pool.may_hold(*candidate) && !used.contains(candidate));
+            let expected = order.into_iter().map(ip).find(|candidate| range.may_hold(*candidate) && !used.contains(candidate));
             prop_assert_eq!(given, expected);
         }
     }
 
     #[test]
     fn the_whole_range_is_given_once_before_it_is_full() {
-        let pool = pool(250, 255, Some(252));
+        let range = range(250, 255, Some(252));
         let mut used = BTreeSet::new();
         let mut last = None;
-        while let Some(ip) = pool.next_free(last, |from| used.range(from..).copied().collect::<Vec<_>>().into_iter()) {
+        while let Some(ip) = range.next_free(last, |from| used.range(from..).copied().collect::<Vec<_>>().into_iter()) {
             assert!(used.insert(ip), "{ip} given twice");
             last = Some(ip);
         }
         assert_eq!(used.len(), 4, "250 to 255 without the gateway and the broadcast address: {used:?}");
+    }
+
+    #[test]
+    fn the_last_address_there_is_ends_the_search() {
+        let last = IpAddr::from(std::net::Ipv6Addr::from_bits(u128::MAX));
+        let subnet: IpNet = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126".parse().expect("a subnet");
+        let range = Range { start: u128::MAX - 1, end: u128::MAX, subnet, gateway: None };
+        let used: BTreeSet<IpAddr> = [range.address(u128::MAX - 1)].into();
+        assert_eq!(range.next_free(None, |from| used.range(from..).copied()), Some(last));
+        let used: BTreeSet<IpAddr> = [range.address(u128::MAX - 1), last].into();
+        assert_eq!(range.next_free(Some(last), |from| used.range(from..).copied()), None);
     }
 }

@@ -93,7 +93,8 @@ pub fn zone<'a>(
 pub fn network(network: &Network) -> NetworkTarget {
     NetworkTarget {
         nic_tag: network.nic_tag.clone(),
-        vlan: network.vlan,
+        // A fabric has a bridge of its own; its VLAN is no tag on any wire.
+        vlan: if network.fabric.is_some() { 0 } else { network.vlan },
         subnet: network.subnet,
         host_address: if network.host_gateway { network.gateway } else { None },
         nat: network.nat,

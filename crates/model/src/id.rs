@@ -76,6 +76,8 @@ ids! {
     PackageId;
     /// A network: addresses, gateway, the segment they live on.
     NetworkId;
+    /// Several networks that are asked for as one.
+    PoolId;
     /// An image: what a root file system starts from.
     ImageId;
     /// An instance: a zone or a virtual machine.

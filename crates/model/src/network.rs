@@ -1,15 +1,22 @@
 //! Networks, the addresses on them, and the NICs that use the addresses.
+//!
+//! There are two kinds. The operator's networks lie on a NIC tag: a wire that machines have or have not. A tenant's own lie on a
+//! *fabric*: one of its VLANs, carried between machines inside VXLAN. Such a VLAN is no tag on a wire here: each has a number of its
+//! own among the datacenter's 24 bits (its VNI), and so a bridge of its own on every machine with a member, so that tenants
+//! never share one whatever subnets and VLAN ids they choose.
+//!
+//! A network has an IPv4 subnet, and may have an IPv6 subnet beside it; a NIC then has an address of each.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{AccountId, InstanceId, MacAddr, NetworkId},
+    id::{AccountId, InstanceId, MacAddr, NetworkId, PoolId},
     time::Timestamp,
 };
 
@@ -26,9 +33,10 @@ pub struct Network {
     pub owners: Vec<AccountId>,
     /// Reachable from outside the datacenter; `public` in CloudAPI.
     pub public: bool,
-    /// Bridge tag: networks with the same tag and VLAN share a segment. At most 10 characters `[a-z0-9]`.
+    /// Bridge tag: networks with the same tag and VLAN share a segment. At most 10 characters `[a-z0-9]`. A fabric's is
+    /// [`Fabric::tag`].
     pub nic_tag: String,
-    /// 802.1Q VLAN; 0 is untagged.
+    /// 802.1Q VLAN; 0 is untagged. On a fabric the number of the tenant's [`FabricVlan`].
     pub vlan: u16,
     /// The subnet.
     pub subnet: Ipv4Net,
@@ -48,6 +56,91 @@ pub struct Network {
     pub host_gateway: bool,
     /// The node masquerades traffic that leaves the subnet towards the outside.
     pub nat: bool,
+    /// What makes it a tenant's own network; `None` for the operator's.
+    #[serde(default)]
+    pub fabric: Option<Fabric>,
+    /// The IPv6 subnet, if there is one.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
+    /// First and last IPv6 address given out automatically, both inclusive; there when `subnet6` is.
+    #[serde(default)]
+    pub range6: Option<(Ipv6Addr, Ipv6Addr)>,
+    /// The IPv6 gateway, if there is one.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// How a tenant's own network is carried and where it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fabric {
+    /// Number of its VLAN in the datacenter, see [`FabricVlan::vni`].
+    pub vni: u32,
+    /// Each machine translates what its instances send to the outside.
+    pub internet_nat: bool,
+    /// The machine routes between this network and its owner's other routed ones.
+    #[serde(default)]
+    pub routed: bool,
+}
+
+impl Fabric {
+    /// What stands for a NIC tag: `x` and the VNI as six hex digits. Operators cannot name a tag so.
+    pub fn tag(vni: u32) -> String {
+        format!("x{vni:06x}")
+    }
+}
+
+/// The VNIs there are: 24 bits, of which 0 is never used.
+pub const VNIS: std::ops::RangeInclusive<u32> = 1..=0xff_ffff;
+/// Highest VLAN of a tenant's fabric.
+pub const FABRIC_VLAN_MAX: u16 = 4_095;
+
+/// A tenant's VLAN. Record of table `vlans`, key `<owner>/<vlan>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricVlan {
+    /// Whose it is.
+    pub owner: AccountId,
+    /// Its number among the owner's, at most [`FABRIC_VLAN_MAX`].
+    pub vlan: u16,
+    /// What the owner calls it; need not be unique.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Its number in the datacenter, out of [`VNIS`]; nobody else has it.
+    pub vni: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A wire that machines have or have not. Record of table `nic_tags`, key its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicTag {
+    /// See [`Network::nic_tag`].
+    pub name: String,
+    /// Bytes of the largest frame's content; no network on it may have a larger one.
+    pub mtu: u16,
+    /// For people.
+    pub description: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// Several networks that are asked for as one. Record of table `pools`.
+///
+/// Its id stands where the id of a network may; an instance gets an address on the first of them that has a free one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Never changes, and is no network's.
+    pub id: PoolId,
+    /// Unique among the networks and pools one account can see.
+    pub name: String,
+    /// Shown to tenants.
+    pub description: Option<String>,
+    /// Who sees it; empty means everybody.
+    pub owners: Vec<AccountId>,
+    /// In the order in which they are tried. All are public or none is, and all have IPv6 or none has.
+    pub networks: Vec<NetworkId>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -58,8 +151,8 @@ pub struct Network {
 pub struct Address {
     /// The network it lies on.
     pub network: NetworkId,
-    /// The address.
-    pub ip: Ipv4Addr,
+    /// The address, of either family.
+    pub ip: IpAddr,
     /// The instance that holds it, if any.
     pub instance: Option<InstanceId>,
     /// Whose it is, if anybody's.
@@ -81,6 +174,16 @@ pub struct Nic {
     pub network: NetworkId,
     /// Its address on that network.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, when the network has such a subnet.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     /// The default route and `primaryIp` come from this one; exactly one per instance that has NICs.
     pub primary: bool,
+}
+
+impl Nic {
+    /// All its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V4(self.ip)).chain(self.ip6.map(IpAddr::V6))
+    }
 }

@@ -67,13 +67,15 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a NIC tag: 1 to 10 of `[a-z0-9]`, because it becomes part of a bridge's name.
+/// Checks a NIC tag: 1 to 10 of `[a-z0-9]`, because it becomes part of a bridge's name, and none that stands for a fabric.
 pub fn check_nic_tag(tag: &str) -> Result<(), String> {
     let shape = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    if (1..=10).contains(&tag.len()) && tag.bytes().all(shape) {
-        Ok(())
-    } else {
-        Err("must be 1 to 10 lower-case letters and digits".to_owned())
+    if !(1..=10).contains(&tag.len()) || !tag.bytes().all(shape) {
+        return Err("must be 1 to 10 lower-case letters and digits".to_owned());
+    }
+    match tag.strip_prefix('x').is_some_and(|vni| vni.len() == 6 && vni.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        true => Err("may not be \"x\" and six hex digits, which stand for tenants' own networks".to_owned()),
+        false => Ok(()),
     }
 }
 

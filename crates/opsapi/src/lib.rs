@@ -201,7 +201,7 @@ pub struct NewPackage {
 }
 
 /// Asks for a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewNetwork {
     /// See [`model::network::Network::name`].
@@ -231,9 +231,24 @@ pub struct NewNetwork {
     /// See [`model::network::Network::gateway`].
     #[serde(default)]
     pub gateway: Option<std::net::Ipv4Addr>,
+    /// The IPv6 subnet, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<ipnet::Ipv6Net>,
+    /// First IPv6 address given out; the first after the gateway when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range6_start: Option<std::net::Ipv6Addr>,
+    /// Last IPv6 address given out; the last of the subnet when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range6_end: Option<std::net::Ipv6Addr>,
+    /// See [`model::network::Network::gateway6`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<std::net::Ipv6Addr>,
     /// See [`model::network::Network::resolvers`].
     #[serde(default)]
     pub resolvers: Vec<std::net::IpAddr>,
+    /// See [`model::network::Network::routes`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<ipnet::Ipv4Net, std::net::Ipv4Addr>,
     /// See [`model::network::Network::mtu`]; 1500 when absent.
     #[serde(default)]
     pub mtu: Option<u16>,

@@ -266,6 +266,7 @@ fn network(name: &str, tag: &str) -> networks::NewNetwork {
         mtu: 1500,
         host_gateway: tag == "ext",
         nat: tag == "ext",
+        ..networks::NewNetwork::default()
     }
 }
 

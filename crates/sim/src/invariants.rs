@@ -54,9 +54,9 @@ fn shared_in_the_records(datacenter: &Datacenter) -> Vec<String> {
     let snapshot = datacenter.control.snapshot();
     let mut held = BTreeMap::new();
     for instance in snapshot.scan(&INSTANCES).filter(|instance| !instance.released) {
-        for nic in &instance.nics {
-            if let Some(other) = held.insert((nic.network, nic.ip), instance.id) {
-                wrong.push(format!("{} and {other} were both given {}", instance.id, nic.ip));
+        for (network, ip) in instance.nics.iter().flat_map(|nic| nic.addresses().map(|ip| (nic.network, ip))) {
+            if let Some(other) = held.insert((network, ip), instance.id) {
+                wrong.push(format!("{} and {other} were both given {ip}", instance.id));
             }
         }
     }

@@ -283,7 +283,7 @@ impl Story {
         let request = instances::CreateInstance {
             package: self.chance.pick(&PACKAGES).copied().unwrap_or_default().to_owned(),
             image: self.datacenter.image.to_string(),
-            networks: choices.map(|network| instances::NetworkChoice { network, ip: None, primary: false }).collect(),
+            networks: choices.map(|network| instances::NetworkChoice::any(network)).collect(),
             ..instances::CreateInstance::default()
         };
         let view =
@@ -309,7 +309,7 @@ impl Story {
             }
             6 => {
                 let Some(network) = network else { return ("nothing".to_owned(), Ok(())) };
-                let choice = instances::NetworkChoice { network, ip: None, primary: false };
+                let choice = instances::NetworkChoice::any(network);
                 let added = instances::nics::add(&control, &caller, scope, id, choice).await;
                 (format!("add a NIC to {id}"), added.map(drop))
             }

@@ -1,6 +1,10 @@
 //! Instances: "machines" in the contract.
 
-use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use model::{
     id::{ImageId, InstanceId, MacAddr, NetworkId, ServerId},
@@ -28,8 +32,8 @@ pub struct Machine<'a> {
     pub state: Cow<'a, str>,
     /// What its root started from.
     pub image: ImageId,
-    /// Addresses in the order of the NICs.
-    pub ips: Vec<Ipv4Addr>,
+    /// Addresses in the order of the NICs; of each NIC, IPv4 first.
+    pub ips: Vec<IpAddr>,
     /// MiB.
     pub memory: Mib,
     /// MiB.
@@ -98,6 +102,15 @@ pub struct Nic {
     /// Next hop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6 address. Our addition, as the two below: absent when it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
+    /// Bits of the IPv6 subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix6: Option<u8>,
+    /// Next hop for IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
     /// The network it is on.
     pub network: NetworkId,
     /// `running`, or `provisioning` while it is being added.
@@ -149,6 +162,9 @@ pub enum NetworkChoice {
         /// At most one address.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         ipv4_ips: Vec<Ipv4Addr>,
+        /// At most one address. Our addition.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ipv6_ips: Vec<Ipv6Addr>,
         /// The default route goes here.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         primary: Option<bool>,

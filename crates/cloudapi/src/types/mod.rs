@@ -13,6 +13,6 @@ pub mod service;
 pub use account::{Account, AccountUpdate, CreateKey, Key};
 pub use image::{Image, ImageUpdate};
 pub use machine::{Audit, CreateMachine, Machine, NetworkChoice, Nic};
-pub use network::{Network, NetworkIp};
+pub use network::{FabricVlan, Network, NetworkIp};
 pub use package::Package;
 pub use service::{Config, Ping};

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use model::id::{AccountId, InstanceId, NetworkId};
@@ -45,16 +45,46 @@ pub struct Network<'a> {
     /// Whether instances reach outside through translation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internet_nat: Option<bool>,
+    /// Number of the tenant's VLAN it is on, for fabrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan_id: Option<u16>,
+    /// Traffic is routed between this network and its owner's other routed ones. Our addition: absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routed: Option<bool>,
+    /// The IPv6 subnet, e.g. `fd00:1::/64`. Our addition, as the three below: absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<String>,
+    /// First IPv6 address given out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provision_start_ip6: Option<Ipv6Addr>,
+    /// Last IPv6 address given out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provision_end_ip6: Option<Ipv6Addr>,
+    /// Next hop for IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
     /// Suffixes of DNS names on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suffixes: Option<Vec<String>>,
+}
+
+/// A tenant's VLAN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricVlan<'a> {
+    /// 0 to 4095.
+    pub vlan_id: u16,
+    /// What the tenant calls it.
+    pub name: Cow<'a, str>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<Cow<'a, str>>,
 }
 
 /// An address that is in use or reserved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkIp {
     /// The address.
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// Never given out automatically.
     pub reserved: bool,
     /// Held by the datacenter itself (gateway, resolvers).

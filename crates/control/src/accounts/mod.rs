@@ -14,7 +14,7 @@ use store::{Entry, Transaction};
 use crate::{
     Control, Error, Result, Scope,
     error::Faults,
-    networks,
+    fabrics, networks,
     tables::{ACCOUNTS, CLAIMS, Claim},
 };
 
@@ -74,7 +74,9 @@ pub async fn create(control: &Control, new: NewAccount) -> Result<Arc<Entry<Acco
             if snapshot.get(&CLAIMS, &claim.name).is_some() {
                 return Err(Error::AlreadyExists { what: "account", name: new.login.clone() });
             }
-            Ok((Transaction::new().create(&CLAIMS, claim).create(&ACCOUNTS, account.clone()), ()))
+            let mut account = account.clone();
+            let first = fabrics::first(&control.config.fabric, snapshot, &mut account, now)?;
+            Ok((first.create(&CLAIMS, claim).create(&ACCOUNTS, account), ()))
         })
         .await?;
     get(control, id)

@@ -4,7 +4,11 @@
 //! snapshot, on which the store lets decisions take turns, chooses machine, addresses and Ethernet addresses and puts instance, reservation, names and the flow that
 //! waits for it into one transaction. When this returns the instance is recorded, and nothing can lose it any more.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use model::{
     account::Account,
@@ -36,8 +40,8 @@ use crate::{
 };
 
 /// NICs of one instance at most: what is made and given back in one commit, which the smallest store limits to 128
-/// checks and writes.
-pub(super) const NICS_MAX: usize = 24;
+/// checks and writes. A NIC may be six of them: an Ethernet address and one address of each family, checked and written.
+pub(super) const NICS_MAX: usize = 18;
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
@@ -69,12 +73,29 @@ pub struct CreateInstance {
 /// One NIC that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkChoice {
-    /// On which network.
+    /// On which network, or on any of which pool: the ids of both may stand here.
     pub network: NetworkId,
     /// A certain address; `None` for any.
     pub ip: Option<Ipv4Addr>,
+    /// A certain IPv6 address; `None` for any, if the network has any.
+    pub ip6: Option<Ipv6Addr>,
     /// The default route goes here. The first NIC's when none says so.
     pub primary: bool,
+}
+
+impl NetworkChoice {
+    /// Any address of `network`.
+    pub const fn any(network: NetworkId) -> Self {
+        Self { network, ip: None, ip6: None, primary: false }
+    }
+
+    pub(crate) fn names_an_address(&self) -> bool {
+        self.ip.is_some() || self.ip6.is_some()
+    }
+
+    pub(crate) fn wanted(&self) -> allocate::Wanted {
+        allocate::Wanted { ip: self.ip, ip6: self.ip6 }
+    }
 }
 
 /// Asks for an instance of `owner`. It is recorded when this returns, in state `provisioning`.
@@ -266,11 +287,12 @@ fn wire(
     let asked = chosen.iter().position(|(_, choice)| choice.primary);
     let primary = asked.or_else(|| chosen.iter().position(|(network, _)| network.public)).unwrap_or(0);
     for (number, (network, choice)) in chosen.iter().enumerate() {
-        let (ip, with_ip) = allocate::address(control, snapshot, network, choice.ip, holder, &mut taken, transaction)?;
+        let (ip, ip6, with_ip) =
+            allocate::addresses_of(control, snapshot, network, choice.wanted(), holder, &mut taken, transaction)?;
         let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
         transaction = with_mac;
         let (interface, network) = (format!("net{number}"), network.id);
-        nics.push(Nic { mac, interface, network, ip, primary: number == primary });
+        nics.push(Nic { mac, interface, network, ip, ip6, primary: number == primary });
     }
     Ok((nics, transaction))
 }
@@ -283,17 +305,16 @@ fn choose_networks(
     asked: &[NetworkChoice],
 ) -> Result<Vec<(Arc<Entry<Network>>, NetworkChoice)>> {
     let scope = Scope::Account(owner.id);
-    let any = |network: &Network| NetworkChoice { network: network.id, ip: None, primary: false };
+    let any = |network: &Network| NetworkChoice::any(network.id);
     if asked.is_empty() {
         let own = owner.default_network.and_then(|id| networks::visible(snapshot, scope, id));
+        let usual = control.config.default_networks.iter();
+        let usual = usual.filter_map(|name| networks::by_name(snapshot, scope, name));
         let defaults: Vec<_> = match own {
+            // Its own network stands for the shared ones; the way out is still the datacenter's.
+            Some(network) if network.fabric.is_some() => usual.filter(|usual| usual.public).chain([network]).collect(),
             Some(network) => vec![network],
-            None => control
-                .config
-                .default_networks
-                .iter()
-                .filter_map(|name| networks::by_name(snapshot, scope, name))
-                .collect(),
+            None => usual.collect(),
         };
         return Ok(defaults.into_iter().map(|network| (network.clone(), any(&network))).collect());
     }
@@ -302,9 +323,10 @@ fn choose_networks(
     }
     let mut chosen: Vec<(Arc<Entry<Network>>, NetworkChoice)> = Vec::with_capacity(asked.len());
     for choice in asked {
-        let Some(network) = networks::visible(snapshot, scope, choice.network) else {
-            return Err(Error::invalid("networks", format!("there is no network {}", choice.network)));
-        };
+        let is_chosen = |id| chosen.iter().any(|(other, _): &(Arc<Entry<Network>>, _)| other.id == id);
+        let network = networks::look_up(control, snapshot, scope, choice, is_chosen)?;
+        let network =
+            network.ok_or_else(|| Error::invalid("networks", format!("there is no network {}", choice.network)))?;
         if chosen.iter().any(|(other, _)| other.id == network.id) {
             return Err(Error::field(
                 "networks",
@@ -312,7 +334,11 @@ fn choose_networks(
                 format!("network {} is named twice", network.id),
             ));
         }
-        if choice.ip.is_some() && network.public {
+        if choice.names_an_address() && network.id != choice.network {
+            let why = "a certain address can be asked for on a network, not on a pool of networks";
+            return Err(Error::invalid("networks", why));
+        }
+        if choice.names_an_address() && network.public {
             let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
             return Err(Error::invalid("networks", why));
         }

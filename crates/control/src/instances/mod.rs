@@ -12,7 +12,10 @@ pub mod nics;
 pub(crate) mod release;
 pub mod tags;
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use model::{
     id::{InstanceId, NetworkId},
@@ -115,9 +118,9 @@ impl InstanceView {
         self.instance.nics.iter().find(|nic| nic.primary).map(|nic| nic.ip)
     }
 
-    /// Every address.
-    pub fn ips(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.instance.nics.iter().map(|nic| nic.ip)
+    /// Every address, in the order of the NICs.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.instance.nics.iter().flat_map(Nic::addresses)
     }
 
     /// Every network, in the order of the NICs.

@@ -44,13 +44,18 @@ pub async fn add(
     id: InstanceId,
     choice: NetworkChoice,
 ) -> Result<NicView> {
+    let mut added = None;
     let view = decide(control, scope, id, |snapshot, entry| {
         let state = InstanceView::of(control, snapshot, entry.clone()).state;
         usable("add a NIC to", entry, state)?;
-        let Some(network) = networks::visible(snapshot, Scope::Account(entry.owner), choice.network) else {
-            return Err(Error::invalid("network", format!("there is no network {}", choice.network)));
-        };
-        if choice.ip.is_some() && network.public {
+        let is_used = |id| entry.nics.iter().any(|nic| nic.network == id);
+        let network = networks::look_up(control, snapshot, Scope::Account(entry.owner), &choice, is_used)?
+            .ok_or_else(|| Error::invalid("network", format!("there is no network {}", choice.network)))?;
+        if choice.names_an_address() && network.id != choice.network {
+            let why = "a certain address can be asked for on a network, not on a pool of networks";
+            return Err(Error::invalid("network", why));
+        }
+        if choice.names_an_address() && network.public {
             let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
             return Err(Error::invalid("network", why));
         }
@@ -64,8 +69,8 @@ pub async fn add(
         let holder = Holder { instance: id, owner: entry.owner, now: control.now() };
         let mut taken = Taken::default();
         let transaction = Transaction::new();
-        let (ip, transaction) =
-            allocate::address(control, snapshot, &network, choice.ip, holder, &mut taken, transaction)?;
+        let (ip, ip6, transaction) =
+            allocate::addresses_of(control, snapshot, &network, choice.wanted(), holder, &mut taken, transaction)?;
         let (mac, transaction) = allocate::mac(snapshot, id, allocate::chance, &mut taken, transaction)?;
         let mut instance = entry.value.clone();
         let interface = free_interface(&instance.nics);
@@ -73,7 +78,8 @@ pub async fn add(
         if primary {
             instance.nics.iter_mut().for_each(|nic| nic.primary = false);
         }
-        instance.nics.push(Nic { mac, interface, network: network.id, ip, primary });
+        added = Some(mac);
+        instance.nics.push(Nic { mac, interface, network: network.id, ip, ip6, primary });
         let mut decision = with_flow::<flows::Nics>(control, instance, caller, "add_nics");
         decision.transaction = decision.transaction.and(transaction);
         Ok(Some(decision))
@@ -81,7 +87,7 @@ pub async fn add(
     .await?;
     view.nics
         .into_iter()
-        .find(|view| view.nic.network == choice.network)
+        .find(|view| Some(view.nic.mac) == added)
         .ok_or_else(|| Error::Conflict("the NIC was removed again meanwhile".to_owned()))
 }
 

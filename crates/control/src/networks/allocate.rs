@@ -1,9 +1,13 @@
 //! Choosing addresses and Ethernet addresses for NICs inside one decision.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use ipnet::IpNet;
 use model::{
-    address::Pool,
+    address::Range,
     id::{AccountId, InstanceId, MacAddr, NetworkId},
     network::{Address, Network, Nic},
     time::Timestamp,
@@ -30,36 +34,87 @@ pub(crate) struct Holder {
 /// Allocations of one decision: what it has taken already is not yet in the snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    addresses: BTreeSet<(NetworkId, Ipv4Addr)>,
+    addresses: BTreeSet<(NetworkId, IpAddr)>,
     macs: BTreeSet<MacAddr>,
 }
 
-/// Takes an address of `network` for `holder`: `wanted` if given, else the next free one.
-pub(crate) fn address(
+/// What a NIC asks for of its network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// A certain IPv4 address; `None` for any.
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// A certain IPv6 address; `None` for any, if the network has any.
+    pub(crate) ip6: Option<Ipv6Addr>,
+}
+
+/// Takes an address of each family of `network` for `holder`: those `wanted` names, else the next free ones.
+pub(crate) fn addresses_of(
     control: &Control,
     snapshot: &Snapshot,
     network: &Network,
-    wanted: Option<Ipv4Addr>,
+    wanted: Wanted,
     holder: Holder,
     taken: &mut Taken,
     transaction: Transaction,
-) -> Result<(Ipv4Addr, Transaction)> {
-    if let Some(ip) = wanted {
-        return named(control, snapshot, network, ip, holder, taken, transaction);
+) -> Result<(Ipv4Addr, Option<Ipv6Addr>, Transaction)> {
+    let mut take = |range, wanted, transaction| match wanted {
+        Some(ip) => named(control, snapshot, network, ip, holder, taken, transaction),
+        None => any(control, snapshot, (network, range), holder, taken, transaction),
+    };
+    let (IpAddr::V4(ip), transaction) = take(Range::of(network), wanted.ip.map(IpAddr::V4), transaction)? else {
+        unreachable!("an IPv4 range has IPv4 addresses");
+    };
+    match Range::of6(network) {
+        None => match wanted.ip6 {
+            Some(ip) => {
+                let why = format!("network \"{}\" has no IPv6 subnet, so nobody can hold {ip} there", network.name);
+                Err(Error::invalid("networks", why))
+            }
+            None => Ok((ip, None, transaction)),
+        },
+        Some(range) => {
+            let (IpAddr::V6(ip6), transaction) = take(range, wanted.ip6.map(IpAddr::V6), transaction)? else {
+                unreachable!("an IPv6 range has IPv6 addresses");
+            };
+            Ok((ip, Some(ip6), transaction))
+        }
     }
-    let strangers = control.nodes.addresses_of_strangers(network.id);
-    let mut last_given = control.last_given.lock().expect("no holder of this lock panics");
-    let used_from = |from| addresses(snapshot, network.id, from).map(|address| address.ip);
-    let (pool, mut last) = (Pool::of(network), last_given.get(&network.id).copied());
+}
+
+/// Whether `network` can give somebody an address of each of its families.
+pub(crate) fn has_room(control: &Control, snapshot: &Snapshot, network: &Network) -> bool {
+    let free = |range| next_free(control, snapshot, network.id, &range).is_some();
+    free(Range::of(network)) && Range::of6(network).is_none_or(free)
+}
+
+fn next_free(control: &Control, snapshot: &Snapshot, network: NetworkId, range: &Range) -> Option<IpAddr> {
+    let strangers = control.nodes.addresses_of_strangers(network);
+    let mut last = {
+        let last_given = control.last_given.lock().expect("no holder of this lock panics");
+        last_given.get(&(network, range.is_ipv6())).copied()
+    };
     // Each address of a stranger is met once at most.
     let mut free = (0..=strangers.len()).filter_map(|_| {
-        last = pool.next_free(last, used_from);
+        last = range.next_free(last, |from| addresses(snapshot, network, from).map(|address| address.ip));
         last
     });
-    let ip =
-        free.find(|ip| !strangers.contains(ip)).ok_or_else(|| Error::NoAddress { network: network.name.clone() })?;
+    free.find(|ip| !strangers.contains(ip))
+}
+
+/// Takes the next free address.
+fn any(
+    control: &Control,
+    snapshot: &Snapshot,
+    (network, range): (&Network, Range),
+    holder: Holder,
+    taken: &mut Taken,
+    transaction: Transaction,
+) -> Result<(IpAddr, Transaction)> {
+    let ip = next_free(control, snapshot, network.id, &range)
+        .ok_or_else(|| Error::NoAddress { network: network.name.clone() })?;
     // Only a hint: should the decision be given up, one address is skipped this round.
-    last_given.insert(network.id, ip);
+    let mut last_given = control.last_given.lock().expect("no holder of this lock panics");
+    last_given.insert((network.id, range.is_ipv6()), ip);
     taken.addresses.insert((network.id, ip));
     Ok((ip, transaction.create(&ADDRESSES, held(network.id, ip, false, holder))))
 }
@@ -69,13 +124,14 @@ fn named(
     control: &Control,
     snapshot: &Snapshot,
     network: &Network,
-    ip: Ipv4Addr,
+    ip: IpAddr,
     holder: Holder,
     taken: &mut Taken,
     transaction: Transaction,
-) -> Result<(Ipv4Addr, Transaction)> {
-    if !Pool::of(network).may_hold(ip) {
-        let why = format!("{ip} cannot be held by an instance of network \"{}\" ({})", network.name, network.subnet);
+) -> Result<(IpAddr, Transaction)> {
+    if !Range::for_ip(network, ip).is_some_and(|range| range.may_hold(ip)) {
+        let subnet = network.subnet6.filter(|_| ip.is_ipv6()).map_or(IpNet::V4(network.subnet), IpNet::V6);
+        let why = format!("{ip} cannot be held by an instance of network \"{}\" ({subnet})", network.name);
         return Err(Error::invalid("networks", why));
     }
     let in_use =
@@ -94,7 +150,7 @@ fn named(
     Ok((ip, transaction))
 }
 
-fn held(network: NetworkId, ip: Ipv4Addr, reserved: bool, holder: Holder) -> Address {
+fn held(network: NetworkId, ip: IpAddr, reserved: bool, holder: Holder) -> Address {
     Address {
         network,
         ip,
@@ -115,7 +171,7 @@ pub(crate) fn give_back(
 ) -> Transaction {
     let id = holder.to_string();
     for address in snapshot.find(&ADDRESSES, BY_HOLDER, &id) {
-        if kept.iter().any(|nic| (nic.network, nic.ip) == (address.network, address.ip)) {
+        if kept.iter().any(|nic| nic.network == address.network && nic.addresses().any(|ip| ip == address.ip)) {
             continue;
         }
         transaction = if address.reserved {

@@ -1,18 +1,23 @@
-//! Networks and the addresses on them.
+//! Networks, the addresses on them, pools of them, and the NIC tags they lie on.
+//!
+//! The operator makes the networks of this folder; tenants make theirs in [`crate::fabrics`].
 
 pub(crate) mod allocate;
+mod ips;
+pub mod pools;
+pub mod tags;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    address::{self, Pool},
-    id::{AccountId, NetworkId},
-    network::{Address, Network},
+    address,
+    id::{AccountId, NetworkId, PoolId},
+    network::Network,
     rules,
 };
 use store::{Entry, Snapshot, Transaction};
@@ -20,8 +25,12 @@ use store::{Entry, Snapshot, Transaction};
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     error::{Faults, counted},
-    tables::{ADDRESSES, BY_NETWORK, INSTANCES, NETWORKS, address_key},
+    instances::NetworkChoice,
+    tables::{ADDRESSES, BY_NETWORK, EVERYBODY, INSTANCES, NETWORKS, POOLS, SEEN_BY},
 };
+
+pub(crate) use ips::addresses;
+pub use ips::{IpView, ip, ips, reserve_ip};
 
 /// Name servers of a network at most.
 const RESOLVERS_MAX: usize = model::compile::RESOLVERS_MAX;
@@ -29,11 +38,13 @@ const RESOLVERS_MAX: usize = model::compile::RESOLVERS_MAX;
 const ROUTES_MAX: usize = 64;
 /// Reserved addresses that go with their network: what one commit takes.
 const RESERVED_MAX: usize = 32;
+/// Bytes of the MTU at least where there is IPv6: what the protocol demands of every link.
+const MTU_MIN_6: u16 = 1_280;
 /// Bytes of a description at most.
 const DESCRIPTION_MAX_BYTES: usize = 1_024;
 
 /// What a new network is made of; see [`Network`] for the fields.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[expect(missing_docs, reason = "the names are those of the record")]
 pub struct NewNetwork {
     pub name: String,
@@ -48,6 +59,12 @@ pub struct NewNetwork {
     /// The last address of the subnet unless given.
     pub range_end: Option<Ipv4Addr>,
     pub gateway: Option<Ipv4Addr>,
+    pub subnet6: Option<Ipv6Net>,
+    /// The first address after subnet and gateway unless given.
+    pub range6_start: Option<Ipv6Addr>,
+    /// The last address of the subnet unless given.
+    pub range6_end: Option<Ipv6Addr>,
+    pub gateway6: Option<Ipv6Addr>,
     pub resolvers: Vec<IpAddr>,
     pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
     pub mtu: u16,
@@ -55,57 +72,54 @@ pub struct NewNetwork {
     pub nat: bool,
 }
 
-/// One address of a network as tenants see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IpView {
-    /// The address.
-    pub ip: Ipv4Addr,
-    /// Its record; `None` for one that nobody holds or reserved.
-    pub record: Option<Address>,
-    /// The datacenter uses it itself: network, broadcast and gateway addresses.
-    pub managed: bool,
-}
-
-/// Makes a network.
+/// Makes a network, and its NIC tag when nobody made that before.
 pub async fn create(control: &Control, new: NewNetwork) -> Result<Arc<Entry<Network>>> {
     let id = NetworkId::from_random(base::random::wide_bits());
     let network = check(id, control, new)?;
     control
         .store
         .update(|snapshot| {
-            for other in snapshot.scan(&NETWORKS) {
-                let common = other.owners.is_empty()
-                    || network.owners.is_empty()
-                    || other.owners.iter().any(|owner| network.owners.contains(owner));
-                if common && other.name == network.name {
-                    return Err(Error::AlreadyExists { what: "network", name: network.name.clone() });
-                }
-                let same_segment = (&other.nic_tag, other.vlan) == (&network.nic_tag, network.vlan);
-                let overlap = other.subnet.contains(&network.subnet) || network.subnet.contains(&other.subnet);
-                if same_segment && overlap && other.subnet != network.subnet {
-                    let why = format!("overlaps {} of network \"{}\" on the same segment", other.subnet, other.name);
-                    return Err(Error::field("subnet", FieldCode::Conflict, why));
-                }
-                if same_segment {
-                    // A segment is one bridge, with one address of the machine and one rule for what leaves it.
-                    let why = format!(
-                        "network \"{}\" is on this segment already; give another tag, or the same with another VLAN",
-                        other.name
-                    );
-                    return Err(Error::field("nic_tag", FieldCode::Conflict, why));
-                }
-                if overlap && other.host_gateway && network.host_gateway {
-                    let why = format!(
-                        "overlaps {} of network \"{}\", and the machine cannot hold the gateways of both",
-                        other.subnet, other.name
-                    );
-                    return Err(Error::field("subnet", FieldCode::Conflict, why));
-                }
+            for other in snapshot.scan(&NETWORKS).filter(|other| other.fabric.is_none()) {
+                beside(&network, &other)?;
             }
-            Ok((Transaction::new().create(&NETWORKS, network.clone()), ()))
+            if pools::named(snapshot, &network.owners, &network.name) {
+                return Err(Error::AlreadyExists { what: "pool", name: network.name.clone() });
+            }
+            let transaction = tags::with_tag(snapshot, &network, Transaction::new())?;
+            Ok((transaction.create(&NETWORKS, network.clone()), ()))
         })
         .await?;
     get(control, Scope::All, id)
+}
+
+/// Whether `network` can be made beside `other`, both of the operator's.
+fn beside(network: &Network, other: &Network) -> Result<()> {
+    if common(&other.owners, &network.owners) && other.name == network.name {
+        return Err(Error::AlreadyExists { what: "network", name: network.name.clone() });
+    }
+    let same_segment = (&other.nic_tag, other.vlan) == (&network.nic_tag, network.vlan);
+    let overlap = address::overlap(network, other);
+    let field = if overlap.is_some_and(|subnet| matches!(subnet, IpNet::V6(_))) { "subnet6" } else { "subnet" };
+    if let Some(subnet) = overlap.filter(|_| same_segment && other.subnet != network.subnet) {
+        let why = format!("overlaps {subnet} of network \"{}\" on the same segment", other.name);
+        return Err(Error::field(field, FieldCode::Conflict, why));
+    }
+    if same_segment {
+        // A segment is one bridge, with one address of the machine and one rule for what leaves it.
+        let why = format!(
+            "network \"{}\" is on this segment already; give another tag, or the same with another VLAN",
+            other.name
+        );
+        return Err(Error::field("nic_tag", FieldCode::Conflict, why));
+    }
+    if let Some(subnet) = overlap.filter(|_| other.host_gateway && network.host_gateway) {
+        let why = format!(
+            "overlaps {subnet} of network \"{}\", and the machine cannot hold the gateways of both",
+            other.name
+        );
+        return Err(Error::field(field, FieldCode::Conflict, why));
+    }
+    Ok(())
 }
 
 /// The network with an id, if it may be seen.
@@ -115,163 +129,108 @@ pub fn get(control: &Control, scope: Scope, id: NetworkId) -> Result<Arc<Entry<N
 
 /// The networks that may be seen, public ones first, then by name.
 pub fn list(control: &Control, scope: Scope) -> Vec<Arc<Entry<Network>>> {
-    let mut networks: Vec<_> = control.snapshot().scan(&NETWORKS).filter(|network| sees(scope, network)).collect();
+    let mut networks = all_visible(&control.snapshot(), scope);
     networks.sort_by(|one, other| (!one.public, &one.name).cmp(&(!other.public, &other.name)));
     networks
 }
 
-/// Deletes a network that no instance uses.
+/// Deletes a network that no instance uses, whoever made it.
 pub async fn delete(control: &Control, id: NetworkId) -> Result<()> {
     control
         .store
         .update(|snapshot| {
             let network = visible(snapshot, Scope::All, id).ok_or_else(|| Error::not_found("network", id))?;
-            let users = snapshot.find(&INSTANCES, BY_NETWORK, &id.to_string()).count();
-            if users > 0 {
-                let users = counted(users, "instance");
-                return Err(Error::InUse(format!("network \"{}\" is used by {users}", network.name)));
-            }
-            let mut transaction = Transaction::new().delete(&NETWORKS, &network);
-            let reserved: Vec<_> = addresses(snapshot, id, Ipv4Addr::UNSPECIFIED).take(RESERVED_MAX + 1).collect();
-            if reserved.len() > RESERVED_MAX {
-                let why = format!(
-                    "network \"{}\" has more than {RESERVED_MAX} reserved addresses; free them first",
-                    network.name
-                );
-                return Err(Error::InUse(why));
-            }
-            for address in &reserved {
-                transaction = transaction.delete(&ADDRESSES, address);
-            }
-            Ok((transaction, ()))
+            Ok::<_, Error>((removal(snapshot, &network)?, ()))
         })
         .await?;
     Ok(())
 }
 
-/// Addresses in use or reserved, in order, and those the datacenter uses itself.
-pub fn ips(control: &Control, scope: Scope, network: NetworkId) -> Result<Vec<IpView>> {
-    let snapshot = control.snapshot();
-    let network = visible(&snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
-    let mut views: BTreeMap<Ipv4Addr, IpView> = addresses(&snapshot, network.id, Ipv4Addr::UNSPECIFIED)
-        .map(|address| (address.ip, IpView { ip: address.ip, record: Some(address.value.clone()), managed: false }))
-        .collect();
-    let own = [Some(network.subnet.network()), network.gateway, Some(network.subnet.broadcast())];
-    for ip in own.into_iter().flatten() {
-        views.entry(ip).or_insert(IpView { ip, record: None, managed: true }).managed = true;
+/// Deletes `network` and its reserved addresses, if nothing needs it.
+pub(crate) fn removal(snapshot: &Snapshot, network: &Entry<Network>) -> Result<Transaction> {
+    let id = network.id.to_string();
+    let in_use = |by: String| Err(Error::InUse(format!("network \"{}\" is used by {by}", network.name)));
+    let users = snapshot.find(&INSTANCES, BY_NETWORK, &id).count();
+    if users > 0 {
+        return in_use(counted(users, "instance"));
     }
-    Ok(views.into_values().collect())
-}
-
-/// One address of a network, used or not.
-pub fn ip(control: &Control, scope: Scope, network: NetworkId, ip: Ipv4Addr) -> Result<IpView> {
-    let snapshot = control.snapshot();
-    let network = visible(&snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
-    if !network.subnet.contains(&ip) {
-        return Err(Error::not_found("address", ip));
+    if let Some(pool) = snapshot.find(&POOLS, BY_NETWORK, &id).next() {
+        return in_use(format!("pool \"{}\"", pool.name));
     }
-    let record = snapshot.get(&ADDRESSES, &address_key(network.id, ip)).map(|address| address.value.clone());
-    Ok(IpView { ip, record, managed: !Pool::of(&network).may_hold(ip) })
-}
-
-/// Reserves an address, so that it is only given to who asks for it, or ends that.
-pub async fn reserve_ip(
-    control: &Control,
-    scope: Scope,
-    network: NetworkId,
-    ip: Ipv4Addr,
-    reserved: bool,
-) -> Result<IpView> {
-    let now = control.now();
-    control
-        .store
-        .update(|snapshot| {
-            let network = visible(snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
-            if matches!(scope, Scope::Account(_)) && network.owners.is_empty() {
-                let why =
-                    format!("network \"{}\" belongs to the datacenter; only operators reserve there", network.name);
-                return Err(Error::NotAuthorized(why));
-            }
-            if !Pool::of(&network).may_hold(ip) {
-                return Err(Error::invalid("ip", format!("{ip} cannot be held by an instance of {}", network.subnet)));
-            }
-            let transaction = Transaction::new();
-            let transaction = match snapshot.get(&ADDRESSES, &address_key(network.id, ip)) {
-                Some(address) if address.instance.is_none() && !reserved => transaction.delete(&ADDRESSES, &address),
-                Some(address) if address.reserved != reserved => {
-                    let changed = Address { reserved, ..address.value.clone() };
-                    transaction.replace(&ADDRESSES, &address, changed)
-                }
-                None if reserved => {
-                    let owner = match scope {
-                        Scope::Account(account) => Some(account),
-                        Scope::All => None,
-                    };
-                    let network = network.id;
-                    let address = Address { network, ip, instance: None, owner, reserved, created_at: now };
-                    transaction.create(&ADDRESSES, address)
-                }
-                _ => transaction,
-            };
-            Ok((transaction, ()))
-        })
-        .await?;
-    self::ip(control, scope, network, ip)
+    let known: Vec<_> = ips::all(snapshot, network.id).take(RESERVED_MAX + 1).collect();
+    // A NIC that was removed is gone when its machine says so, not before.
+    if let Some(instance) = known.iter().find_map(|address| address.instance) {
+        return in_use(format!("a NIC that is being removed from instance {instance}"));
+    }
+    if known.len() > RESERVED_MAX {
+        let why =
+            format!("network \"{}\" has more than {RESERVED_MAX} reserved addresses; free them first", network.name);
+        return Err(Error::InUse(why));
+    }
+    let transaction = Transaction::new().delete(&NETWORKS, network);
+    Ok(known.iter().fold(transaction, |all, address| all.delete(&ADDRESSES, address)))
 }
 
 /// The network with an id, if `scope` sees it.
 pub(crate) fn visible(snapshot: &Snapshot, scope: Scope, id: NetworkId) -> Option<Arc<Entry<Network>>> {
-    snapshot.get(&NETWORKS, &id.to_string()).filter(|network| sees(scope, network))
+    snapshot.get(&NETWORKS, &id.to_string()).filter(|network| sees(scope, &network.owners))
 }
 
-/// The network with a name, if `scope` sees it.
-pub(crate) fn by_name(snapshot: &Snapshot, scope: Scope, name: &str) -> Option<Arc<Entry<Network>>> {
-    snapshot.scan(&NETWORKS).find(|network| network.name == name && sees(scope, network))
-}
-
-/// Records of addresses of a network in order, from `from` on.
-pub(crate) fn addresses(
+/// The network that `choice` names, or the one it gets of a pool; none of those in `except`.
+pub(crate) fn look_up(
+    control: &Control,
     snapshot: &Snapshot,
-    network: NetworkId,
-    from: Ipv4Addr,
-) -> impl Iterator<Item = Arc<Entry<Address>>> {
-    // `range` begins after a key; the key before `from` ends just below it.
-    let after = match from.to_bits().checked_sub(1) {
-        Some(before) => address_key(network, Ipv4Addr::from_bits(before)),
-        None => format!("{network}/"),
-    };
-    snapshot.range(&ADDRESSES, &after).take_while(move |address| address.network == network)
+    scope: Scope,
+    choice: &NetworkChoice,
+    except: impl Fn(NetworkId) -> bool,
+) -> Result<Option<Arc<Entry<Network>>>> {
+    if let Some(network) = visible(snapshot, scope, choice.network) {
+        return Ok(Some(network));
+    }
+    let pool = pools::visible(snapshot, scope, PoolId::new(choice.network.uuid()));
+    pool.map(|pool| pools::choose(control, snapshot, &pool, except)).transpose()
 }
 
-fn sees(scope: Scope, network: &Network) -> bool {
+/// All that `scope` sees.
+pub(crate) fn all_visible(snapshot: &Snapshot, scope: Scope) -> Vec<Arc<Entry<Network>>> {
+    match scope {
+        Scope::All => snapshot.scan(&NETWORKS).collect(),
+        Scope::Account(account) => {
+            let shared = snapshot.find(&NETWORKS, SEEN_BY, EVERYBODY);
+            shared.chain(snapshot.find(&NETWORKS, SEEN_BY, &account.to_string())).collect()
+        }
+    }
+}
+
+/// The network with a name, if `scope` sees it; everybody's before one's own.
+pub(crate) fn by_name(snapshot: &Snapshot, scope: Scope, name: &str) -> Option<Arc<Entry<Network>>> {
+    let of = |key: &str| snapshot.find(&NETWORKS, SEEN_BY, key).find(|network| network.name == name);
+    of(EVERYBODY).or_else(|| match scope {
+        Scope::All => snapshot.scan(&NETWORKS).find(|network| network.name == name),
+        Scope::Account(account) => of(&account.to_string()),
+    })
+}
+
+/// Whether an object of `owners`, which is everybody's when there are none, is in `scope`.
+fn sees(scope: Scope, owners: &[AccountId]) -> bool {
     match scope {
         Scope::All => true,
-        Scope::Account(account) => network.owners.is_empty() || network.owners.contains(&account),
+        Scope::Account(account) => owners.is_empty() || owners.contains(&account),
     }
+}
+
+/// Whether somebody sees the objects of both.
+fn common(owners: &[AccountId], others: &[AccountId]) -> bool {
+    owners.is_empty() || others.is_empty() || owners.iter().any(|owner| others.contains(owner))
 }
 
 fn check(id: NetworkId, control: &Control, new: NewNetwork) -> Result<Network> {
     let mut faults = Faults::default();
-    faults.check("name", rules::check_name(&new.name));
     faults.check("nic_tag", rules::check_nic_tag(&new.nic_tag));
     if new.vlan > 4_094 {
         faults.check("vlan_id", Err("must be between 0 and 4094".to_owned()));
     }
-    if new.resolvers.len() > RESOLVERS_MAX {
-        faults.check("resolvers", Err(format!("has more than {RESOLVERS_MAX} entries")));
-    }
-    if new.routes.len() > ROUTES_MAX {
-        faults.check("routes", Err(format!("has more than {ROUTES_MAX} entries")));
-    }
-    if new.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_MAX_BYTES) {
-        faults.check("description", Err(format!("is longer than {DESCRIPTION_MAX_BYTES} bytes")));
-    }
-    if !(576..=9_000).contains(&new.mtu) {
-        faults.check("mtu", Err("must be between 576 and 9000 bytes".to_owned()));
-    }
-    let (first, last) = (new.subnet.network().to_bits(), new.subnet.broadcast().to_bits());
-    let after_gateway =
-        new.gateway.map_or(first, |gateway| if gateway.to_bits() == first + 1 { first + 1 } else { first });
+    let (range_start, range_end) = range(new.subnet, new.gateway, new.range_start, new.range_end);
     let network = Network {
         id,
         name: new.name,
@@ -281,19 +240,79 @@ fn check(id: NetworkId, control: &Control, new: NewNetwork) -> Result<Network> {
         nic_tag: new.nic_tag,
         vlan: new.vlan,
         subnet: new.subnet,
-        range_start: new.range_start.unwrap_or(Ipv4Addr::from_bits(after_gateway.saturating_add(1))),
-        range_end: new.range_end.unwrap_or(Ipv4Addr::from_bits(last.saturating_sub(1))),
+        range_start,
+        range_end,
         gateway: new.gateway,
         resolvers: new.resolvers,
         routes: new.routes,
         mtu: new.mtu,
         host_gateway: new.host_gateway,
         nat: new.nat,
+        fabric: None,
+        subnet6: new.subnet6,
+        range6: range6(new.subnet6, new.gateway6, new.range6_start, new.range6_end),
+        gateway6: new.gateway6,
         created_at: control.now(),
     };
-    if let Err(plan) = address::check_plan(&network) {
-        faults.add(plan.field, FieldCode::Invalid, plan.message);
-    }
+    check_record(&network, &mut faults);
     faults.finish()?;
     Ok(network)
+}
+
+/// The range that is asked for, or all of the subnet but a gateway at its beginning.
+pub(crate) fn range(
+    subnet: Ipv4Net,
+    gateway: Option<Ipv4Addr>,
+    start: Option<Ipv4Addr>,
+    end: Option<Ipv4Addr>,
+) -> (Ipv4Addr, Ipv4Addr) {
+    let (first, last) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
+    let before = gateway.map(Ipv4Addr::to_bits).filter(|gateway| *gateway == first.saturating_add(1)).unwrap_or(first);
+    (
+        start.unwrap_or(Ipv4Addr::from_bits(before.saturating_add(1))),
+        end.unwrap_or(Ipv4Addr::from_bits(last.saturating_sub(1))),
+    )
+}
+
+/// The same for IPv6, where there may be no subnet: then there is a range only if somebody asks for one.
+pub(crate) fn range6(
+    subnet: Option<Ipv6Net>,
+    gateway: Option<Ipv6Addr>,
+    start: Option<Ipv6Addr>,
+    end: Option<Ipv6Addr>,
+) -> Option<(Ipv6Addr, Ipv6Addr)> {
+    let Some(subnet) = subnet else {
+        let one = start.or(end)?;
+        return Some((start.unwrap_or(one), end.unwrap_or(one)));
+    };
+    let first = subnet.network().to_bits();
+    let before = gateway.map(Ipv6Addr::to_bits).filter(|gateway| *gateway == first.saturating_add(1)).unwrap_or(first);
+    Some((start.unwrap_or(Ipv6Addr::from_bits(before.saturating_add(1))), end.unwrap_or(subnet.broadcast())))
+}
+
+/// What holds for every network, whoever makes it.
+pub(crate) fn check_record(network: &Network, faults: &mut Faults) {
+    faults.check("name", rules::check_name(&network.name));
+    if network.resolvers.len() > RESOLVERS_MAX {
+        faults.check("resolvers", Err(format!("has more than {RESOLVERS_MAX} entries")));
+    }
+    if network.routes.len() > ROUTES_MAX {
+        faults.check("routes", Err(format!("has more than {ROUTES_MAX} entries")));
+    }
+    check_description(network.description.as_deref(), faults);
+    if !(576..=9_000).contains(&network.mtu) {
+        faults.check("mtu", Err("must be between 576 and 9000 bytes".to_owned()));
+    } else if network.subnet6.is_some() && network.mtu < MTU_MIN_6 {
+        faults.check("mtu", Err(format!("must be at least {MTU_MIN_6} bytes where there is IPv6")));
+    }
+    for plan in address::check_plan(network) {
+        faults.add(plan.field, FieldCode::Invalid, plan.message);
+    }
+}
+
+/// A description that is not too long.
+pub(crate) fn check_description(description: Option<&str>, faults: &mut Faults) {
+    if description.is_some_and(|text| text.len() > DESCRIPTION_MAX_BYTES) {
+        faults.check("description", Err(format!("is longer than {DESCRIPTION_MAX_BYTES} bytes")));
+    }
 }

@@ -169,7 +169,13 @@ fn request<'a>(snapshot: &Snapshot, asked: &Asked<'_>, others: &'a Others<'_>) -
     }
     Ok(Request {
         demand: Demand::of(&packages::limits(asked.package)),
-        nic_tags: asked.networks.iter().map(|network| network.nic_tag.clone()).collect(),
+        // A fabric needs no wire of its own.
+        nic_tags: asked
+            .networks
+            .iter()
+            .filter(|network| network.fabric.is_none())
+            .map(|network| network.nic_tag.clone())
+            .collect(),
         traits: asked.package.traits.clone(),
         wishes,
         spread: others,

@@ -219,7 +219,8 @@ fn matters(instance: &Instance, fact: &ZoneFact) -> bool {
 /// Whether the instance still holds addresses of NICs it has lost on its machine too.
 fn has_strays(snapshot: &Snapshot, instance: &Instance, fact: &ZoneFact) -> bool {
     let in_force = |mac| instance.nics.iter().any(|nic| nic.mac == mac);
-    snapshot.find(&ADDRESSES, BY_HOLDER, &instance.id.to_string()).count() > instance.nics.len()
+    let addresses: usize = instance.nics.iter().map(|nic| nic.addresses().count()).sum();
+    snapshot.find(&ADDRESSES, BY_HOLDER, &instance.id.to_string()).count() > addresses
         && fact.nics.iter().all(|mac| in_force(*mac))
 }
 

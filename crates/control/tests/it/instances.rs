@@ -55,13 +55,7 @@ async fn what_is_wrong_is_named() {
         (CreateInstance { package: String::new(), ..good() }, "package"),
         (CreateInstance { image: other.clone(), ..good() }, "image"),
         (CreateInstance { brand: Some(model::instance::Brand::Kvm), ..good() }, "brand"),
-        (
-            CreateInstance {
-                networks: vec![NetworkChoice { network: other.parse().expect("an id"), ip: None, primary: false }],
-                ..good()
-            },
-            "networks",
-        ),
+        (CreateInstance { networks: vec![NetworkChoice::any(other.parse().expect("an id"))], ..good() }, "networks"),
         (CreateInstance { metadata: [("sdc:x".to_owned(), String::new())].into(), ..good() }, "metadata.sdc:x"),
     ];
     for (request, field) in cases {

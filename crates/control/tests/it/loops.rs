@@ -20,7 +20,7 @@ async fn leaks_are_mended() {
     let nobody = model::id::InstanceId::random();
     let address = model::network::Address {
         network: world.network,
-        ip: std::net::Ipv4Addr::new(10, 9, 0, 99),
+        ip: std::net::Ipv4Addr::new(10, 9, 0, 99).into(),
         instance: Some(nobody),
         owner: None,
         reserved: false,

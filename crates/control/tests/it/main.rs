@@ -1,6 +1,7 @@
 //! Component tests: the real control plane over a real store, with a machine that is played by hand.
 
 mod accounts;
+mod fabrics;
 mod flows;
 mod images;
 mod instances;
@@ -8,6 +9,7 @@ mod join;
 mod loops;
 mod nics;
 mod placement;
+mod pools;
 mod races;
 mod restart;
 mod targets;

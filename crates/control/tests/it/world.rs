@@ -14,6 +14,7 @@ use base::{
 use control::{
     Control, ControlConfig, Result, Scope,
     accounts::{self, NewAccount},
+    fabrics::FirstFabric,
     images,
     instances::{self, CreateInstance, InstanceView, NetworkChoice},
     networks::{self, NewNetwork},
@@ -23,6 +24,7 @@ use control::{
 use model::{
     id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::{Caller, Wanted},
+    network::VNIS,
     server::Hardware,
     state::PublicState,
     target::{Phase, Report, Target, ZoneFact, ZoneState, ZoneTarget},
@@ -57,6 +59,8 @@ pub(crate) struct Choices {
     pub(crate) last_address: u8,
     pub(crate) flows: bool,
     pub(crate) engine: Kind,
+    pub(crate) vnis: std::ops::RangeInclusive<u32>,
+    pub(crate) first: Option<FirstFabric>,
 }
 
 /// Where records are kept.
@@ -82,7 +86,14 @@ pub(crate) async fn open(kind: Kind, dir: &tempfile::TempDir) -> Store {
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), last_address: 250, flows: true, engine: Kind::Memory }
+        Self {
+            clock: Arc::new(SystemClock),
+            last_address: 250,
+            flows: true,
+            engine: Kind::Memory,
+            vnis: VNIS,
+            first: None,
+        }
     }
 }
 
@@ -95,7 +106,9 @@ impl World {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let store = open(choices.engine, &dir).await;
         let (trigger, shutdown) = Shutdown::new();
-        let control = start(store, choices.clock.clone(), &dir, shutdown.clone());
+        let mut config = config(&dir);
+        (config.fabric.vnis, config.fabric.first) = (choices.vnis.clone(), choices.first.clone());
+        let control = Control::start(store, choices.clock.clone(), config, shutdown.clone());
         if choices.flows {
             run_flows(&control, shutdown);
         }
@@ -123,7 +136,7 @@ impl World {
             alias: Some(name.to_owned()),
             package: "small".to_owned(),
             image: self.image.to_string(),
-            networks: vec![NetworkChoice { network: self.network, ip: None, primary: true }],
+            networks: vec![NetworkChoice { primary: true, ..NetworkChoice::any(self.network) }],
             ..CreateInstance::default()
         }
     }
@@ -173,10 +186,14 @@ impl World {
 
 /// A control plane over `store`.
 pub(crate) fn start(store: Store, clock: Arc<dyn Clock>, dir: &tempfile::TempDir, shutdown: Shutdown) -> Control {
+    Control::start(store, clock, config(dir), shutdown)
+}
+
+fn config(dir: &tempfile::TempDir) -> ControlConfig {
     let mut config = ControlConfig::new("test-1", dir.path().join("images"));
     config.archive_dir = Some(dir.path().join("archive"));
     config.default_networks = vec!["external".to_owned()];
-    Control::start(store, clock, config, shutdown)
+    config
 }
 
 pub(crate) fn run_flows(control: &Control, shutdown: Shutdown) {
@@ -220,6 +237,7 @@ pub(crate) fn network(name: &str, range_end: Ipv4Addr) -> NewNetwork {
         mtu: 1500,
         host_gateway: true,
         nat: false,
+        ..NewNetwork::default()
     }
 }
 

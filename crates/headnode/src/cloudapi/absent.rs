@@ -50,11 +50,6 @@ pub(super) async fn image_create(_call: Call) -> Result<Reply, ApiError> {
     Err(not_here("making images out of instances, or importing them from other datacenters"))
 }
 
-/// Overlay networks.
-pub(super) async fn fabric(_call: Call) -> Result<Reply, ApiError> {
-    Err(not_here("fabrics: networks of one's own"))
-}
-
 /// Not this volume.
 pub(super) async fn volume(call: Call) -> Result<Reply, ApiError> {
     Err(ApiError::new(Code::VolumeNotFound, format!("volume {} does not exist", call.segment(0))))

@@ -1,6 +1,6 @@
 //! Making an instance: all the ways in which the contract lets tenants say what they want.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use control::{
     Error,
@@ -122,7 +122,7 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
         text.parse().map_err(|_| ApiError::invalid(field, format!("{value} is not the id of a network")))
     };
     let object = match value {
-        Value::String(_) => return Ok(NetworkChoice { network: id(value)?, ip: None, primary: false }),
+        Value::String(_) => return Ok(NetworkChoice::any(id(value)?)),
         Value::Object(object) => object,
         _ => {
             return Err(ApiError::invalid(
@@ -131,26 +131,38 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
             ));
         }
     };
-    if let Some(unknown) =
-        object.keys().find(|key| !matches!(key.as_str(), "ipv4_uuid" | "ipv4_ips" | "ipv4_count" | "primary"))
+    if let Some(unknown) = object
+        .keys()
+        .find(|key| !matches!(key.as_str(), "ipv4_uuid" | "ipv4_ips" | "ipv4_count" | "ipv6_ips" | "primary"))
     {
         return Err(ApiError::invalid(field, format!("{field}: \"{unknown}\" cannot be chosen for a network")));
     }
     if object.get("ipv4_count").is_some_and(|count| *count != 1) {
         return Err(ApiError::invalid(field, format!("{field}: ipv4_count can only be 1")));
     }
-    let ip = match object.get("ipv4_ips") {
-        None => None,
-        Some(Value::Array(ips)) if ips.len() == 1 => {
-            let ip = ips[0].as_str().and_then(|text| text.parse::<Ipv4Addr>().ok());
-            Some(ip.ok_or_else(|| ApiError::invalid(field, format!("{field}: {} is not an IPv4 address", ips[0])))?)
-        }
-        Some(_) => return Err(ApiError::invalid(field, format!("{field}: ipv4_ips must be a list of one address"))),
-    };
+    let ip = certain(field, object, "ipv4_ips", "an IPv4 address")?;
+    let ip6 = certain(field, object, "ipv6_ips", "an IPv6 address")?;
     let primary = object.get("primary").is_some_and(|value| *value == true);
     let uuid =
         object.get("ipv4_uuid").ok_or_else(|| ApiError::invalid(field, format!("{field}: ipv4_uuid is missing")))?;
-    Ok(NetworkChoice { network: id(uuid)?, ip, primary })
+    Ok(NetworkChoice { network: id(uuid)?, ip, ip6, primary })
+}
+
+/// The address that is asked for, of a list of one.
+fn certain<T: std::str::FromStr>(
+    field: &str,
+    object: &serde_json::Map<String, Value>,
+    key: &str,
+    what: &str,
+) -> Result<Option<T>, ApiError> {
+    match object.get(key) {
+        None => Ok(None),
+        Some(Value::Array(ips)) if ips.len() == 1 => {
+            let ip = ips[0].as_str().and_then(|text| text.parse().ok());
+            ip.map(Some).ok_or_else(|| ApiError::invalid(field, format!("{field}: {} is not {what}", ips[0])))
+        }
+        Some(_) => Err(ApiError::invalid(field, format!("{field}: {key} must be a list of one address"))),
+    }
 }
 
 type Texts = BTreeMap<String, String>;

@@ -73,7 +73,9 @@ impl From<Error> for ApiError {
             Error::NotFound { .. } => Code::ResourceNotFound,
             Error::Conflict(_) | Error::AlreadyExists { .. } => Code::InvalidArgument,
             Error::InUse(_) => Code::InUseError,
-            Error::InsufficientCapacity(_) | Error::NoAddress { .. } => Code::InsufficientCapacity,
+            Error::InsufficientCapacity(_) | Error::NoAddress { .. } | Error::NoVni { .. } => {
+                Code::InsufficientCapacity
+            }
             Error::DeletionProtected => Code::CannotDestroyMachine,
             Error::NotAuthorized(_) => Code::NotAuthorized,
             Error::InvalidState { .. } => Code::InvalidState,

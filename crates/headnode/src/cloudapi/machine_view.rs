@@ -66,6 +66,9 @@ pub(super) fn nic(view: &NicView) -> Nic {
         primary: view.nic.primary,
         netmask: view.network.as_ref().map_or(Ipv4Addr::BROADCAST, |network| network.subnet.netmask()),
         gateway: view.network.as_ref().and_then(|network| network.gateway),
+        ip6: view.nic.ip6,
+        prefix6: view.nic.ip6.and_then(|_| Some(view.network.as_ref()?.subnet6?.prefix_len())),
+        gateway6: view.nic.ip6.and_then(|_| view.network.as_ref()?.gateway6),
         network: view.nic.network,
         state: Some(Cow::Borrowed(view.state.as_str())),
     }

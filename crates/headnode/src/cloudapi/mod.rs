@@ -15,6 +15,7 @@ mod auth;
 mod call;
 mod create;
 mod error;
+mod fabrics;
 mod images;
 mod keys;
 mod machine_view;

@@ -1,13 +1,16 @@
 //! Networks and the addresses on them.
 
-use std::{borrow::Cow, net::Ipv4Addr};
+use std::{borrow::Cow, net::IpAddr};
 
 use cloudapi::{
     error::Code,
     types::{Network, NetworkIp},
 };
-use control::networks::{self, IpView};
-use model::id::{AccountId, NetworkId};
+use control::networks::{
+    self, IpView,
+    pools::{self, PoolView},
+};
+use model::id::{AccountId, NetworkId, PoolId};
 
 use super::{
     call::Call,
@@ -20,18 +23,27 @@ const PAGE_MAX: usize = 1_000;
 
 /// `GET /:account/networks`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
-    let networks = match call.params.flag("fabric")? {
-        Some(true) => Vec::new(),
-        _ => networks::list(call.control(), call.scope()),
+    let mut faults = Faults::default();
+    let (fabric, public) = (faults.take(call.params.flag("fabric")), faults.take(call.params.flag("public")));
+    faults.finish()?;
+    let networks = networks::list(call.control(), call.scope());
+    let pools = pools::list(call.control(), call.scope());
+    let passes = |is_fabric: bool, is_public: bool| {
+        fabric.is_none_or(|wanted| wanted == is_fabric) && public.is_none_or(|wanted| wanted == is_public)
     };
-    let shown: Vec<Network<'_>> = networks.iter().map(|network| show(network)).collect();
+    let networks = networks.iter().filter(|network| passes(network.fabric.is_some(), network.public));
+    let pools = pools.iter().filter(|view| passes(false, view.public));
+    let shown: Vec<Network<'_>> = networks.map(|network| show(network)).chain(pools.map(show_pool)).collect();
     Ok(Reply::json(&shown))
 }
 
-/// `GET /:account/networks/:network`.
+/// `GET /:account/networks/:network`: a network or a pool of them.
 pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
-    let network = networks::get(call.control(), call.scope(), call.id("network", 0)?)?;
-    Ok(Reply::json(&show(&network)))
+    let id: NetworkId = call.id("network", 0)?;
+    if let Ok(pool) = pools::get(call.control(), call.scope(), PoolId::new(id.uuid())) {
+        return Ok(Reply::json(&show_pool(&pool)));
+    }
+    Ok(Reply::json(&show(&*networks::get(call.control(), call.scope(), id)?)))
 }
 
 /// `GET /:account/networks/:network/ips`.
@@ -64,9 +76,9 @@ pub(super) async fn ip_update(call: Call) -> Result<Reply, ApiError> {
     Ok(Reply::json(&show_ip(&view, call.account.id)))
 }
 
-fn address(call: &Call) -> Result<Ipv4Addr, ApiError> {
+fn address(call: &Call) -> Result<IpAddr, ApiError> {
     let text = call.segment(1);
-    text.parse().map_err(|_| ApiError::invalid("ip", format!("\"{text}\" is not an IPv4 address")))
+    text.parse().map_err(|_| ApiError::invalid("ip", format!("\"{text}\" is not an IP address")))
 }
 
 /// Addresses of public networks are the operators' business.
@@ -80,13 +92,14 @@ fn private(call: &Call) -> Result<NetworkId, ApiError> {
 }
 
 /// How a network is laid out is shown to those it belongs to; of shared ones, only that they are there.
-fn show(network: &model::network::Network) -> Network<'_> {
+pub(super) fn show(network: &model::network::Network) -> Network<'_> {
     let owned = !network.owners.is_empty();
+    let (start6, end6) = network.range6.filter(|_| owned).unzip();
     Network {
         id: network.id,
         name: Cow::Borrowed(&network.name),
         public: network.public,
-        fabric: None,
+        fabric: network.fabric.map(|_| true),
         description: network.description.as_deref().map(Cow::Borrowed),
         subnet: owned.then(|| Cow::Owned(network.subnet.to_string())),
         provision_start_ip: owned.then_some(network.range_start),
@@ -94,7 +107,38 @@ fn show(network: &model::network::Network) -> Network<'_> {
         gateway: network.gateway.filter(|_| owned),
         resolvers: owned.then_some(Cow::Borrowed(&*network.resolvers)),
         routes: owned.then(|| network.routes.iter().map(|(to, via)| (to.to_string(), *via)).collect()),
-        internet_nat: owned.then_some(network.nat),
+        internet_nat: owned.then_some(network.fabric.map_or(network.nat, |fabric| fabric.internet_nat)),
+        vlan_id: network.fabric.map(|_| network.vlan),
+        routed: network.fabric.is_some_and(|fabric| fabric.routed).then_some(true),
+        subnet6: network.subnet6.filter(|_| owned).map(|subnet| subnet.to_string()),
+        provision_start_ip6: start6,
+        provision_end_ip6: end6,
+        gateway6: network.gateway6.filter(|_| owned),
+        suffixes: None,
+    }
+}
+
+/// A pool looks like a network whose layout is nobody's business.
+fn show_pool(view: &PoolView) -> Network<'_> {
+    Network {
+        id: NetworkId::new(view.pool.id.uuid()),
+        name: Cow::Borrowed(&view.pool.name),
+        public: view.public,
+        fabric: None,
+        description: view.pool.description.as_deref().map(Cow::Borrowed),
+        subnet: None,
+        provision_start_ip: None,
+        provision_end_ip: None,
+        gateway: None,
+        resolvers: None,
+        routes: None,
+        internet_nat: None,
+        vlan_id: None,
+        routed: None,
+        subnet6: None,
+        provision_start_ip6: None,
+        provision_end_ip6: None,
+        gateway6: None,
         suffixes: None,
     }
 }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     absent, account, audit,
     call::{Call, Outcome},
-    create, images, keys, machines, metadata, networks, nics, packages, services, tags,
+    create, fabrics, images, keys, machines, metadata, networks, nics, packages, services, tags,
     throttle::Group,
 };
 
@@ -86,16 +86,16 @@ routes! {
     GET "/:account/networks/:network/ips" ListNetworkIPs Networks networks::ips;
     GET "/:account/networks/:network/ips/:ip" GetNetworkIP Networks networks::ip;
     PUT "/:account/networks/:network/ips/:ip" UpdateNetworkIP Networks networks::ip_update;
-    GET "/:account/fabrics/default/vlans" ListFabricVLANs Networks absent::fabric;
-    POST "/:account/fabrics/default/vlans" CreateFabricVLAN Networks absent::fabric;
-    GET "/:account/fabrics/default/vlans/:vlan" GetFabricVLAN Networks absent::fabric;
-    PUT "/:account/fabrics/default/vlans/:vlan" UpdateFabricVLAN Networks absent::fabric;
-    DELETE "/:account/fabrics/default/vlans/:vlan" DeleteFabricVLAN Networks absent::fabric;
-    GET "/:account/fabrics/default/vlans/:vlan/networks" ListFabricNetworks Networks absent::fabric;
-    POST "/:account/fabrics/default/vlans/:vlan/networks" CreateFabricNetwork Networks absent::fabric;
-    GET "/:account/fabrics/default/vlans/:vlan/networks/:network" GetFabricNetwork Networks absent::fabric;
-    PUT "/:account/fabrics/default/vlans/:vlan/networks/:network" UpdateFabricNetwork Networks absent::fabric;
-    DELETE "/:account/fabrics/default/vlans/:vlan/networks/:network" DeleteFabricNetwork Networks absent::fabric;
+    GET "/:account/fabrics/default/vlans" ListFabricVLANs Networks fabrics::vlans;
+    POST "/:account/fabrics/default/vlans" CreateFabricVLAN Networks fabrics::vlan_create;
+    GET "/:account/fabrics/default/vlans/:vlan" GetFabricVLAN Networks fabrics::vlan;
+    PUT "/:account/fabrics/default/vlans/:vlan" UpdateFabricVLAN Networks fabrics::vlan_update;
+    DELETE "/:account/fabrics/default/vlans/:vlan" DeleteFabricVLAN Networks fabrics::vlan_delete;
+    GET "/:account/fabrics/default/vlans/:vlan/networks" ListFabricNetworks Networks fabrics::networks;
+    POST "/:account/fabrics/default/vlans/:vlan/networks" CreateFabricNetwork Networks fabrics::network_create;
+    GET "/:account/fabrics/default/vlans/:vlan/networks/:network" GetFabricNetwork Networks fabrics::network;
+    PUT "/:account/fabrics/default/vlans/:vlan/networks/:network" UpdateFabricNetwork Networks fabrics::network_update;
+    DELETE "/:account/fabrics/default/vlans/:vlan/networks/:network" DeleteFabricNetwork Networks fabrics::network_delete;
 
     GET "/:account/machines" ListMachines Machines machines::list;
     POST "/:account/machines" CreateMachine Machines create::create;

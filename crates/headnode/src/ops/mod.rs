@@ -137,7 +137,9 @@ impl From<control::Error> for Refusal {
             Error::NotAuthorized(_) => (StatusCode::FORBIDDEN, "NotAuthorized"),
             Error::InUse(_) => (StatusCode::CONFLICT, "InUse"),
             Error::AlreadyExists { .. } => (StatusCode::CONFLICT, "AlreadyExists"),
-            Error::InsufficientCapacity(_) | Error::NoAddress { .. } => (StatusCode::CONFLICT, "InsufficientCapacity"),
+            Error::InsufficientCapacity(_) | Error::NoAddress { .. } | Error::NoVni { .. } => {
+                (StatusCode::CONFLICT, "InsufficientCapacity")
+            }
             Error::Conflict(_) | Error::DeletionProtected | Error::InvalidState { .. } => {
                 (StatusCode::CONFLICT, "Conflict")
             }

@@ -228,6 +228,7 @@ pub(crate) async fn networks(client: &Client, output: Output, command: Networks)
                 mtu,
                 host_gateway,
                 nat,
+                ..NewNetwork::default()
             };
             output.show(&client.create_network(&wish).await?, network_details)
         }

@@ -136,6 +136,7 @@ async fn networks(settings: &Settings, client: &Client, progress: &Progress) -> 
             mtu: None,
             host_gateway: true,
             nat: external.nat,
+            ..NewNetwork::default()
         },
         NewNetwork {
             name: "private".into(),
@@ -150,8 +151,7 @@ async fn networks(settings: &Settings, client: &Client, progress: &Progress) -> 
             gateway: None,
             resolvers: private.resolvers.clone(),
             mtu: None,
-            host_gateway: false,
-            nat: false,
+            ..NewNetwork::default()
         },
     ];
     if !client.networks().await?.is_empty() {

@@ -23,6 +23,7 @@ pub(crate) fn tell(dc: &Datacenter) {
     let package = packages(dc);
     let image = images(dc);
     networks(dc);
+    fabrics(dc);
     let id = create(dc, &image, &package);
     reading(dc, &id, &image, &package);
     filters(dc, &id);
@@ -158,6 +159,30 @@ fn networks(dc: &Datacenter) {
     }
 }
 
+/// Networks of one's own.
+fn fabrics(dc: &Datacenter) {
+    dc.triton("vlan create -n v3 3").good();
+    assert_eq!(dc.one("vlan get -j 3"), json!({"vlan_id": 3, "name": "v3"}));
+    assert_eq!(dc.json("vlan list -j").len(), 1);
+    dc.triton("vlan create -n v3 3").refused("already exists");
+    let network = "network create --name net3 --subnet 10.3.0.0/24 --start_ip 10.3.0.10 --end_ip 10.3.0.99";
+    let rest = "--gateway 10.3.0.1 --resolver 8.8.8.8 --route 10.9.0.0/16=10.3.0.2 3";
+    dc.triton(&format!("{network} {rest}")).good();
+    let made = dc.one("network get -j net3");
+    assert_eq!((&made["fabric"], &made["vlan_id"], &made["internet_nat"]), (&json!(true), &json!(3), &json!(true)));
+    assert_eq!(made["routes"], json!({"10.9.0.0/16": "10.3.0.2"}));
+    dc.triton(&format!("{network} {rest}")).refused("already exists");
+    let public = network.replace("net3", "bad").replace("10.3.0", "8.8.8");
+    dc.triton(&format!("{public} --gateway 8.8.8.1 3")).refused("must lie in 10.0.0.0/8");
+    assert_eq!(dc.json("vlan networks -j 3"), [made]);
+    assert_eq!(dc.one("network ip update -j net3 10.3.0.20 reserved=true")["reserved"], true);
+    assert!(dc.json("network ip list -j net3").iter().any(|address| address["ip"] == "10.3.0.20"));
+    dc.triton("vlan delete 3").refused("delete what is on it first");
+    dc.triton("network delete net3").good();
+    dc.triton("vlan delete 3").good();
+    assert!(dc.json("vlan list -j").is_empty());
+}
+
 fn create(dc: &Datacenter, image: &str, package: &str) -> String {
     let created = dc.json(&format!(
         "instance create -w -j -n story-{{{{shortId}}}} -t role=story -m motto=onward {image} {package}"
@@ -287,7 +312,6 @@ fn not_here(dc: &Datacenter, id: &str) {
     dc.triton(&format!("image create {id} mine 1.0.0")).refused("does not offer");
     dc.triton("volume create -n v -s 10G").refused("does not offer");
     dc.triton(&format!("instance migration begin {id}")).refused("does not offer");
-    dc.triton("vlan list").refused("does not offer");
     dc.triton("changefeed").refused("BadRequest");
 }
 

@@ -1,6 +1,7 @@
 //! CloudAPI over the real control plane on a store in memory, with requests signed by real keys.
 
 mod changes;
+mod fabrics;
 mod shapes;
 mod stage;
 mod strangers;

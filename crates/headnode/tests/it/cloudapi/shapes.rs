@@ -81,7 +81,6 @@ async fn the_other_nouns() {
     for none in ["limits", "fwrules", "users", "roles", "policies", "volumes", "migrations", "accesskeys"] {
         assert_eq!(stage.get(Who::Ana, &format!("/my/{none}")).await.json(), json!([]), "{none}");
     }
-    assert_eq!(stage.get(Who::Ana, "/my/fabrics/default/vlans").await.code(), "NotImplemented");
 }
 
 #[tokio::test]

@@ -175,6 +175,7 @@ impl Stage {
             mtu: 1_500,
             host_gateway: public,
             nat: false,
+            ..networks::NewNetwork::default()
         };
         networks::create(&self.control, new).await.unwrap().id.to_string()
     }

@@ -1,0 +1,186 @@
+//! Pools: several networks that are asked for as one.
+
+use std::sync::Arc;
+
+use model::{
+    id::{AccountId, NetworkId, PoolId},
+    network::{Network, Pool},
+    rules,
+};
+use store::{Entry, Snapshot, Transaction};
+
+use super::{allocate, check_description, common, sees};
+use crate::{
+    Control, Error, FieldCode, Result, Scope,
+    error::Faults,
+    tables::{EVERYBODY, NETWORKS, POOLS, SEEN_BY},
+};
+
+/// Networks of a pool at most: each may be looked at for every create.
+pub const NETWORKS_MAX: usize = 64;
+
+/// What a new pool is made of; see [`Pool`] for the fields.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the names are those of the record")]
+pub struct NewPool {
+    pub name: String,
+    pub description: Option<String>,
+    pub owners: Vec<AccountId>,
+    pub networks: Vec<NetworkId>,
+}
+
+/// A pool with what follows from its networks.
+#[derive(Debug, Clone)]
+pub struct PoolView {
+    /// The record.
+    pub pool: Arc<Entry<Pool>>,
+    /// Whether its networks are public.
+    pub public: bool,
+}
+
+/// Makes a pool.
+pub async fn create(control: &Control, new: NewPool) -> Result<PoolView> {
+    let mut faults = Faults::default();
+    faults.check("name", rules::check_name(&new.name));
+    check_description(new.description.as_deref(), &mut faults);
+    faults.finish()?;
+    let id = PoolId::random();
+    let pool = Pool {
+        id,
+        name: new.name,
+        description: new.description,
+        owners: new.owners,
+        networks: new.networks,
+        created_at: control.now(),
+    };
+    control
+        .store
+        .update(|snapshot| {
+            let taken = snapshot
+                .scan(&NETWORKS)
+                .any(|network| network.name == pool.name && common(&network.owners, &pool.owners));
+            if taken || named(snapshot, &pool.owners, &pool.name) {
+                return Err(Error::AlreadyExists { what: "network or pool", name: pool.name.clone() });
+            }
+            check_networks(snapshot, &pool)?;
+            Ok((Transaction::new().create(&POOLS, pool.clone()), ()))
+        })
+        .await?;
+    get(control, Scope::All, id)
+}
+
+/// The pool with an id, if it may be seen.
+pub fn get(control: &Control, scope: Scope, id: PoolId) -> Result<PoolView> {
+    let snapshot = control.snapshot();
+    let pool = visible(&snapshot, scope, id).ok_or_else(|| Error::not_found("pool", id))?;
+    Ok(view(&snapshot, pool))
+}
+
+/// The pools that may be seen, by name.
+pub fn list(control: &Control, scope: Scope) -> Vec<PoolView> {
+    let snapshot = control.snapshot();
+    let mut pools: Vec<Arc<Entry<Pool>>> = match scope {
+        Scope::All => snapshot.scan(&POOLS).collect(),
+        Scope::Account(account) => {
+            let shared = snapshot.find(&POOLS, SEEN_BY, EVERYBODY);
+            shared.chain(snapshot.find(&POOLS, SEEN_BY, &account.to_string())).collect()
+        }
+    };
+    pools.sort_by(|one, other| one.name.cmp(&other.name));
+    pools.into_iter().map(|pool| view(&snapshot, pool)).collect()
+}
+
+/// Chooses the networks of a pool anew; instances keep the addresses they have.
+pub async fn set_networks(control: &Control, id: PoolId, networks: Vec<NetworkId>) -> Result<PoolView> {
+    control
+        .store
+        .update(|snapshot| {
+            let entry = visible(snapshot, Scope::All, id).ok_or_else(|| Error::not_found("pool", id))?;
+            let changed = Pool { networks: networks.clone(), ..entry.value.clone() };
+            check_networks(snapshot, &changed)?;
+            Ok::<_, Error>((Transaction::new().replace(&POOLS, &entry, changed), ()))
+        })
+        .await?;
+    get(control, Scope::All, id)
+}
+
+/// Deletes a pool; its networks stay.
+pub async fn delete(control: &Control, id: PoolId) -> Result<()> {
+    control
+        .store
+        .update(|snapshot| {
+            let entry = visible(snapshot, Scope::All, id).ok_or_else(|| Error::not_found("pool", id))?;
+            Ok::<_, Error>((Transaction::new().delete(&POOLS, &entry), ()))
+        })
+        .await?;
+    Ok(())
+}
+
+/// The first network of a pool that has a free address and is none of `except`.
+///
+/// # Errors
+/// [`Error::NoAddress`] in the pool's name when there is none.
+pub(crate) fn choose(
+    control: &Control,
+    snapshot: &Snapshot,
+    pool: &Pool,
+    except: impl Fn(NetworkId) -> bool,
+) -> Result<Arc<Entry<Network>>> {
+    let networks = pool.networks.iter().filter(|id| !except(**id));
+    networks
+        .filter_map(|id| snapshot.get(&NETWORKS, &id.to_string()))
+        .find(|network| allocate::has_room(control, snapshot, network))
+        .ok_or_else(|| Error::NoAddress { network: pool.name.clone() })
+}
+
+/// The pool with an id, if `scope` sees it.
+pub(crate) fn visible(snapshot: &Snapshot, scope: Scope, id: PoolId) -> Option<Arc<Entry<Pool>>> {
+    snapshot.get(&POOLS, &id.to_string()).filter(|pool| sees(scope, &pool.owners))
+}
+
+/// Whether there is a pool of that name which somebody would see beside an object of `owners`.
+pub(crate) fn named(snapshot: &Snapshot, owners: &[AccountId], name: &str) -> bool {
+    snapshot.scan(&POOLS).any(|pool| pool.name == name && common(&pool.owners, owners))
+}
+
+fn view(snapshot: &Snapshot, pool: Arc<Entry<Pool>>) -> PoolView {
+    let first = pool.networks.first().and_then(|id| snapshot.get(&NETWORKS, &id.to_string()));
+    PoolView { public: first.is_some_and(|network| network.public), pool }
+}
+
+fn check_networks(snapshot: &Snapshot, pool: &Pool) -> Result<()> {
+    let fault = |code, why: String| Err(Error::field("networks", code, why));
+    if pool.networks.is_empty() || pool.networks.len() > NETWORKS_MAX {
+        return fault(FieldCode::Invalid, format!("must have 1 to {NETWORKS_MAX} entries"));
+    }
+    let mut members: Vec<Arc<Entry<Network>>> = Vec::with_capacity(pool.networks.len());
+    for id in &pool.networks {
+        let Some(network) = snapshot.get(&NETWORKS, &id.to_string()) else {
+            return fault(FieldCode::Invalid, format!("there is no network {id}"));
+        };
+        let name = network.name.clone();
+        if network.fabric.is_some() {
+            return fault(FieldCode::Invalid, format!("\"{name}\" is a tenant's own network"));
+        }
+        if members.iter().any(|other| other.id == network.id) {
+            return fault(FieldCode::Conflict, format!("\"{name}\" is named twice"));
+        }
+        let shown = network.owners.is_empty()
+            || (!pool.owners.is_empty() && pool.owners.iter().all(|owner| network.owners.contains(owner)));
+        if !shown {
+            return fault(FieldCode::Conflict, format!("\"{name}\" is not seen by everybody who sees the pool"));
+        }
+        members.push(network);
+    }
+    let shape = |network: &Network| (network.public, network.subnet6.is_some());
+    match members.iter().find(|network| shape(network) != shape(&members[0])) {
+        None => Ok(()),
+        Some(other) => {
+            let why = format!(
+                "\"{}\" and \"{}\" differ: all must be public or none, and all have IPv6 or none",
+                members[0].name, other.name
+            );
+            fault(FieldCode::Conflict, why)
+        }
+    }
+}
