@@ -200,7 +200,7 @@ impl Client {
         self.call(Method::POST, path, Some(body)).await
     }
 
-    async fn act<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+    pub(crate) async fn act<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         self.call(Method::POST, path, None::<&()>).await
     }
 

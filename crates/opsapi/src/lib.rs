@@ -12,6 +12,10 @@
 //! | `GET /v1/accounts/:account/keys`, `POST`, `DELETE …/:key` | [`NewKey`] | [`model::account::AccountKey`] |
 //! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
 //! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`] |
+//! | `POST /v1/networks/:network/ips/:ip/reserve`, `…/release` | | [`model::network::Address`], or null |
+//! | `GET /v1/nic-tags`, `POST`, `DELETE /:name` | [`NewNicTag`] | [`NicTagView`] |
+//! | `GET /v1/pools`, `POST`, `DELETE /:pool` | [`NewPool`] | [`model::network::Pool`] |
+//! | `GET /v1/fabrics` | | [`model::network::FabricVlan`] |
 //! | `GET /v1/images`, `POST`, `GET /:image`, `DELETE`, `PUT …/file` | manifest, file | [`model::image::Image`] |
 //! | `GET /v1/servers`, `GET /:server`, `POST …/accept`, `…/refuse` | | [`ServerView`] |
 //! | `POST /v1/servers/:server`, `…/drain`, `DELETE ?give_up=` | [`ServerChange`], [`ServerDrain`] | [`ServerView`] |
@@ -26,6 +30,7 @@
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
 
 pub mod client;
+pub mod networks;
 pub mod placement;
 mod servers;
 
@@ -40,6 +45,7 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
+pub use networks::{NewNicTag, NewPool, NicTagView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 

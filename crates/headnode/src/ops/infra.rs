@@ -74,7 +74,7 @@ async fn deactivate_package(State(ops): State<Ops>, Path(package): Path<String>)
 }
 
 /// A network by id or name; a name that several have is refused.
-fn find_network(control: &Control, network: &str) -> Result<Arc<Entry<Network>>, Refusal> {
+pub(super) fn find_network(control: &Control, network: &str) -> Result<Arc<Entry<Network>>, Refusal> {
     if let Ok(id) = network.parse() {
         return Ok(networks::get(control, Scope::All, id)?);
     }

@@ -7,6 +7,7 @@ mod accounts;
 mod images;
 mod infra;
 mod instances;
+mod networks;
 mod overview;
 mod placement;
 mod servers;
@@ -76,6 +77,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(overview::routes())
         .merge(accounts::routes())
         .merge(infra::routes())
+        .merge(networks::routes())
         .merge(instances::routes())
         .merge(placement::routes())
         .merge(servers::routes())

@@ -181,6 +181,20 @@ pub(crate) enum Networks {
         /// Name or id.
         network: String,
     },
+    /// Keep an address from being given out by itself.
+    Reserve {
+        /// Name or id.
+        network: String,
+        /// The address.
+        ip: std::net::IpAddr,
+    },
+    /// End the reservation of an address.
+    Release {
+        /// Name or id.
+        network: String,
+        /// The address.
+        ip: std::net::IpAddr,
+    },
     /// Remove a network nobody uses.
     #[command(visible_alias = "rm")]
     Delete {
@@ -246,6 +260,14 @@ pub(crate) async fn networks(client: &Client, output: Output, command: Networks)
                 }),
             )
         }),
+        Networks::Reserve { network, ip } => {
+            client.reserve_address(&network, ip, true).await?;
+            output.say(format!("Reserved {ip}."))
+        }
+        Networks::Release { network, ip } => {
+            client.reserve_address(&network, ip, false).await?;
+            output.say(format!("{ip} is no longer reserved."))
+        }
         Networks::Delete { network } => {
             client.delete_network(&network).await?;
             output.say(format!("Deleted network {network}."))

@@ -7,6 +7,7 @@ pub(crate) mod accounts;
 mod console;
 mod infra;
 mod instances;
+mod nets;
 mod placement;
 mod servers;
 
@@ -46,6 +47,15 @@ enum Noun {
     /// Networks and addresses.
     #[command(subcommand, visible_alias = "networks")]
     Network(infra::Networks),
+    /// NIC tags: the wires networks lie on.
+    #[command(subcommand, visible_alias = "nic-tags")]
+    NicTag(nets::NicTags),
+    /// Pools: several networks asked for as one.
+    #[command(subcommand, visible_alias = "pools")]
+    Pool(nets::Pools),
+    /// Tenants' own VLANs.
+    #[command(subcommand, visible_alias = "fabrics")]
+    Fabric(nets::Fabrics),
     /// Images.
     #[command(subcommand, visible_alias = "images")]
     Image(infra::Images),
@@ -85,6 +95,9 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Account(command) => accounts::run(&client, output, command).await,
         Noun::Package(command) => infra::packages(&client, output, command).await,
         Noun::Network(command) => infra::networks(&client, output, command).await,
+        Noun::NicTag(command) => nets::nic_tags(&client, output, command).await,
+        Noun::Pool(command) => nets::pools(&client, output, command).await,
+        Noun::Fabric(command) => nets::fabrics(&client, output, command).await,
         Noun::Image(command) => infra::images(&client, output, command).await,
         Noun::Server(command) => servers::servers(&client, output, command).await,
         Noun::Node(command) => servers::nodes(&client, output, command).await,

@@ -1,0 +1,94 @@
+//! NIC tags, pools of networks, reserved addresses and tenants' VLANs, and the client's verbs for them.
+
+use std::net::IpAddr;
+
+use model::{
+    id::AccountId,
+    network::{Address, FabricVlan, NicTag, Pool},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Client, Error, client::segment};
+
+/// Asks for a NIC tag.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNicTag {
+    /// See [`NicTag::name`].
+    pub name: String,
+    /// See [`NicTag::mtu`]; 1500 when absent.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// See [`NicTag::description`].
+    #[serde(default)]
+    pub description: Option<String>,
+}
+
+/// A NIC tag and who is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicTagView {
+    /// The record.
+    #[serde(flatten)]
+    pub tag: NicTag,
+    /// Names of the networks on it.
+    pub networks: Vec<String>,
+}
+
+/// Asks for a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPool {
+    /// See [`Pool::name`].
+    pub name: String,
+    /// See [`Pool::description`].
+    #[serde(default)]
+    pub description: Option<String>,
+    /// See [`Pool::owners`].
+    #[serde(default)]
+    pub owners: Vec<AccountId>,
+    /// Networks by id or name, in the order in which they are tried.
+    pub networks: Vec<String>,
+}
+
+impl Client {
+    /// Every NIC tag.
+    pub async fn nic_tags(&self) -> Result<Vec<NicTagView>, Error> {
+        self.get("/v1/nic-tags").await
+    }
+
+    /// Makes a NIC tag.
+    pub async fn create_nic_tag(&self, tag: &NewNicTag) -> Result<NicTagView, Error> {
+        self.post("/v1/nic-tags", tag).await
+    }
+
+    /// Forgets a NIC tag no network is on.
+    pub async fn delete_nic_tag(&self, name: &str) -> Result<(), Error> {
+        self.remove(&format!("/v1/nic-tags/{}", segment(name))).await
+    }
+
+    /// Every pool.
+    pub async fn pools(&self) -> Result<Vec<Pool>, Error> {
+        self.get("/v1/pools").await
+    }
+
+    /// Makes a pool.
+    pub async fn create_pool(&self, pool: &NewPool) -> Result<Pool, Error> {
+        self.post("/v1/pools", pool).await
+    }
+
+    /// Deletes a pool, by name or id; its networks stay.
+    pub async fn delete_pool(&self, pool: &str) -> Result<(), Error> {
+        self.remove(&format!("/v1/pools/{}", segment(pool))).await
+    }
+
+    /// Keeps an address from being given out by itself, or ends that.
+    pub async fn reserve_address(&self, network: &str, ip: IpAddr, reserved: bool) -> Result<Option<Address>, Error> {
+        let verb = if reserved { "reserve" } else { "release" };
+        self.act(&format!("/v1/networks/{}/ips/{ip}/{verb}", segment(network))).await
+    }
+
+    /// Every tenant's VLANs.
+    pub async fn fabric_vlans(&self) -> Result<Vec<FabricVlan>, Error> {
+        self.get("/v1/fabrics").await
+    }
+}
