@@ -30,6 +30,8 @@ use crate::{pki::Peer, tls::TlsSource};
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
+    /// Of them, those that showed no certificate where one may be shown; they also end after [`STRANGER_LIFE`].
+    pub strangers: Option<usize>,
     /// From TCP to TLS.
     pub handshake: Duration,
     /// For the headers of a request; also how long a connection may be idle.
@@ -44,14 +46,16 @@ impl Limits {
     /// CloudAPI: the whole world, mostly one short request per connection.
     pub const TENANTS: Self = Self {
         connections: 4_096,
+        strangers: None,
         handshake: Duration::from_secs(10),
         headers: Duration::from_secs(60),
         streams: 100,
         drain: Duration::from_secs(10),
     };
-    /// Node link: one connection per node, long polls.
+    /// Node link: one connection per node, long polls; and a few machines that join.
     pub const NODES: Self = Self {
         connections: 4_096,
+        strangers: Some(64),
         handshake: Duration::from_secs(10),
         headers: Duration::from_secs(120),
         streams: 200,
@@ -60,12 +64,16 @@ impl Limits {
     /// Ops API: a few people and their scripts.
     pub const OPERATORS: Self = Self {
         connections: 128,
+        strangers: None,
         handshake: Duration::from_secs(10),
         headers: Duration::from_secs(60),
         streams: 100,
         drain: Duration::from_secs(10),
     };
 }
+
+/// A stranger's connection to the node link is good for two requests and ends then.
+const STRANGER_LIFE: Duration = Duration::from_secs(60);
 
 /// Wait after a failed accept, e.g. when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -83,6 +91,7 @@ pub async fn serve(
     shutdown: Shutdown,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let strangers = limits.strangers.map(|most| Arc::new(Semaphore::new(most)));
     loop {
         let slot = tokio::select! {
             () = shutdown.wait() => break,
@@ -100,8 +109,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection =
-            Connection { remote, tls: tls.clone(), router: router.clone(), limits, shutdown: shutdown.clone() };
+        let connection = Connection {
+            remote,
+            tls: tls.clone(),
+            router: router.clone(),
+            limits,
+            strangers: strangers.clone(),
+            shutdown: shutdown.clone(),
+        };
         base::task::spawn("connection", async move {
             if let Err(reason) = connection.run(stream).await {
                 tracing::debug!(listener = name, %remote, %reason, "connection ended early");
@@ -121,6 +136,7 @@ struct Connection {
     tls: TlsSource,
     router: Router,
     limits: Limits,
+    strangers: Option<Arc<Semaphore>>,
     shutdown: Shutdown,
 }
 
@@ -131,6 +147,12 @@ impl Connection {
         let acceptor = TlsAcceptor::from(config.borrow_and_update().clone());
         let stream = timeout(self.limits.handshake, acceptor.accept(stream)).await??;
         let peer = peer_of(&stream);
+        // Members' slots must not go to those who only knock.
+        let stranger = match (&peer, &self.strangers) {
+            (None, Some(strangers)) => Some(strangers.clone().try_acquire_owned()?),
+            _ => None,
+        };
+        let life = if stranger.is_some() { STRANGER_LIFE } else { Duration::MAX };
         let remote = self.remote;
         let service = self.router.map_request(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(remote));
@@ -152,6 +174,7 @@ impl Connection {
         tokio::select! {
             done = served.as_mut() => return done,
             () = self.shutdown.wait() => served.as_mut().graceful_shutdown(),
+            () = tokio::time::sleep(life) => served.as_mut().graceful_shutdown(),
             Ok(()) = config.changed() => {
                 // Clients that keep a connection for months would never see the new certificate.
                 served.as_mut().graceful_shutdown();

@@ -291,10 +291,24 @@ pub struct InstanceView {
     pub instance: Instance,
     /// CloudAPI's state word.
     pub state: String,
+    /// When the state is `offline`: when its machine was last heard of, and by which headnode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<LastSeen>,
     /// Address of the primary NIC.
     pub primary_ip: Option<std::net::Ipv4Addr>,
     /// Login of its owner.
     pub owner_login: Option<String>,
+}
+
+/// The last sign of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSeen {
+    /// When.
+    pub at: Timestamp,
+    /// That long before this answer, milliseconds.
+    pub age_ms: u64,
+    /// Host name of the headnode that heard it.
+    pub by: String,
 }
 
 /// A piece of what an instance wrote to its console.

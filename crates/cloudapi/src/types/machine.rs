@@ -71,6 +71,9 @@ pub struct Machine<'a> {
     /// Why the state is `failed`. Our addition: absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Cow<'a, str>>,
+    /// When the state is `offline`: when its machine was last heard of. Our addition: absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Timestamp>,
     /// How long each phase of provisioning took, for operators. Our addition.
     #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     pub timeline: Cow<'a, [Phase]>,

@@ -46,6 +46,7 @@ pub(super) fn machine(view: &InstanceView, version: Version, show: Show) -> Mach
         package: Cow::Borrowed(&instance.package_name),
         dns_names: None,
         failure: instance.failure.as_deref().map(Cow::Borrowed),
+        last_seen: view.last_seen_at,
         timeline: Cow::Borrowed(if show.operator { &instance.timeline } else { &[] }),
     }
 }

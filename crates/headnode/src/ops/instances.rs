@@ -5,11 +5,15 @@ use axum::{
     extract::{Path, Query, State},
     routing::{get, post},
 };
-use control::{Control, Scope, instances, instances::InstanceView as Found, tables::INSTANCES};
+use control::{
+    Control, Scope, instances,
+    instances::InstanceView as Found,
+    tables::{INSTANCES, SERVERS},
+};
 use flow::{FLOWS, FlowRecord, FlowState};
 use model::{instance::Caller, time::Timestamp};
 use nodeapi::inquiry::{CONSOLE_MAX_BYTES, Console, Question};
-use opsapi::{ConsoleView, FlowView, InstanceView, StepView};
+use opsapi::{ConsoleView, FlowView, InstanceView, LastSeen, StepView};
 use serde::Deserialize;
 
 use super::{Answer, AskError, Ops, Refusal, accounts};
@@ -36,7 +40,14 @@ struct Which {
 fn view(control: &Control, found: &Found) -> InstanceView {
     let instance = found.instance.value.clone();
     let primary = instance.nics.iter().find(|nic| nic.primary).or(instance.nics.first());
+    let last_seen = found.last_seen_at.map(|at| {
+        let snapshot = control.snapshot();
+        let headnode = snapshot.scan(&SERVERS).find(|server| server.headnode);
+        let by = headnode.map(|server| server.hostname.clone()).unwrap_or_default();
+        LastSeen { at, age_ms: control.now().millis_since(at), by }
+    });
     InstanceView {
+        last_seen,
         state: found.state.as_str().to_owned(),
         primary_ip: primary.map(|nic| nic.ip),
         owner_login: control::accounts::get(control, instance.owner).ok().map(|owner| owner.login.clone()),

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot prepare its stage has failed")]
 
 mod cloudapi;
+mod join;
 mod link;

@@ -114,6 +114,12 @@ fn one(view: &InstanceView) -> comfy_table::Table {
         ("flow", or_dash(instance.flow)),
         ("timeline", timeline(&instance.timeline)),
     ];
+    if let Some(seen) = &view.last_seen {
+        lines.push((
+            "its server",
+            format!("was last heard of {}s ago, at {}, by {}", seen.age_ms / 1_000, seen.at, seen.by),
+        ));
+    }
     if let Some(failure) = &instance.failure {
         lines.push(("failure", failure.clone()));
     }

@@ -91,6 +91,9 @@ fn machines_are_cut_off_and_come_back() {
     assert_eq!(server["condition"]["state"], "unreachable", "{server}");
     let tenant = fleet.json(&["instance", "get", "-j", "one"]);
     assert_eq!(tenant["state"], "offline");
+    assert!(tenant["last_seen"].is_string(), "{tenant}");
+    let seen = fleet.instance("one").expect("an instance")["last_seen"].clone();
+    assert!(seen["age_ms"].as_u64().is_some_and(|age| age >= 30_000) && seen["by"].is_string(), "{seen}");
     assert!(host.init(&one).is_some(), "the cut stops nothing");
     fleet.good(&["instance", "delete", "one"]);
     assert!(host.init(&one).is_some(), "nobody can have told it");

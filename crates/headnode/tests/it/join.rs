@@ -1,0 +1,119 @@
+//! The node link's door for machines that nobody knows, over real TLS.
+
+use std::sync::Arc;
+
+use base::{
+    clock::{Clock, ManualClock, SystemClock},
+    shutdown::Shutdown,
+};
+use control::{Control, ControlConfig, servers, servers::NewInvite};
+use headnode::{
+    Settings,
+    inquiries::Inquiries,
+    listen::{self, Limits},
+    nodelink, pki,
+    tls::{ClientCertificates, TlsSource},
+};
+use model::{server::MachineIdentity, time::Timestamp};
+use nodeapi::{
+    client::{Client, Settings as LinkSettings},
+    join::{Door, Fingerprint, JoinError, JoinRequest},
+    link::{HeadnodeLink as _, LinkError},
+};
+use store::{Store, memory::Memory};
+
+fn identity(number: u128) -> MachineIdentity {
+    MachineIdentity { installation: Some(uuid::Uuid::from_u128(number)), ..MachineIdentity::default() }
+}
+
+#[tokio::test]
+async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = Settings::parse(&Settings::generate(Some(root.path())).unwrap()).unwrap();
+    // The headnode lives three days ahead of this machine: its certificates are not valid here yet.
+    let here = Timestamp(SystemClock.now_ms());
+    let there = here.plus_millis(3 * 86_400_000 + 60_000);
+    let clock = Arc::new(ManualClock::new(there.0));
+    let (ahead, _) = pki::ensure(&settings, there).unwrap();
+    let (trigger, shutdown) = Shutdown::new();
+    let store = Store::open(Arc::new(Memory::new()), control::schema()).await.unwrap();
+    let config = ControlConfig::new("dc-1".to_owned(), root.path().join("images"));
+    let control = Control::start(store, clock.clone(), config, shutdown.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let tls = TlsSource::open(&ahead, ClientCertificates::Optional).unwrap();
+    let router = nodelink::router(control.clone(), settings.clone(), Inquiries::default(), shutdown.clone());
+    let serving =
+        base::task::spawn("link", listen::serve("link", listener, tls.clone(), router, Limits::NODES, shutdown));
+
+    let fingerprint = Fingerprint::of(&ahead.authority().unwrap());
+    match Door::open(&address, fingerprint, here).await.err() {
+        Some(JoinError::Clock { off }) => assert_eq!(off, "3 d 1 min behind"),
+        other => panic!("{other:?}"),
+    }
+    let other: Fingerprint = format!("SHA256:{}", "0".repeat(64)).parse().unwrap();
+    match Door::open(&address, other, here).await.err() {
+        Some(JoinError::Stranger { found, .. }) => assert_eq!(found, fingerprint.to_string()),
+        other => panic!("{other:?}"),
+    }
+
+    // Its clock is set.
+    clock.set(here.0);
+    let (pki, _) = pki::renew(&settings, here).unwrap();
+    tls.reload(&pki, ClientCertificates::Optional).unwrap();
+    let (door, hello) = Door::open(&address, fingerprint, here).await.unwrap();
+    assert_eq!(hello.datacenter, settings.datacenter.name);
+    let (_, token) = servers::invite(&control, NewInvite { hours: 1, ..NewInvite::default() }).await.unwrap();
+    let key = pki::request().unwrap();
+    let good = JoinRequest {
+        token,
+        request_pem: key.request_pem.clone(),
+        hostname: "one".to_owned(),
+        identity: identity(1),
+        now: here,
+    };
+    let garbage = JoinRequest { request_pem: "garbage".to_owned(), ..good.clone() };
+    let refused = door.join(&garbage).await.unwrap_err().to_string();
+    assert!(refused.contains("request_pem"), "{refused}");
+    let answer = door.join(&good).await.expect("a bad request has not spent the token");
+
+    let node = tempfile::tempdir().unwrap();
+    let mut there = Settings::parse(&Settings::generate(Some(node.path())).unwrap()).unwrap();
+    there.join = Some(headnode::settings::Join { headnodes: vec![address.clone()] });
+    pki::enroll(&there, answer.server, &answer.authority_pem, &key, &answer.certificate_pem).unwrap();
+    let member = pki::member(&there, here).unwrap();
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
+    let link = |machine| {
+        let settings = LinkSettings {
+            headnodes: vec![address.clone()],
+            authority_pem: read(&member.authority),
+            certificate_pem: read(&member.node.certificate),
+            key_pem: read(&member.node.key),
+            machine,
+        };
+        Client::new(&settings).unwrap()
+    };
+    let (own, copied) = (link(identity(1)), link(identity(2)));
+    let target = own.target(0).await.unwrap().expect("a first target");
+    assert_eq!(target.server, answer.server);
+    assert!(own.certify(pki::request().unwrap().request_pem).await.unwrap().contains("BEGIN CERTIFICATE"));
+    let says = |error: LinkError, words: &str| match error {
+        LinkError::Refused { status: 403, message, .. } => assert!(message.contains(words), "{message}"),
+        other => panic!("{other:?}"),
+    };
+    says(copied.target(0).await.unwrap_err(), "not the machine that joined");
+    says(copied.certify(pki::request().unwrap().request_pem).await.unwrap_err(), "not the machine that joined");
+
+    // Both waits end when it is forgotten, and nothing is answered any more.
+    let forget = async {
+        let given = std::collections::BTreeSet::new();
+        servers::forget(&control, answer.server, &given, &model::instance::Caller::System).await.unwrap();
+    };
+    let (waited, asked, ()) = tokio::join!(own.target(target.generation), own.inquiry(), forget);
+    says(waited.unwrap_err(), "an operator forgot it");
+    says(asked.unwrap_err(), "an operator forgot it");
+    says(own.image(&"0".repeat(64)).await.err().unwrap(), "an operator forgot it");
+    drop((own, copied, door));
+    trigger.fire();
+    serving.await.unwrap();
+}
