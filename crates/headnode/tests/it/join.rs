@@ -14,7 +14,7 @@ use headnode::{
     nodelink, pki,
     tls::{ClientCertificates, TlsSource},
 };
-use model::{server::MachineIdentity, time::Timestamp};
+use model::{id::ServerId, server::MachineIdentity, time::Timestamp};
 use nodeapi::{
     client::{Client, Settings as LinkSettings},
     join::{Door, Fingerprint, JoinError, JoinRequest},
@@ -81,21 +81,31 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let mut there = Settings::parse(&Settings::generate(Some(node.path())).unwrap()).unwrap();
     there.join = Some(headnode::settings::Join { headnodes: vec![address.clone()] });
     pki::enroll(&there, answer.server, &answer.authority_pem, &key, &answer.certificate_pem).unwrap();
-    let member = pki::member(&there, here).unwrap();
+    let (own, copied) = (link(&there, &address, identity(1)), link(&there, &address, identity(2)));
+    only_this_machine_is_served(&control, answer.server, &own, &copied).await;
+    drop((own, copied, door));
+    trigger.fire();
+    serving.await.unwrap();
+}
+
+/// The link of a machine that joined.
+fn link(settings: &Settings, address: &str, machine: MachineIdentity) -> Client {
+    let member = pki::member(settings, Timestamp(SystemClock.now_ms())).unwrap();
     let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
-    let link = |machine| {
-        let settings = LinkSettings {
-            headnodes: vec![address.clone()],
-            authority_pem: read(&member.authority),
-            certificate_pem: read(&member.node.certificate),
-            key_pem: read(&member.node.key),
-            machine,
-        };
-        Client::new(&settings).unwrap()
+    let settings = LinkSettings {
+        headnodes: vec![address.to_owned()],
+        authority_pem: read(&member.authority),
+        certificate_pem: read(&member.node.certificate),
+        key_pem: read(&member.node.key),
+        machine,
     };
-    let (own, copied) = (link(identity(1)), link(identity(2)));
+    Client::new(&settings).unwrap()
+}
+
+/// A copy of the certificate serves nobody, and the machine itself nobody any more once it was forgotten.
+async fn only_this_machine_is_served(control: &Control, server: ServerId, own: &Client, copied: &Client) {
     let target = own.target(0).await.unwrap().expect("a first target");
-    assert_eq!(target.server, answer.server);
+    assert_eq!(target.server, server);
     assert!(own.certify(pki::request().unwrap().request_pem).await.unwrap().contains("BEGIN CERTIFICATE"));
     let says = |error: LinkError, words: &str| match error {
         LinkError::Refused { status: 403, message, .. } => assert!(message.contains(words), "{message}"),
@@ -107,13 +117,10 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     // Both waits end when it is forgotten, and nothing is answered any more.
     let forget = async {
         let given = std::collections::BTreeSet::new();
-        servers::forget(&control, answer.server, &given, &model::instance::Caller::System).await.unwrap();
+        servers::forget(control, server, &given, &model::instance::Caller::System).await.unwrap();
     };
     let (waited, asked, ()) = tokio::join!(own.target(target.generation), own.inquiry(), forget);
     says(waited.unwrap_err(), "an operator forgot it");
     says(asked.unwrap_err(), "an operator forgot it");
     says(own.image(&"0".repeat(64)).await.err().unwrap(), "an operator forgot it");
-    drop((own, copied, door));
-    trigger.fire();
-    serving.await.unwrap();
 }
