@@ -16,6 +16,7 @@ pub mod tables;
 
 pub mod accounts;
 pub mod fabrics;
+pub mod firewall;
 pub mod images;
 pub mod instances;
 pub mod networks;

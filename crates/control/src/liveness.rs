@@ -12,6 +12,7 @@ use model::{
     state::Reachability,
     time::Timestamp,
 };
+use tokio::sync::watch;
 
 /// Heartbeats by machine.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Liveness {
     unreachable_after_ms: i64,
     // A leaf lock: held for one look-up, never across an await.
     heard: Mutex<HashMap<ServerId, Heard>>,
+    /// Counts reports of machines that have another firewall in force than before.
+    firewall_news: watch::Sender<u64>,
 }
 
 /// What a machine's last report said of the machine itself.
@@ -32,6 +35,8 @@ pub struct Heard {
     pub target_seen: u64,
     /// It said that it stops.
     pub leaving: bool,
+    /// Generation of the target whose firewall the machine enforces.
+    pub firewall_seen: u64,
     /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.
     pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
 }
@@ -42,7 +47,7 @@ pub(crate) const STRANGERS_MAX: usize = 1_000;
 impl Liveness {
     /// Nobody was heard of yet.
     pub(crate) fn new(since: Timestamp, unreachable_after_ms: i64) -> Self {
-        Self { since, unreachable_after_ms, heard: Mutex::default() }
+        Self { since, unreachable_after_ms, heard: Mutex::default(), firewall_news: watch::Sender::new(0) }
     }
 
     /// When this process began to listen.
@@ -52,7 +57,16 @@ impl Liveness {
 
     /// Notes a report.
     pub(crate) fn note(&self, server: ServerId, heard: Heard) {
-        self.heard.lock().expect("no holder of this lock panics").insert(server, heard);
+        let enforced = heard.firewall_seen;
+        let before = self.heard.lock().expect("no holder of this lock panics").insert(server, heard);
+        if before.is_none_or(|before| before.firewall_seen != enforced) {
+            self.firewall_news.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes whenever a machine says that it enforces another firewall than before.
+    pub(crate) fn firewall_news(&self) -> watch::Receiver<u64> {
+        self.firewall_news.subscribe()
     }
 
     /// The last report of `server` to this process.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use model::{
     account::{Account, AccountKey},
+    firewall::FirewallRule,
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
@@ -121,7 +122,7 @@ pub static INSTANCES: Table<Instance> = Table {
     upgrade: no_upgrade,
 };
 
-/// Index of [`INSTANCES`]: all of an account, deleted ones among them.
+/// Index of [`INSTANCES`]: all of an account, deleted ones among them. Index of [`FIREWALL_RULES`] too.
 pub const BY_OWNER: &str = "owner";
 /// Index of [`INSTANCES`]: those a machine is told of.
 pub const BY_SERVER: &str = "server";
@@ -168,6 +169,20 @@ fn room_keys(server: &Server) -> Vec<String> {
 /// Invitations by id.
 pub static INVITES: Table<Invite> =
     Table { name: "invites", version: 1, key: |invite| invite.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Rules of the firewall by id.
+pub static FIREWALL_RULES: Table<FirewallRule> = Table {
+    name: "firewall_rules",
+    version: 1,
+    key: |rule| rule.id.to_string(),
+    indexes: &[Index { name: BY_OWNER, keys: |rule| vec![rule_owner(rule.owner)] }],
+    upgrade: no_upgrade,
+};
+
+/// Key of [`BY_OWNER`] in [`FIREWALL_RULES`]: the account, or `*` for global rules.
+pub(crate) fn rule_owner(owner: Option<AccountId>) -> String {
+    owner.map_or_else(|| "*".to_owned(), |owner| owner.to_string())
+}
 
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
@@ -246,6 +261,7 @@ pub fn schema() -> Schema {
         .with(&SERVERS)
         .with(&INVITES)
         .with(&CLAIMS)
+        .with(&FIREWALL_RULES)
         .with(&flow::FLOWS)
 }
 

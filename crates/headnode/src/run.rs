@@ -78,6 +78,9 @@ pub enum RunError {
     /// The control plane refused this machine's own server record.
     #[error("failed to register this machine")]
     Register(#[source] control::Error),
+    /// The first firewall rules cannot be written.
+    #[error("failed to make the firewall's first rules")]
+    Seed(#[source] control::Error),
 }
 
 /// Runs a headnode until `shutdown`.
@@ -88,6 +91,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let control = start_control(&settings, clock.clone(), &shutdown).await?;
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
+    control::firewall::seed(&control).await.map_err(RunError::Seed)?;
 
     let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
     let nodes_tls = TlsSource::open(&pki, ClientCertificates::Optional)?;

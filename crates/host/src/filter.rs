@@ -3,10 +3,17 @@
 //! The whole rule set is one value, [`FilterSet`]. [`Filters::apply`] makes the kernel's set equal to it; an
 //! implementation works out the difference itself, so that one NIC more is one set element more and not a reload.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ipnet::Ipv4Net;
-use model::id::{InstanceId, MacAddr};
+use model::{
+    firewall::FirewallTarget,
+    id::{InstanceId, MacAddr},
+};
 
 use crate::error::Result;
 
@@ -39,12 +46,37 @@ pub struct BridgeFilter {
     pub nat: bool,
 }
 
+/// The distributed firewall on a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// What is let through and what is dropped. Instances that are not in it are not filtered.
+    pub target: Arc<FirewallTarget>,
+    /// Where instances have NICs.
+    pub places: BTreeMap<InstanceId, Vec<Place>>,
+    /// Bridges whose addresses may also be in use on other bridges, by other owners.
+    pub separate: BTreeSet<String>,
+}
+
+/// One address of a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the bridge the NIC is a port of.
+    pub bridge: String,
+    /// The NIC.
+    pub mac: MacAddr,
+    /// The address.
+    pub address: IpAddr,
+}
+
 /// Anti-spoofing, NAT and protection of the host.
 pub trait Filters: Send + Sync {
     /// Makes the kernel's rules equal to `wanted`.
     fn apply(&self, wanted: &FilterSet) -> Result<()>;
 
-    /// Whether what the last [`Filters::apply`] made is still in force, all of it. Others flush rule sets: a restart of
+    /// Makes the kernel enforce `wanted`. Open connections are judged again, each with its next packet.
+    fn apply_firewall(&self, wanted: &Firewall) -> Result<()>;
+
+    /// Whether what the last [`Filters::apply`] and [`Filters::apply_firewall`] made is still in force, all of it. Others flush rule sets: a restart of
     /// a firewall's service is enough. Cheap when nobody changed anything.
     fn intact(&self) -> Result<bool>;
 

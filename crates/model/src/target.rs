@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    firewall::FirewallTarget,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
     instance::{Brand, TagValue, Wanted},
@@ -37,6 +38,9 @@ pub struct Target {
     pub images: BTreeMap<ImageId, ImageTarget>,
     /// Instances that should be here, or be gone from here.
     pub zones: BTreeMap<InstanceId, ZoneTarget>,
+    /// What of their traffic is let through.
+    #[serde(default)]
+    pub firewall: FirewallTarget,
 }
 
 /// A segment as a node needs it.
@@ -165,6 +169,9 @@ pub struct Report {
     pub boot_id: String,
     /// Generation of the target it has written down.
     pub target_seen: u64,
+    /// Generation of the target whose firewall is in force; 0 before the first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub firewall_seen: u64,
     /// What the machine is made of.
     pub hardware: Hardware,
     /// Every instance it knows of, whether in the target or not.

@@ -86,6 +86,7 @@ impl Agent {
             shutdown,
             target,
             seen: AtomicU64::new(0),
+            firewall_seen: AtomicU64::new(0),
             confirmed: AtomicBool::new(false),
             ledgers,
             board,

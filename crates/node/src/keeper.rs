@@ -103,7 +103,15 @@ mod tests {
 
     fn target(server: ServerId, generation: u64) -> Target {
         let (networks, images, zones) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Target { server, generation, datacenter: "here".to_owned(), networks, images, zones }
+        Target {
+            server,
+            generation,
+            datacenter: "here".to_owned(),
+            networks,
+            images,
+            zones,
+            firewall: Default::default(),
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! This crate knows no store and no control plane: whatever implements [`nodeapi::link::HeadnodeLink`] is one.
 //!
 //! Reading order: [`config`], [`agent`], `keeper` and `ledger` (what is on disk), `dispatch` and `worker` (who acts),
-//! `network`, `images` and `ids` (what workers share), `board` and `link` (what is said), `inquiries` (what operators ask), `metadata` (what guests ask).
+//! `network`, `firewall`, `images` and `ids` (what workers share), `board` and `link` (what is said), `inquiries` (what operators ask), `metadata` (what guests ask).
 
 pub mod agent;
 pub mod config;
@@ -26,6 +26,7 @@ mod board;
 mod dispatch;
 mod facts;
 mod files;
+mod firewall;
 mod ids;
 mod images;
 mod inquiries;

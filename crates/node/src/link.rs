@@ -192,6 +192,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         hostname: identity.hostname.clone(),
         boot_id: shared.boot_id.clone(),
         target_seen: seen,
+        firewall_seen: shared.firewall_seen.load(Ordering::Acquire),
         hardware: identity.hardware.clone(),
         untold_addresses: untold_addresses(shared, &target, zones.keys().copied()),
         zones,

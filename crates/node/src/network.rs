@@ -12,7 +12,7 @@ use std::{
 
 use base::channel::{Receiver, Sender};
 use host::{
-    filter::{BridgeFilter, FilterSet, NicFilter},
+    filter::{BridgeFilter, FilterSet, NicFilter, Place},
     link::NetworkSetup,
 };
 use model::{
@@ -22,7 +22,7 @@ use model::{
 };
 use tokio::sync::oneshot;
 
-use crate::{error::StepError, shared::Shared, verbs::Verbs};
+use crate::{error::StepError, firewall::Wall, shared::Shared, verbs::Verbs};
 
 /// Changes waiting for the owner of the rule set. More than zones that are worked on at once, so nobody waits long.
 const CHANGES: usize = 256;
@@ -39,7 +39,7 @@ pub(crate) struct Change {
 
 enum What {
     /// The NICs of an instance from now on.
-    Instance(InstanceId, BTreeMap<MacAddr, NicFilter>),
+    Instance(InstanceId, BTreeMap<MacAddr, NicFilter>, Vec<Place>),
     /// Only these bridges are still there.
     Bridges(BTreeSet<String>),
 }
@@ -72,12 +72,12 @@ impl Network {
         for (_, network) in &wiring.nics {
             self.ensure_bridge(verbs, network).await?;
         }
-        self.change(What::Instance(id, nic_filters(id, wiring))).await
+        self.change(What::Instance(id, nic_filters(id, wiring), self.places(wiring))).await
     }
 
     /// Removes the rules for a zone; its NICs must be gone.
     pub(crate) async fn dismiss(&self, id: InstanceId) -> Result<(), StepError> {
-        self.change(What::Instance(id, BTreeMap::new())).await
+        self.change(What::Instance(id, BTreeMap::new(), Vec::new())).await
     }
 
     /// Removes bridges that belong to none of `needed`, and their rules.
@@ -150,6 +150,23 @@ impl Network {
         self.bridges().iter().map(|bridge| (bridge.name.clone(), filter(&bridge.network))).collect()
     }
 
+    /// Where a zone has its addresses, on bridges made so far.
+    fn places(&self, wiring: &Wiring) -> Vec<Place> {
+        let bridges = self.bridges();
+        let place = |(nic, network): &(NicTarget, NetworkTarget)| {
+            let bridge = bridges.iter().find(|bridge| same_segment(&bridge.network, network))?.name.clone();
+            Some(Place { bridge, mac: nic.mac, address: nic.address.addr().into() })
+        };
+        wiring.nics.iter().filter_map(place).collect()
+    }
+
+    /// Bridges that lead nowhere but to their own segment: the same addresses may be in use on several.
+    pub(crate) fn separate(&self) -> BTreeSet<String> {
+        let bridges = self.bridges();
+        let is_separate = |network: &NetworkTarget| !network.nat && network.host_address.is_none();
+        bridges.iter().filter(|bridge| is_separate(&bridge.network)).map(|bridge| bridge.name.clone()).collect()
+    }
+
     async fn change(&self, what: What) -> Result<(), StepError> {
         let (done, word) = oneshot::channel();
         if self.changes.send(Change { what, done }).await.is_err() {
@@ -208,46 +225,71 @@ pub(crate) async fn own_filters(
         wanted.nics.extend(nic_filters(*id, wiring));
     }
     let mut applied: Option<FilterSet> = None;
+    let mut wall = Wall::default();
+    let mut targets = shared.target.subscribe();
     // Nothing is put in the kernel before a zone needs it.
     let mut begun = false;
     loop {
-        let first = match shared.shutdown.unless(tokio::time::timeout(PATROL_PERIOD, changes.recv())).await {
-            Some(Ok(Some(first))) => first,
-            Some(Err(_)) => {
-                if begun {
-                    keep(&shared.verbs, &wanted, &mut applied).await;
+        let first = tokio::select! {
+            first = changes.recv() => match first {
+                Some(first) => first,
+                None => return,
+            },
+            changed = targets.changed() => {
+                // Before the zones of an earlier run are adopted, what that run enforced stays.
+                if changed.is_ok() && (begun || connected.is_empty()) {
+                    let _ = wall.enforce(&shared).await;
                 }
                 continue;
             }
-            Some(Ok(None)) | None => return,
+            () = tokio::time::sleep(PATROL_PERIOD) => {
+                if begun {
+                    keep(&shared, &wanted, &mut applied, &mut wall).await;
+                }
+                continue;
+            }
+            () = shared.shutdown.wait() => return,
         };
+        if !begun {
+            // All of them at once: none may be without its filters while the others get theirs back.
+            wall.places = connected.iter().map(|(id, wiring)| (*id, shared.network.places(wiring))).collect();
+        }
         begun = true;
         let mut waiting = Vec::new();
         wanted.bridges = shared.network.bridge_filters();
         let more = std::iter::from_fn(|| changes.try_recv());
         for Change { what, done } in std::iter::once(first).chain(more) {
+            let whose = match &what {
+                What::Instance(id, ..) => Some(*id),
+                What::Bridges(_) => None,
+            };
             match what {
-                What::Instance(id, nics) => {
+                What::Instance(id, nics, places) => {
                     wanted.nics.retain(|_, filter| filter.instance != id);
                     wanted.nics.extend(nics);
+                    wall.place(id, places);
                 }
                 What::Bridges(known) => wanted.bridges.retain(|name, _| known.contains(name)),
             }
-            waiting.push(done);
+            waiting.push((whose, done));
         }
         let result =
             if applied.as_ref() == Some(&wanted) { Ok(()) } else { apply(&shared.verbs, wanted.clone()).await };
         applied = result.is_ok().then(|| wanted.clone());
-        for done in waiting {
+        let enforced = wall.enforce(&shared).await;
+        for (whose, done) in waiting {
+            // An instance that is to be filtered gets no NIC before it is.
+            let firewall = if whose.is_some_and(|id| wall.filters(id)) { enforced.clone() } else { Ok(()) };
             // Who waited may have died meanwhile.
-            let _ = done.send(result.clone());
+            let _ = done.send(result.clone().and(firewall));
         }
     }
 }
 
 /// Puts the rules back when somebody took them away, or when the last application failed.
-async fn keep(verbs: &Verbs, wanted: &FilterSet, applied: &mut Option<FilterSet>) {
-    if applied.is_some() {
+async fn keep(shared: &Shared, wanted: &FilterSet, applied: &mut Option<FilterSet>, wall: &mut Wall) {
+    let verbs = &shared.verbs;
+    if applied.is_some() && wall.is_enforced() {
         match verbs.run("filter look", |host| host.filters.intact()).await {
             Ok(true) => return,
             Ok(false) => tracing::warn!("somebody changed the packet filter's rules for instances; putting them back"),
@@ -262,6 +304,8 @@ async fn keep(verbs: &Verbs, wanted: &FilterSet, applied: &mut Option<FilterSet>
         tracing::error!(error, "failed to put the packet filter's rules back; trying again soon");
     }
     *applied = result.is_ok().then(|| wanted.clone());
+    wall.doubt();
+    let _ = wall.enforce(shared).await;
 }
 
 async fn apply(verbs: &Verbs, wanted: FilterSet) -> Result<(), String> {

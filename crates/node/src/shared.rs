@@ -9,7 +9,7 @@ use std::{
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
-use model::{id::ServerId, target::Target, time::Timestamp};
+use model::{firewall::FirewallTarget, id::ServerId, target::Target, time::Timestamp};
 use nodeapi::link::HeadnodeLink;
 use tokio::sync::{Semaphore, watch};
 
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) target: watch::Sender<Arc<Target>>,
     /// Generation of which reports may say "seen": every instance in it is on the board. Zero until the first look.
     pub(crate) seen: AtomicU64,
+    /// Generation of the target whose firewall is in force. Zero until the first application.
+    pub(crate) firewall_seen: AtomicU64,
     /// Whether a headnode has confirmed or replaced the target in this run.
     pub(crate) confirmed: AtomicBool,
     pub(crate) ledgers: Ledgers,
@@ -72,7 +74,8 @@ impl Shared {
 /// The target of a machine that was never told anything: leave everything alone.
 pub(crate) fn empty_target(server: ServerId) -> Target {
     let (networks, images, zones) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    Target { server, generation: 0, datacenter: String::new(), networks, images, zones }
+    let firewall = FirewallTarget::default();
+    Target { server, generation: 0, datacenter: String::new(), networks, images, zones, firewall }
 }
 
 /// How many may be made at once on `cpus`.

@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr, path::Path};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+pub(crate) use http::Method;
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 use hyper_rustls::HttpsConnector;
@@ -173,7 +174,7 @@ impl Client {
         Err(Error::Refused { status, body })
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,

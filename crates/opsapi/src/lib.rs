@@ -25,11 +25,13 @@
 //! | `GET /v1/flows?unfinished=&archived=&subject=&limit=`, `GET /:flow` | | [`FlowView`] |
 //! | `POST /v1/placement/explain` | [`PlacementQuestion`] | [`model::placement::Explanation`] |
 //! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
+//! | `GET /v1/firewall/rules?account=`, `POST`, `GET /:rule`, `POST …/enable`, `…/disable`, `DELETE` | [`NewFirewallRule`] | [`FirewallRuleView`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
 
 pub mod client;
+pub mod firewall;
 pub mod networks;
 pub mod placement;
 mod servers;
@@ -45,6 +47,7 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
+pub use firewall::{FirewallRuleView, NewFirewallRule};
 pub use networks::{NewNicTag, NewPool, NicTagView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};

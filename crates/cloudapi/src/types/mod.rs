@@ -4,6 +4,7 @@
 //! owned values. Field names and order are the contract's; shapes only grow, and reading tolerates unknown fields.
 
 pub mod account;
+pub mod firewall;
 pub mod image;
 pub mod machine;
 pub mod network;
@@ -11,6 +12,7 @@ pub mod package;
 pub mod service;
 
 pub use account::{Account, AccountUpdate, CreateKey, Key};
+pub use firewall::{Enforced, FirewallRule};
 pub use image::{Image, ImageUpdate};
 pub use machine::{Audit, CreateMachine, Machine, NetworkChoice, Nic};
 pub use network::{FabricVlan, Network, NetworkIp};

@@ -4,6 +4,7 @@ mod change;
 mod join;
 mod report;
 pub mod targets;
+mod walls;
 
 use std::sync::Arc;
 

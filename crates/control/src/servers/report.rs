@@ -56,7 +56,14 @@ pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> R
     }
     let now = control.now();
     let strangers = strangers(&control.snapshot(), report);
-    control.nodes.note(id, Heard { at: now, target_seen: report.target_seen, leaving: report.leaving, strangers });
+    let heard = Heard {
+        at: now,
+        target_seen: report.target_seen,
+        leaving: report.leaving,
+        firewall_seen: report.firewall_seen,
+        strangers,
+    };
+    control.nodes.note(id, heard);
     lift_generation(control, id, report.target_seen).await?;
     for _ in 0..LOOKS_MAX {
         if take(control, id, report, now).await? == Look::Enough {

@@ -7,6 +7,9 @@
 //! highest revision of any record that goes into it. That is never less than before: whenever a record leaves a document, the
 //! same commit writes one that stays (the machine's own when an instance is given back, the account's when a key goes).
 //!
+//! The firewall's part ([`super::walls`]) is followed in the same step; a machine that filters anything begins after a restart at the
+//! store's own revision, because the addresses it was told may have come from records that are gone.
+//!
 //! After a store was restored from an older copy, machines have seen generations that this history will make again for other
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
@@ -19,7 +22,8 @@ use std::{
 use base::shutdown::Shutdown;
 use model::{
     compile,
-    id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
+    firewall::FirewallTarget,
+    id::{AccountId, FirewallRuleId, ImageId, InstanceId, NetworkId, ServerId},
     instance::Instance,
     network::Network,
     server::Server,
@@ -32,6 +36,8 @@ use tokio::sync::watch;
 use crate::{
     Control, ControlConfig, Error, Result,
     accounts::keys,
+    firewall::Enforcement,
+    servers::walls::Walls,
     tables::{
         ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
     },
@@ -52,13 +58,16 @@ pub struct SharedTarget {
     pub images: BTreeMap<ImageId, ImageTarget>,
     /// See [`Target::zones`].
     pub zones: BTreeMap<InstanceId, Arc<ZoneTarget>>,
+    /// See [`Target::firewall`].
+    pub firewall: Arc<FirewallTarget>,
 }
 
 impl From<SharedTarget> for Target {
     fn from(shared: SharedTarget) -> Self {
-        let SharedTarget { server, generation, datacenter, networks, images, zones } = shared;
+        let SharedTarget { server, generation, datacenter, networks, images, zones, firewall } = shared;
         let zones = zones.into_iter().map(|(id, zone)| (id, Arc::unwrap_or_clone(zone))).collect();
-        Self { server, generation, datacenter, networks, images, zones }
+        let firewall = Arc::unwrap_or_clone(firewall);
+        Self { server, generation, datacenter, networks, images, zones, firewall }
     }
 }
 
@@ -79,6 +88,7 @@ struct State {
     revision: u64,
     machines: HashMap<ServerId, Machine>,
     place_of: HashMap<InstanceId, ServerId>,
+    walls: Walls,
 }
 
 #[derive(Debug)]
@@ -216,6 +226,18 @@ impl Targets {
         async move { while generation.changed().await.is_ok() {} }
     }
 
+    /// On how many machines the newest version of a rule is in force, by what each machine says it enforces.
+    pub(crate) fn enforcement(&self, rule: FirewallRuleId, seen: impl Fn(ServerId) -> u64) -> Enforcement {
+        let mut state = self.lock();
+        let State { machines, walls, .. } = &mut *state;
+        walls.enforcement(rule, |server, revision| {
+            machines.get(&server).map(|machine| {
+                let seen = seen(server);
+                seen > machine.floor && seen >= revision.saturating_add(machine.base)
+            })
+        })
+    }
+
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
         self.lock().machines.entry(server).or_default().generation.subscribe()
     }
@@ -235,6 +257,7 @@ impl Targets {
             networks: machine.networks.clone(),
             images: machine.images.clone(),
             zones,
+            firewall: state.walls.target(server),
         })
     }
 
@@ -245,6 +268,7 @@ impl Targets {
         let known: BTreeSet<ServerId> = snapshot.scan(&SERVERS).map(|server| server.id).collect();
         state.machines.retain(|server, _| known.contains(server));
         state.place_of.clear();
+        state.walls.rebuild(snapshot);
         let mut keys_of: HashMap<AccountId, String> = HashMap::new();
         for server in snapshot.scan(&SERVERS) {
             let machine = state.machines.entry(server.id).or_default();
@@ -261,6 +285,10 @@ impl Targets {
                 state.place_of.insert(entry.id, server.id);
             }
             machine.complete(snapshot);
+            if state.walls.filters(server.id) {
+                // Addresses in it come from records everywhere, of which some may be gone: no single one tells how new it is.
+                newest = newest.max(snapshot.revision().0);
+            }
             let newest = newest.saturating_add(machine.base);
             machine.generation.send_if_modified(|generation| {
                 let risen = newest > *generation;
@@ -287,6 +315,7 @@ impl Targets {
         for instance in instances {
             self.remake(snapshot, &mut state, revision, instance, &mut dirty);
         }
+        dirty.extend(state.walls.follow(snapshot, revision, keys));
         for server in dirty {
             let Some(machine) = state.machines.get_mut(&server) else { continue };
             machine.complete(snapshot);

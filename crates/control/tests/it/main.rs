@@ -2,6 +2,7 @@
 
 mod accounts;
 mod fabrics;
+mod firewall;
 mod flows;
 mod images;
 mod instances;

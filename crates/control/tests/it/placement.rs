@@ -23,6 +23,7 @@ async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
         hostname: format!("m{number}"),
         boot_id: "boot".to_owned(),
         target_seen: 0,
+        firewall_seen: 0,
         untold_addresses: std::collections::BTreeMap::new(),
         hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
         zones: BTreeMap::new(),

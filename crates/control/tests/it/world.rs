@@ -339,6 +339,7 @@ impl Machine {
             hostname: "one".to_owned(),
             boot_id: "boot-1".to_owned(),
             target_seen: self.target.as_ref().map_or(0, |target| target.generation),
+            firewall_seen: self.target.as_ref().map_or(0, |target| target.generation),
             hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
             zones: self.zones.clone(),
             images: Vec::new(),

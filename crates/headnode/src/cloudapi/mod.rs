@@ -16,6 +16,7 @@ mod call;
 mod create;
 mod error;
 mod fabrics;
+mod fwrules;
 mod images;
 mod keys;
 mod machine_view;

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     absent, account, audit,
     call::{Call, Outcome},
-    create, fabrics, images, keys, machines, metadata, networks, nics, packages, services, tags,
+    create, fabrics, fwrules, images, keys, machines, metadata, networks, nics, packages, services, tags,
     throttle::Group,
 };
 
@@ -118,7 +118,7 @@ routes! {
     DELETE "/:account/machines/:machine/metadata" DeleteAllMachineMetadata Machines metadata::delete_all;
     GET "/:account/machines/:machine/metadata/:key" GetMachineMetadata Machines metadata::get;
     DELETE "/:account/machines/:machine/metadata/:key" DeleteMachineMetadata Machines metadata::delete;
-    GET "/:account/machines/:machine/fwrules" ListMachineFirewallRules Machines absent::machine_list;
+    GET "/:account/machines/:machine/fwrules" ListMachineFirewallRules Machines fwrules::of_machine;
     GET "/:account/machines/:machine/snapshots" ListMachineSnapshots Machines absent::machine_list;
     POST "/:account/machines/:machine/snapshots" CreateMachineSnapshot Machines absent::machine_unavailable;
     GET "/:account/machines/:machine/snapshots/:name" GetMachineSnapshot Machines absent::machine_one;
@@ -135,14 +135,14 @@ routes! {
     GET "/:account/migrations" ListMigrations Machines absent::list;
     GET "/:account/migrations/:machine" GetMigration Machines absent::one;
 
-    GET "/:account/fwrules" ListFirewallRules Machines absent::list;
-    POST "/:account/fwrules" CreateFirewallRule Machines absent::unavailable;
-    GET "/:account/fwrules/:rule" GetFirewallRule Machines absent::one;
-    POST "/:account/fwrules/:rule" UpdateFirewallRule Machines absent::one;
-    DELETE "/:account/fwrules/:rule" DeleteFirewallRule Machines absent::one;
-    POST "/:account/fwrules/:rule/enable" EnableFirewallRule Machines absent::one;
-    POST "/:account/fwrules/:rule/disable" DisableFirewallRule Machines absent::one;
-    GET "/:account/fwrules/:rule/machines" ListFirewallRuleMachines Machines absent::one;
+    GET "/:account/fwrules" ListFirewallRules Machines fwrules::list;
+    POST "/:account/fwrules" CreateFirewallRule Machines fwrules::create;
+    GET "/:account/fwrules/:rule" GetFirewallRule Machines fwrules::get;
+    POST "/:account/fwrules/:rule" UpdateFirewallRule Machines fwrules::update;
+    DELETE "/:account/fwrules/:rule" DeleteFirewallRule Machines fwrules::delete;
+    POST "/:account/fwrules/:rule/enable" EnableFirewallRule Machines fwrules::enable;
+    POST "/:account/fwrules/:rule/disable" DisableFirewallRule Machines fwrules::disable;
+    GET "/:account/fwrules/:rule/machines" ListFirewallRuleMachines Machines fwrules::machines;
 
     GET "/:account/users" ListUsers Users absent::list;
     POST "/:account/users" CreateUser Users absent::unavailable;

@@ -4,6 +4,7 @@
 //! they see every account's objects, and what they change is written down under the name in their certificate.
 
 mod accounts;
+mod firewall;
 mod images;
 mod infra;
 mod instances;
@@ -81,6 +82,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(instances::routes())
         .merge(placement::routes())
         .merge(servers::routes())
+        .merge(firewall::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

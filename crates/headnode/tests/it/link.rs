@@ -132,6 +132,7 @@ fn report() -> Report {
         hostname: "one".to_owned(),
         boot_id: "boot".to_owned(),
         target_seen: 0,
+        firewall_seen: 0,
         hardware: Hardware::default(),
         zones: std::collections::BTreeMap::new(),
         images: Vec::new(),

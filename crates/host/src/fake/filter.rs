@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Faults;
 use crate::{
     error::Result,
-    filter::{FilterSet, Filters},
+    filter::{FilterSet, Filters, Firewall},
 };
 
 /// The filters of one machine in memory. Clones share them.
@@ -17,6 +17,7 @@ pub struct FilterMachine {
 #[derive(Default)]
 struct State {
     current: FilterSet,
+    firewall: Firewall,
     applied: u64,
     flushed: bool,
 }
@@ -25,6 +26,11 @@ impl FilterMachine {
     /// The set in force; empty when there is none.
     pub fn current(&self) -> FilterSet {
         self.lock().current.clone()
+    }
+
+    /// The firewall in force.
+    pub fn firewall(&self) -> Firewall {
+        self.lock().firewall.clone()
     }
 
     /// How many times a set was applied that differed from the one in force.
@@ -36,6 +42,7 @@ impl FilterMachine {
     pub fn lose_power(&self) {
         let mut state = self.lock();
         state.current = FilterSet::default();
+        state.firewall = Firewall::default();
         state.flushed = true;
     }
 
@@ -52,7 +59,7 @@ pub struct FakeFilters {
 }
 
 impl FakeFilters {
-    /// A handle. Verbs to arm: `filters.apply`, `.intact`, `.clear`.
+    /// A handle. Verbs to arm: `filters.apply`, `.firewall`, `.intact`, `.clear`.
     pub fn new(machine: FilterMachine, faults: Faults) -> Self {
         Self { machine, faults }
     }
@@ -70,6 +77,15 @@ impl Filters for FakeFilters {
         Ok(())
     }
 
+    fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
+        self.faults.pass("filters.firewall", "")?;
+        let mut state = self.machine.lock();
+        if state.firewall != *wanted {
+            state.firewall = wanted.clone();
+        }
+        Ok(())
+    }
+
     fn intact(&self) -> Result<bool> {
         self.faults.pass("filters.intact", "")?;
         Ok(!self.machine.lock().flushed)
@@ -77,7 +93,9 @@ impl Filters for FakeFilters {
 
     fn clear(&self) -> Result<()> {
         self.faults.pass("filters.clear", "")?;
-        self.machine.lock().current = FilterSet::default();
+        let mut state = self.machine.lock();
+        state.current = FilterSet::default();
+        state.firewall = Firewall::default();
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     Host,
     dataset::{Datasets, PoolUsage},
     error::Result,
-    filter::{FilterSet, Filters},
+    filter::{FilterSet, Filters, Firewall},
     link::{Links, NetworkSetup, NicStatus},
     zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
@@ -217,6 +217,10 @@ impl Links for Mortal {
 impl Filters for Mortal {
     fn apply(&self, wanted: &FilterSet) -> Result<()> {
         self.act(|host| host.filters.apply(wanted))
+    }
+
+    fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
+        self.act(|host| host.filters.apply_firewall(wanted))
     }
 
     fn intact(&self) -> Result<bool> {

@@ -16,12 +16,13 @@ use super::{
     command,
     filter_rules::{self as rules, NIC_ARP, NIC_IP, Sender},
     filter_watch as watch,
+    firewall::{self, Enforced},
     link::{set_sysctl, sysctl_is},
     netlink::{Message, Refusal, Socket, attrs, flag},
 };
 use crate::{
     error::{Error, Result},
-    filter::{FilterSet, Filters},
+    filter::{FilterSet, Filters, Firewall},
     link::LinkNames,
 };
 
@@ -50,6 +51,7 @@ pub struct LinuxFilters {
     table: String,
     names: LinkNames,
     applied: Mutex<Option<Applied>>,
+    enforced: Mutex<Option<Enforced>>,
 }
 
 /// What was loaded, and what the kernel made of it.
@@ -66,7 +68,7 @@ struct Applied {
 impl LinuxFilters {
     /// Filters in tables named `table`, for interfaces with `names`. Nothing is changed before the first application.
     pub fn new(table: &str, names: LinkNames) -> Self {
-        Self { table: table.to_owned(), names, applied: Mutex::new(None) }
+        Self { table: table.to_owned(), names, applied: Mutex::new(None), enforced: Mutex::new(None) }
     }
 
     fn load(&self, wanted: &FilterSet) -> Result<Applied> {
@@ -139,6 +141,11 @@ impl LinuxFilters {
         Ok(true)
     }
 
+    /// Name of the firewall's own tables.
+    fn firewall_table(&self) -> String {
+        format!("{}_fw", self.table)
+    }
+
     fn elements(&self, kind: u16, flags: u16, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Message {
         let message = Message::new(kind, flags, &[NFPROTO_BRIDGE, 0, 0, 0])
             .text(ELEM_LIST_TABLE, &self.table)
@@ -183,7 +190,22 @@ impl Filters for LinuxFilters {
         Ok(())
     }
 
+    fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
+        let mut enforced = self.enforced.lock().unwrap_or_else(PoisonError::into_inner);
+        firewall::apply(&self.firewall_table(), &self.names, &mut enforced, wanted, &mut open()?)
+    }
+
     fn intact(&self) -> Result<bool> {
+        let mut enforced = self.enforced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = enforced.as_mut() {
+            let mut socket = open()?;
+            let now = watch::generation(&mut socket)?;
+            if !firewall::intact(&self.firewall_table(), held, now, &mut socket)? {
+                // The next application writes everything.
+                *enforced = None;
+                return Ok(false);
+            }
+        }
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(held) = applied.as_mut() else { return Ok(false) };
         if held.set.bridges.values().any(|bridge| bridge.nat) && !sysctl_is(FORWARDING, "1")? {
@@ -213,8 +235,19 @@ impl Filters for LinuxFilters {
         }
         command::run("nft", &["-f", "-"], &script)?;
         *applied = None;
-        Ok(())
+        firewall::clear(&self.firewall_table(), &mut self.enforced.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The kernel's number of a table; `None` when it is missing.
+pub(super) fn handle_of(socket: &mut Socket, family: u8, table: &str) -> Result<Option<Vec<u8>>> {
+    let message = Message::new(GETTABLE, 0, &[family, 0, 0, 0]).text(TABLE_NAME, table);
+    let answer = match socket.request(message) {
+        Err(Refusal { errno: Errno::ENOENT, .. }) => return Ok(None),
+        other => other.map_err(|refusal| refusal.doing(format!("look at nftables table `{table}`")))?,
+    };
+    let attributes = answer.first().and_then(|payload| payload.get(4..)).unwrap_or_default();
+    Ok(attrs(attributes).find(|(kind, _)| *kind == TABLE_HANDLE).map(|(_, handle)| handle.to_vec()))
 }
 
 fn open() -> Result<Socket> {

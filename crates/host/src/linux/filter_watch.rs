@@ -33,14 +33,20 @@ pub(super) fn generation(socket: &mut Socket) -> Result<u32> {
 
 /// What no NIC changes: our rules in order, then the elements of the sets about bridges. Empty where our tables are not.
 pub(super) fn fixed(socket: &mut Socket, table: &str) -> Result<Vec<Vec<u8>>> {
+    let mut all = rules(socket, table)?;
+    for set in FIXED_SETS {
+        all.extend(keys(socket, table, NFPROTO_INET, set)?);
+    }
+    Ok(all)
+}
+
+/// The rules of both tables of a name, in order.
+pub(super) fn rules(socket: &mut Socket, table: &str) -> Result<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     for family in [NFPROTO_BRIDGE, NFPROTO_INET] {
         let message = Message::new(GETRULE, flag::DUMP, &[family, 0, 0, 0]).text(RULE_TABLE, table);
         // The header in front of each names the generation, which moves.
         all.extend(present(socket.request(message), "list rules of nftables")?.iter().map(|rule| rule[4..].to_vec()));
-    }
-    for set in FIXED_SETS {
-        all.extend(keys(socket, table, NFPROTO_INET, set)?);
     }
     Ok(all)
 }

@@ -303,7 +303,7 @@ fn alias_of(instance: InstanceId) -> String {
     format!("{ALIAS}{instance}")
 }
 
-fn open() -> Result<Socket> {
+pub(super) fn open() -> Result<Socket> {
     Socket::open(SockProtocol::NetlinkRoute).map_err(|source| Error::os("open an rtnetlink socket", source))
 }
 
@@ -316,7 +316,10 @@ fn carry_out(socket: &mut Socket, changes: Vec<Message>, doing: impl Fn() -> Str
 }
 
 /// Takes one refusal for success: what was to be made is there, or what was to go is gone.
-fn tolerate(answer: std::result::Result<Vec<Vec<u8>>, Refusal>, errno: Errno) -> std::result::Result<(), Refusal> {
+pub(super) fn tolerate(
+    answer: std::result::Result<Vec<Vec<u8>>, Refusal>,
+    errno: Errno,
+) -> std::result::Result<(), Refusal> {
     match answer {
         Err(refusal) if refusal.errno != errno => Err(refusal),
         _ => Ok(()),
@@ -328,7 +331,7 @@ fn links(socket: &mut Socket) -> Result<Vec<Link>> {
     Ok(answer.iter().filter_map(|payload| wire::read_link(payload)).collect())
 }
 
-fn one_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+pub(super) fn one_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     match socket.request(wire::get_link(name)) {
         Err(Refusal { errno: Errno::ENODEV, .. }) => Ok(None),
         other => {

@@ -43,6 +43,8 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
+const IFLA_BR_NF_CALL_IP6TABLES: u16 = 37;
 const IFLA_BRPORT_GUARD: u16 = 5;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
@@ -158,6 +160,15 @@ pub(super) fn new_bridge(name: &str, mac: MacAddr, mtu: u32) -> Message {
                     .attr(IFLA_BR_MCAST_SNOOPING, &[0])
             })
         })
+}
+
+/// Lets the frames of a bridge pass the IP hooks of the packet filter, or not.
+pub(super) fn set_bridge_calls(index: u32, on: bool) -> Message {
+    Message::new(RTM_NEWLINK, 0, &link_header(index, 0, 0)).nest(IFLA_LINKINFO, &[], |info| {
+        info.text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, &[], |data| {
+            data.attr(IFLA_BR_NF_CALL_IPTABLES, &[u8::from(on)]).attr(IFLA_BR_NF_CALL_IP6TABLES, &[u8::from(on)])
+        })
+    })
 }
 
 /// Makes a NIC: the host's end a port of its bridge, the other end in the zone's namespace, both down (the kernel cannot

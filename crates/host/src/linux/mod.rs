@@ -14,5 +14,7 @@ mod command;
 mod dataset_btrfs;
 mod filter_rules;
 mod filter_watch;
+mod firewall;
+mod firewall_rules;
 mod link_wire;
 mod netlink;

@@ -5,6 +5,7 @@
 
 pub(crate) mod accounts;
 mod console;
+mod firewall;
 mod infra;
 mod instances;
 mod nets;
@@ -65,6 +66,9 @@ enum Noun {
     /// Machines that are to become servers.
     #[command(subcommand, visible_alias = "nodes")]
     Node(servers::Nodes),
+    /// Rules of the firewall, and how far they are enforced.
+    #[command(subcommand)]
+    Firewall(firewall::Command),
     /// Where instances go and why.
     #[command(subcommand)]
     Placement(placement::Command),
@@ -101,6 +105,7 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Image(command) => infra::images(&client, output, command).await,
         Noun::Server(command) => servers::servers(&client, output, command).await,
         Noun::Node(command) => servers::nodes(&client, output, command).await,
+        Noun::Firewall(command) => firewall::run(&client, output, command).await,
         Noun::Placement(command) => placement::run(&client, output, command).await,
         Noun::Instance(command) => instances::instances(&client, output, command).await,
         Noun::Flow(command) => instances::flows(&client, output, command).await,

@@ -225,6 +225,7 @@ mod tests {
             networks: BTreeMap::from([(network, segment)]),
             images: BTreeMap::new(),
             zones: BTreeMap::from([(id, zone)]),
+            firewall: Default::default(),
         };
         (id, target)
     }

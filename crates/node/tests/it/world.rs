@@ -73,6 +73,7 @@ impl Headnode {
             networks: BTreeMap::from([(network_id(), network)]),
             images: BTreeMap::from([(image_id(), image)]),
             zones: BTreeMap::new(),
+            firewall: model::firewall::FirewallTarget::default(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
         let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));

@@ -206,6 +206,7 @@ impl Stage {
             hostname: "one".into(),
             boot_id: "boot".into(),
             target_seen: target.map_or(0, |target| target.generation),
+            firewall_seen: target.map_or(0, |target| target.generation),
             hardware: Hardware { memory: Mib(65_536), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
             zones,
             images: Vec::new(),

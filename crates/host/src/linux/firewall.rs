@@ -1,0 +1,166 @@
+//! The distributed firewall in nftables: tables of its own beside those against spoofing.
+//!
+//! What differs is written in one transaction of `nft`; should that be refused, or our tables not be the ones we made, everything is
+//! written again. Bridges with a filtered NIC hand their frames to the IP hooks, others do not and pay nothing.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::{
+    command,
+    filter::{NFPROTO_BRIDGE, NFPROTO_INET, handle_of},
+    filter_watch as watch,
+    firewall_rules::{self as rules, Scope},
+    link::set_sysctl,
+    link_wire,
+    netlink::Socket,
+};
+use crate::{
+    error::{Error, Result},
+    filter::Firewall,
+    link::LinkNames,
+};
+
+/// What is in the kernel.
+pub(super) struct Enforced {
+    firewall: Firewall,
+    handles: Vec<Option<Vec<u8>>>,
+    stamp: u32,
+    /// Our rules as the kernel showed them when they were last found whole, and its count of changes then.
+    seen: Option<(u32, Vec<Vec<u8>>)>,
+}
+
+/// Makes the kernel's tables equal to `wanted`; `held` is what they were made equal to before.
+pub(super) fn apply(
+    table: &str,
+    names: &LinkNames,
+    held: &mut Option<Enforced>,
+    wanted: &Firewall,
+    socket: &mut Socket,
+) -> Result<()> {
+    let scope = Scope { table, names };
+    let before = held.as_ref().map(|held| bridges(&held.firewall)).unwrap_or_default();
+    let after = bridges(wanted);
+    if after.is_empty() {
+        if held.as_ref().is_none_or(|held| !bridges(&held.firewall).is_empty()) {
+            command::run("nft", &["-f", "-"], &rules::removal(table))?;
+        }
+        track(&before, false)?;
+        *held = Some(Enforced { firewall: wanted.clone(), handles: handles(table, socket)?, stamp: 0, seen: None });
+        return Ok(());
+    }
+    if let Some(known) = held.as_mut()
+        && !before.is_empty()
+        && handles(table, socket)? == known.handles
+    {
+        let stamp = known.stamp.wrapping_add(1).max(1);
+        match rules::difference(&scope, &known.firewall, wanted, stamp) {
+            Some(nothing) if nothing.is_empty() => {
+                known.firewall = wanted.clone();
+                return Ok(());
+            }
+            Some(script) => match command::run("nft", &["-f", "-"], &script) {
+                Ok(_) => {
+                    *known = Enforced { firewall: wanted.clone(), handles: known.handles.clone(), stamp, seen: None };
+                    track(&after, true)?;
+                    return track(&before.difference(&after).cloned().collect(), false);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %base::errors::chain(&error), table, "a change of the firewall was refused; writing all of it again");
+                }
+            },
+            None => {}
+        }
+    }
+    // Connections that bear a stamp of ours from before must not pass for judged.
+    let stamp = held.as_ref().map_or_else(first_stamp, |held| held.stamp.wrapping_add(1).max(1));
+    *held = None;
+    hook_in()?;
+    command::run("nft", &["-f", "-"], &rules::whole(&scope, wanted, stamp))?;
+    track(&after, true)?;
+    track(&before.difference(&after).cloned().collect(), false)?;
+    *held = Some(Enforced { firewall: wanted.clone(), handles: handles(table, socket)?, stamp, seen: None });
+    Ok(())
+}
+
+/// Whether the kernel still has what was applied; `generation` is its count of changes.
+pub(super) fn intact(table: &str, held: &mut Enforced, generation: u32, socket: &mut Socket) -> Result<bool> {
+    let walled = bridges(&held.firewall);
+    if walled.is_empty() {
+        return Ok(true);
+    }
+    // Somebody may have made a bridge anew.
+    track(&walled, true)?;
+    if held.seen.as_ref().is_some_and(|(at, _)| *at == generation) {
+        return Ok(true);
+    }
+    if handles(table, socket)? != held.handles {
+        return Ok(false);
+    }
+    let now = watch::rules(socket, table)?;
+    let is_whole = held.seen.as_ref().is_none_or(|(_, before)| *before == now);
+    held.seen = is_whole.then_some((generation, now));
+    Ok(is_whole)
+}
+
+/// Removes both tables.
+pub(super) fn clear(table: &str, held: &mut Option<Enforced>) -> Result<()> {
+    command::run("nft", &["-f", "-"], &rules::removal(table))?;
+    let walled = held.take().map(|held| bridges(&held.firewall)).unwrap_or_default();
+    track(&walled, false)
+}
+
+/// Bridges with a filtered NIC.
+fn bridges(firewall: &Firewall) -> BTreeSet<String> {
+    let filtered = firewall.places.iter().filter(|(id, _)| firewall.target.instances.contains_key(id));
+    filtered.flat_map(|(_, places)| places.iter().map(|place| place.bridge.clone())).collect()
+}
+
+/// Lets the frames of these bridges pass the IP hooks, or no longer. A bridge that is gone has none.
+fn track(bridges: &BTreeSet<String>, on: bool) -> Result<()> {
+    if bridges.is_empty() {
+        return Ok(());
+    }
+    let mut socket = super::link::open()?;
+    for bridge in bridges {
+        let Some(link) = super::link::one_link(&mut socket, bridge)? else { continue };
+        super::link::tolerate(socket.request(link_wire::set_bridge_calls(link.index, on)), nix::errno::Errno::ENODEV)
+            .map_err(|refusal| refusal.doing(format!("hand frames of bridge `{bridge}` to the packet filter")))?;
+    }
+    Ok(())
+}
+
+/// Switches of the module that hands frames on, for all bridges at once.
+const BRIDGE_SWITCHES: &str = "/proc/sys/net/bridge";
+
+/// Makes sure that bridges can hand frames on. Loading the module turns that on for every bridge of the machine, others' too,
+/// so it is turned off again: ours are told one by one.
+fn hook_in() -> Result<()> {
+    if Path::new(BRIDGE_SWITCHES).exists() {
+        return Ok(());
+    }
+    let loaded = command::run("modprobe", &["br_netfilter"], "");
+    if !Path::new(BRIDGE_SWITCHES).exists() {
+        if let Err(error) = loaded {
+            tracing::warn!(error = %base::errors::chain(&error), "failed to load br_netfilter");
+        }
+        return Err(Error::Lacking {
+            what: "the kernel module `br_netfilter`".to_owned(),
+            remedy: "install the kernel's modules, or load it (`modprobe br_netfilter`)".to_owned(),
+        });
+    }
+    for switch in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"] {
+        set_sysctl(&format!("net/bridge/{switch}"), "0")?;
+    }
+    Ok(())
+}
+
+fn handles(table: &str, socket: &mut Socket) -> Result<Vec<Option<Vec<u8>>>> {
+    [NFPROTO_BRIDGE, NFPROTO_INET].into_iter().map(|family| handle_of(socket, family, table)).collect()
+}
+
+/// Unlike those of an agent that ran before.
+fn first_stamp() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    let number = RandomState::new().hash_one(0_u8);
+    u32::try_from(number & 0x7fff_ffff).unwrap_or(1).max(1)
+}

@@ -1,0 +1,192 @@
+//! The distributed firewall in a real kernel: rules by tag, live, on zones of one bridge.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+};
+
+use host::{
+    fake::{Faults, filter::FakeFilters, filter::FilterMachine},
+    filter::{Filters, Firewall, Place},
+    link::LinkNames,
+    linux::filter::LinuxFilters,
+};
+use model::{
+    firewall::{Directory, FirewallRule, InstanceView, Language, Rule, compile},
+    id::{AccountId, FirewallRuleId, InstanceId},
+    time::Timestamp,
+};
+
+use super::{
+    frames::pings,
+    site::{PATIENCE, SILENCE, Site, Zone, connects, in_host, listen, network, run},
+};
+
+/// One account's rules and instances, and the zones they are.
+struct Scene {
+    owner: AccountId,
+    rules: Vec<FirewallRule>,
+    views: Vec<InstanceView>,
+    places: BTreeMap<InstanceId, Vec<Place>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { owner: AccountId::random(), rules: Vec::new(), views: Vec::new(), places: BTreeMap::new() }
+    }
+
+    fn add(&mut self, zone: &Zone, bridge: &str, filtered: bool, tags: &[&str]) -> InstanceId {
+        let id = InstanceId::random();
+        let tags = tags.iter().map(|tag| ((*tag).to_owned(), "1".to_owned())).collect();
+        let address = zone.address.into();
+        self.views.push(InstanceView {
+            id,
+            owner: self.owner,
+            tags,
+            addresses: vec![address],
+            firewall_enabled: filtered,
+        });
+        self.places.insert(id, vec![Place { bridge: bridge.to_owned(), mac: zone.mac, address }]);
+        id
+    }
+
+    fn rule(&mut self, text: &str) {
+        self.rules.push(FirewallRule {
+            id: FirewallRuleId::random(),
+            owner: Some(self.owner),
+            rule: Rule::parse_as(text, Language::CURRENT).expect("a rule"),
+            enabled: true,
+            log: text.contains("PORT 23"),
+            description: None,
+            created_by: None,
+            version: 1,
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+        });
+    }
+
+    fn tags(&mut self, id: InstanceId, tags: &[&str]) {
+        let view = self.views.iter_mut().find(|view| view.id == id).expect("it was added");
+        view.tags = tags.iter().map(|tag| ((*tag).to_owned(), "1".to_owned())).collect();
+    }
+
+    fn firewall(&self) -> Firewall {
+        let directory = Directory::new(self.views.iter().cloned());
+        let target = compile(&self.rules, &directory, &self.views);
+        target.check().expect("it fits together");
+        Firewall { target: Arc::new(target), places: self.places.clone(), separate: Default::default() }
+    }
+}
+
+/// Whether a line sent on an open connection comes back.
+fn echoes(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 2];
+    stream.write_all(b"hi").is_ok() && stream.read_exact(&mut answer).is_ok()
+}
+
+fn serve_echo(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut from, mut to) = (stream.try_clone().expect("a clone"), stream);
+                let _ = std::io::copy(&mut from, &mut to);
+            });
+        }
+    });
+}
+
+#[test]
+fn firewalls_repeat_and_clear() {
+    fn suite(filters: &dyn Filters) {
+        filters.apply_firewall(&Firewall::default()).expect("nothing to enforce");
+        filters.apply_firewall(&Firewall::default()).expect("again");
+        assert!(filters.clear().is_ok());
+        filters.apply_firewall(&Firewall::default()).expect("nothing after clearing");
+    }
+    suite(&FakeFilters::new(FilterMachine::default(), Faults::default()));
+    in_host(|| suite(&LinuxFilters::new("neso", LinkNames::default())));
+}
+
+#[test]
+fn rules_follow_tags_and_reach_open_connections() {
+    in_host(|| {
+        let ext = network("ext", "10.88.0.0/16");
+        let mut site = Site::new();
+        site.bridge(&ext);
+        let (web, db, idle) = (site.zone(&ext), site.zone(&ext), site.zone(&ext));
+        let mut scene = Scene::new();
+        let web_id = scene.add(&web, "nb-ext", false, &[]);
+        scene.add(&db, "nb-ext", true, &["db"]);
+        scene.add(&idle, "nb-ext", false, &[]);
+        let served = db.namespace.enter(listen);
+        let to = SocketAddr::from((db.address, served.local_addr().expect("bound").port()));
+        serve_echo(served);
+        let open = |from: &Zone, patience| from.namespace.enter(|| connects(to, patience));
+        let elsewhere = idle.namespace.enter(listen);
+        let out = SocketAddr::from((idle.address, elsewhere.local_addr().expect("bound").port()));
+
+        assert!(open(&web, PATIENCE), "nothing is filtered yet");
+        site.filters.apply_firewall(&scene.firewall()).expect("a firewall");
+        assert!(!open(&web, SILENCE), "what no rule lets in is dropped");
+        assert!(!connects(to, SILENCE), "from the host too");
+        assert!(db.namespace.enter(|| connects(out, PATIENCE)), "what goes out goes out, and its answers come back");
+        assert!(!web.namespace.enter(|| pings(db.address, SILENCE)), "no rule about pings");
+
+        scene.rule(&format!("FROM tag web TO tag db ALLOW tcp (PORT {} AND PORT 22)", to.port()));
+        scene.rule("FROM any TO all vms ALLOW icmp TYPE 8 CODE 0");
+        // Many that match nothing here, of every kind, one that logs, and literals that overlap.
+        for text in [
+            "FROM (ip 10.1.0.1 OR subnet 10.1.0.0/16 OR ip 10.2.0.1 OR ip fd00::1 OR subnet fd00::/64) TO tag db ALLOW tcp PORT 23",
+            "FROM any TO tag db ALLOW udp PORTS 1-10, 20 - 30",
+            "FROM any TO tag db ALLOW icmp6 TYPE ALL",
+            "FROM any TO tag db ALLOW ah PRIORITY 7",
+            "FROM tag db TO (ip 10.9.9.9 OR tag nobody) BLOCK esp",
+            "FROM tag db TO any BLOCK udp PORT ALL PRIORITY 3",
+        ] {
+            scene.rule(text);
+        }
+        site.filters.apply_firewall(&scene.firewall()).expect("rules");
+        assert!(!open(&web, SILENCE), "web has no tag yet");
+        assert!(web.namespace.enter(|| pings(db.address, PATIENCE)), "everybody may ping");
+
+        scene.tags(web_id, &["web"]);
+        site.filters.apply_firewall(&scene.firewall()).expect("a tag");
+        assert!(open(&web, PATIENCE), "a tag later");
+        assert!(!open(&idle, SILENCE), "others not");
+        let mut held = web.namespace.enter(|| TcpStream::connect_timeout(&to, PATIENCE).expect("it is let in"));
+        held.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        assert!(echoes(&mut held));
+
+        scene.tags(web_id, &[]);
+        site.filters.apply_firewall(&scene.firewall()).expect("no tag");
+        assert!(!open(&web, SILENCE), "without the tag");
+        held.set_read_timeout(Some(SILENCE)).expect("a timeout");
+        assert!(!echoes(&mut held), "an open connection is judged again");
+        scene.tags(web_id, &["web"]);
+        site.filters.apply_firewall(&scene.firewall()).expect("the tag again");
+        held.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut lost = [0; 2];
+        assert!(held.read_exact(&mut lost).is_ok(), "what was held back is sent again and arrives");
+
+        // An operator's flush is seen, and put back whole.
+        assert!(site.filters.intact().expect("a look"));
+        run(&["nft", "flush", "ruleset"]);
+        assert!(!site.filters.intact().expect("a look"));
+        site.filters.apply(&site.set).expect("filters again");
+        site.filters.apply_firewall(&scene.firewall()).expect("the firewall again");
+        assert!(open(&web, PATIENCE) && !open(&idle, SILENCE));
+        assert!(site.filters.intact().expect("a look"));
+        run(&["nft", "flush", "chain", "inet", "neso_fw", "arriving"]);
+        assert!(!site.filters.intact().expect("a look"), "one chain of it is missed too");
+        site.filters.apply_firewall(&scene.firewall()).expect("the firewall once more");
+
+        for view in &mut scene.views {
+            view.firewall_enabled = false;
+        }
+        site.filters.apply_firewall(&scene.firewall()).expect("off");
+        assert!(open(&idle, PATIENCE), "off at once");
+        assert!(!run(&["nft", "list", "tables"]).contains("neso_fw"), "nothing is left of it");
+    });
+}
