@@ -30,8 +30,15 @@ fn main() {
     let shared: BTreeMap<InstanceId, Arc<ZoneTarget>> =
         zones.iter().map(|(id, zone)| (*id, Arc::new(zone.clone()))).collect();
     let (networks, images) = (BTreeMap::new(), BTreeMap::new());
-    let target =
-        Target { server: ServerId::random(), generation: 1, datacenter: "home-1".to_owned(), networks, images, zones };
+    let target = Target {
+        server: ServerId::random(),
+        generation: 1,
+        datacenter: "home-1".to_owned(),
+        networks,
+        images,
+        zones,
+        firewall: Default::default(),
+    };
     let text = serde_json::to_vec(&target).expect("a target is JSON");
     println!("{INSTANCES} instances, {} KiB of JSON", text.len() >> 10);
     told("copy deeply", || target.clone());

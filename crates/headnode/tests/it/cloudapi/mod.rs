@@ -2,6 +2,7 @@
 
 mod changes;
 mod fabrics;
+mod fwrules;
 mod shapes;
 mod stage;
 mod strangers;

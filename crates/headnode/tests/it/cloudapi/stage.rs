@@ -205,7 +205,7 @@ impl Stage {
             sequence: 1,
             hostname: "one".into(),
             boot_id: "boot".into(),
-            target_seen: target.map_or(0, |target| target.generation),
+            target_seen: target.as_ref().map_or(0, |target| target.generation),
             firewall_seen: target.map_or(0, |target| target.generation),
             hardware: Hardware { memory: Mib(65_536), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
             zones,
