@@ -59,6 +59,24 @@ pub(super) fn whole(scope: &Scope<'_>, firewall: &Firewall, stamp: u32) -> Strin
             let _ = writeln!(text, "chain {} {{ }}", chain(direction, *id));
         }
     }
+    hooks(&mut text, &bridges, &zones(firewall));
+    for (id, set) in &target.sets {
+        new_set(&mut text, table, *id, set);
+    }
+    for id in target.layers.keys() {
+        layer(&mut text, table, target, *id);
+    }
+    for id in target.instances.keys() {
+        instance(&mut text, table, target, *id);
+    }
+    let none = BTreeMap::new();
+    dispatch(&mut text, table, &none, &places(firewall));
+    stamped(&mut text, table, stamp);
+    text
+}
+
+/// Where the kernel hands packets to us; ends the table.
+fn hooks(text: &mut String, bridges: &str, zones: &str) {
     let _ = write!(
         text,
         r#"chain known {{ }}
@@ -106,22 +124,8 @@ chain stamping {{
     oifname "{bridges}*" jump stamp
 }}
 }}
-"#,
-        zones = zones(firewall)
+"#
     );
-    for (id, set) in &target.sets {
-        new_set(&mut text, table, *id, set);
-    }
-    for id in target.layers.keys() {
-        layer(&mut text, table, target, *id);
-    }
-    for id in target.instances.keys() {
-        instance(&mut text, table, target, *id);
-    }
-    let none = BTreeMap::new();
-    dispatch(&mut text, table, &none, &places(firewall));
-    stamped(&mut text, table, stamp);
-    text
 }
 
 /// What to do where `held` is in the kernel and `wanted` should be, as one transaction; nothing if there is nothing to do, `None` if

@@ -80,6 +80,16 @@ impl Scene {
     }
 }
 
+/// Rules that match nothing in the test, of every kind.
+const OTHERS: [&str; 6] = [
+    "FROM (ip 10.1.0.1 OR subnet 10.1.0.0/16 OR ip 10.2.0.1 OR ip fd00::1 OR subnet fd00::/64) TO tag db ALLOW tcp PORT 23",
+    "FROM any TO tag db ALLOW udp PORTS 1-10, 20 - 30",
+    "FROM any TO tag db ALLOW icmp6 TYPE ALL",
+    "FROM any TO tag db ALLOW ah PRIORITY 7",
+    "FROM tag db TO (ip 10.9.9.9 OR tag nobody) BLOCK esp",
+    "FROM tag db TO any BLOCK udp PORT ALL PRIORITY 3",
+];
+
 /// Whether a line sent on an open connection comes back.
 fn echoes(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 2];
@@ -95,6 +105,19 @@ fn serve_echo(listener: TcpListener) {
             });
         }
     });
+}
+
+/// An operator's flush is seen, and put back whole.
+fn flushes_are_seen(site: &Site, scene: &Scene) {
+    assert!(site.filters.intact().expect("a look"));
+    run(&["nft", "flush", "ruleset"]);
+    assert!(!site.filters.intact().expect("a look"));
+    site.filters.apply(&site.set).expect("filters again");
+    site.filters.apply_firewall(&scene.firewall()).expect("the firewall again");
+    assert!(site.filters.intact().expect("a look"));
+    run(&["nft", "flush", "chain", "inet", "neso_fw", "arriving"]);
+    assert!(!site.filters.intact().expect("a look"), "one chain of it is missed too");
+    site.filters.apply_firewall(&scene.firewall()).expect("the firewall once more");
 }
 
 #[test]
@@ -137,14 +160,7 @@ fn rules_follow_tags_and_reach_open_connections() {
         scene.rule(&format!("FROM tag web TO tag db ALLOW tcp (PORT {} AND PORT 22)", to.port()));
         scene.rule("FROM any TO all vms ALLOW icmp TYPE 8 CODE 0");
         // Many that match nothing here, of every kind, one that logs, and literals that overlap.
-        for text in [
-            "FROM (ip 10.1.0.1 OR subnet 10.1.0.0/16 OR ip 10.2.0.1 OR ip fd00::1 OR subnet fd00::/64) TO tag db ALLOW tcp PORT 23",
-            "FROM any TO tag db ALLOW udp PORTS 1-10, 20 - 30",
-            "FROM any TO tag db ALLOW icmp6 TYPE ALL",
-            "FROM any TO tag db ALLOW ah PRIORITY 7",
-            "FROM tag db TO (ip 10.9.9.9 OR tag nobody) BLOCK esp",
-            "FROM tag db TO any BLOCK udp PORT ALL PRIORITY 3",
-        ] {
+        for text in OTHERS {
             scene.rule(text);
         }
         site.filters.apply_firewall(&scene.firewall()).expect("rules");
@@ -170,18 +186,8 @@ fn rules_follow_tags_and_reach_open_connections() {
         let mut lost = [0; 2];
         assert!(held.read_exact(&mut lost).is_ok(), "what was held back is sent again and arrives");
 
-        // An operator's flush is seen, and put back whole.
-        assert!(site.filters.intact().expect("a look"));
-        run(&["nft", "flush", "ruleset"]);
-        assert!(!site.filters.intact().expect("a look"));
-        site.filters.apply(&site.set).expect("filters again");
-        site.filters.apply_firewall(&scene.firewall()).expect("the firewall again");
+        flushes_are_seen(&site, &scene);
         assert!(open(&web, PATIENCE) && !open(&idle, SILENCE));
-        assert!(site.filters.intact().expect("a look"));
-        run(&["nft", "flush", "chain", "inet", "neso_fw", "arriving"]);
-        assert!(!site.filters.intact().expect("a look"), "one chain of it is missed too");
-        site.filters.apply_firewall(&scene.firewall()).expect("the firewall once more");
-
         for view in &mut scene.views {
             view.firewall_enabled = false;
         }
