@@ -65,6 +65,6 @@ fn candidates(snapshot: &Snapshot, owner: Option<model::id::AccountId>) -> Vec<A
 }
 
 fn filtered(instance: &Instance) -> Filtered {
-    let addresses = instance.nics.iter().map(|nic| nic.ip.into()).collect();
+    let addresses = instance.nics.iter().flat_map(model::network::Nic::addresses).collect();
     Filtered::new(instance.id, instance.owner, &instance.tags, addresses, instance.firewall_enabled)
 }

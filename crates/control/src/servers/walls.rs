@@ -270,6 +270,6 @@ impl Walls {
 }
 
 fn view(instance: &Instance) -> InstanceView {
-    let addresses = instance.nics.iter().map(|nic| nic.ip.into()).collect();
+    let addresses = instance.nics.iter().flat_map(model::network::Nic::addresses).collect();
     InstanceView::new(instance.id, instance.owner, &instance.tags, addresses, instance.firewall_enabled)
 }

@@ -28,27 +28,12 @@ pub(crate) fn tell(dc: &Datacenter) {
     reading(dc, &id, &image, &package);
     filters(dc, &id);
     tags_and_metadata(dc, &id);
-    firewall(dc, &id);
     nics(dc, &id);
     not_here(dc, &id);
     turning_off_and_on(dc, &id);
     changing(dc, &id);
     logging_in(dc);
     deleting(dc, &id);
-}
-
-fn firewall(dc: &Datacenter, id: &str) {
-    dc.triton_with(&["fwrule", "create", "FROM any TO tag \"role\" = \"story\" ALLOW tcp PORT 80"]).good();
-    let listed = dc.triton("fwrule list -j").good();
-    let rule: Value = serde_json::from_str(listed.lines().next().expect("one rule")).expect("a line of JSON");
-    assert_eq!(rule["rule"], "FROM any TO tag \"role\" = \"story\" ALLOW tcp PORT 80");
-    let rule = rule["id"].as_str().expect("an id").to_owned();
-    dc.triton(&format!("fwrule disable {rule}")).good();
-    assert_eq!(dc.one(&format!("fwrule get -j {rule}"))["enabled"], false);
-    dc.triton(&format!("fwrule enable {rule}")).good();
-    dc.triton(&format!("fwrule instances {rule}")).good();
-    dc.triton(&format!("instance fwrules {id}")).good();
-    dc.triton(&format!("fwrule delete -f {rule}")).good();
 }
 
 fn looking_around(dc: &Datacenter) {
