@@ -38,6 +38,8 @@ fn main() {
         images,
         zones,
         firewall: Default::default(),
+        underlay: None,
+        peers: BTreeMap::new(),
     };
     let text = serde_json::to_vec(&target).expect("a target is JSON");
     println!("{INSTANCES} instances, {} KiB of JSON", text.len() >> 10);

@@ -114,6 +114,7 @@ fn network(instances: usize) -> Result<String, Failure> {
         host_address: Some([10, 88, 0, 1].into()),
         nat: true,
         mtu: 1500,
+        ..NetworkTarget::default()
     };
     let mut set = FilterSet::default();
     let bridge = links.ensure_bridge(&network)?;

@@ -8,7 +8,10 @@ use model::{
     target::{NetworkTarget, NicTarget},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    fabric::FabricSet,
+};
 
 /// A NIC as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,10 @@ pub trait Links: Send + Sync {
 
     /// Removes all NICs of an instance.
     fn detach(&self, instance: InstanceId) -> Result<()>;
+
+    /// Makes segments between machines, their peers and their routers exactly those of `fabrics`; also their bridges. What
+    /// is right already is left as it is.
+    fn program(&self, fabrics: &FabricSet) -> Result<()>;
 
     /// Every NIC of ours on this machine.
     fn nics(&self) -> Result<Vec<NicStatus>>;
@@ -102,6 +109,46 @@ impl LinkNames {
         format!("{}v", self.prefix)
     }
 
+    /// What every name starts with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The VXLAN device of a segment: prefix, `x`, the VNI in hex.
+    pub fn vxlan(&self, vni: u32) -> String {
+        format!("{}x{vni:06x}", self.prefix)
+    }
+
+    /// The VNI in a name made by [`LinkNames::vxlan`].
+    pub fn vni_of_vxlan(&self, name: &str) -> Option<u32> {
+        hex(name.strip_prefix(self.prefix.as_str())?.strip_prefix('x')?, 6)
+    }
+
+    /// The host's end of a router's NIC on a segment: prefix, `g`, the VNI in hex.
+    pub fn router_port(&self, vni: u32) -> String {
+        format!("{}g{vni:06x}", self.prefix)
+    }
+
+    /// The VNI in a name made by [`LinkNames::router_port`].
+    pub fn vni_of_router(&self, name: &str) -> Option<u32> {
+        hex(name.strip_prefix(self.prefix.as_str())?.strip_prefix('g')?, 6)
+    }
+
+    /// What every name of a router's way out starts with.
+    pub fn transit_prefix(&self) -> String {
+        format!("{}t-", self.prefix)
+    }
+
+    /// The host's end of a router's way out.
+    pub fn transit(&self, slot: u16) -> String {
+        format!("{}{slot:04x}", self.transit_prefix())
+    }
+
+    /// The slot in a name made by [`LinkNames::transit`].
+    pub fn slot_of_transit(&self, name: &str) -> Option<u16> {
+        hex(name.strip_prefix(&self.transit_prefix())?, 4).and_then(|slot| u16::try_from(slot).ok())
+    }
+
     /// What every name of a bridge starts with.
     pub fn bridge_prefix(&self) -> String {
         format!("{}b-", self.prefix)
@@ -121,6 +168,12 @@ impl LinkNames {
             vlan => format!("{prefix}{tag}.{vlan:x}"),
         }
     }
+}
+
+/// A number of exactly `digits` hex digits.
+fn hex(text: &str, digits: usize) -> Option<u32> {
+    let fits = text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    fits.then(|| u32::from_str_radix(text, 16).ok()).flatten()
 }
 
 /// Two characters of `tag`, `-` and four hex digits of its FNV-1a checksum: seven characters. `-` keeps it apart from
@@ -143,6 +196,7 @@ mod tests {
             host_address: None,
             nat: false,
             mtu: 1500,
+            ..NetworkTarget::default()
         }
     }
 

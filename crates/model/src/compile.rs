@@ -99,6 +99,7 @@ pub fn network(network: &Network) -> NetworkTarget {
         host_address: if network.host_gateway { network.gateway } else { None },
         nat: network.nat,
         mtu: network.mtu,
+        ..NetworkTarget::default()
     }
 }
 

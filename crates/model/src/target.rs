@@ -7,10 +7,10 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,10 +41,38 @@ pub struct Target {
     /// What of their traffic is let through.
     #[serde(default)]
     pub firewall: FirewallTarget,
+    /// The machine's own address between machines; without one, fabrics end at this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<IpAddr>,
+    /// NICs on other machines that ours may talk to, by VNI: only of VNIs with a member here or routed from here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<u32, BTreeMap<MacAddr, Peer>>,
+}
+
+/// A NIC on another machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// What it answers ARP and neighbour solicitations for.
+    pub addresses: Vec<IpAddr>,
+    /// Where its machine is met.
+    pub underlay: IpAddr,
+}
+
+/// How a tenant's own network is carried and where it leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricTarget {
+    /// Number of the segment in the datacenter, 24 bits.
+    pub vni: u32,
+    /// Whose it is: one router serves all networks of an account here.
+    pub owner: AccountId,
+    /// The machine translates what leaves for the outside.
+    pub internet_nat: bool,
+    /// The machine routes to the owner's other routed networks.
+    pub routed: bool,
 }
 
 /// A segment as a node needs it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkTarget {
     /// See [`crate::network::Network::nic_tag`].
     pub nic_tag: String,
@@ -58,6 +86,26 @@ pub struct NetworkTarget {
     pub nat: bool,
     /// Bytes.
     pub mtu: u16,
+    /// What makes it a segment between machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<FabricTarget>,
+    /// The gateway's address, which a fabric's router holds on every machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// The IPv6 subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
+    /// The gateway's IPv6 address, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+impl NetworkTarget {
+    /// Whether a router answers for its gateway here.
+    pub fn is_routed(&self) -> bool {
+        self.fabric.as_ref().is_some_and(|fabric| fabric.internet_nat || fabric.routed)
+            && (self.gateway.is_some() || self.gateway6.is_some())
+    }
 }
 
 /// An image as a node needs it.

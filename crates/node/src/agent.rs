@@ -20,6 +20,7 @@ use crate::{
     config::AgentConfig,
     dispatch::{self, Dispatcher, Survey},
     error::AgentError,
+    fabrics,
     ids::IdPool,
     images::Images,
     inquiries, keeper,
@@ -103,11 +104,12 @@ impl Agent {
         let reports = base::task::spawn("reports", link::send_reports(shared.clone(), identity));
         let answering = base::task::spawn("inquiries", inquiries::answer_all(shared.clone()));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
+        let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
         let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone()));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, reports, fetching, answering, watching);
+        let _ = futures_util::join!(filters, fabrics, reports, fetching, answering, watching);
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }

@@ -389,8 +389,10 @@ impl Dispatcher {
         let wanted = wanted.flat_map(|zone| &zone.nics).filter_map(|nic| target.networks.get(&nic.network));
         let held = self.slots.values().filter_map(|slot| slot.held.as_ref()?.ledger.remembered.wiring.as_ref());
         let held = held.flat_map(|wiring| wiring.nics.iter().map(|(_, network)| network));
+        // A router may need segments on which nobody lives here.
+        let fabrics = target.networks.values().filter(|network| network.fabric.is_some());
         let mut needed: Vec<NetworkTarget> = Vec::new();
-        for network in wanted.chain(held) {
+        for network in wanted.chain(held).chain(fabrics) {
             if !needed.contains(network) {
                 needed.push(network.clone());
             }

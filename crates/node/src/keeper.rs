@@ -111,6 +111,8 @@ mod tests {
             images,
             zones,
             firewall: Default::default(),
+            underlay: None,
+            peers: BTreeMap::new(),
         }
     }
 

@@ -24,6 +24,7 @@ pub mod error;
 
 mod board;
 mod dispatch;
+mod fabrics;
 mod facts;
 mod files;
 mod firewall;

@@ -75,7 +75,17 @@ impl Shared {
 pub(crate) fn empty_target(server: ServerId) -> Target {
     let (networks, images, zones) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let firewall = FirewallTarget::default();
-    Target { server, generation: 0, datacenter: String::new(), networks, images, zones, firewall }
+    Target {
+        server,
+        generation: 0,
+        datacenter: String::new(),
+        networks,
+        images,
+        zones,
+        firewall,
+        underlay: None,
+        peers: BTreeMap::new(),
+    }
 }
 
 /// How many may be made at once on `cpus`.

@@ -11,6 +11,7 @@ use model::{id::InstanceId, target::NetworkTarget};
 use super::Faults;
 use crate::{
     error::{Error, Result},
+    fabric::FabricSet,
     link::{LinkNames, Links, NetworkSetup, NicStatus},
 };
 
@@ -24,6 +25,7 @@ pub struct LinkMachine {
 struct State {
     bridges: BTreeMap<String, NetworkTarget>,
     attached: BTreeMap<InstanceId, NetworkSetup>,
+    fabrics: FabricSet,
 }
 
 impl LinkMachine {
@@ -35,6 +37,11 @@ impl LinkMachine {
     /// What is set inside a zone's network namespace.
     pub fn attached(&self, instance: InstanceId) -> Option<NetworkSetup> {
         self.lock().attached.get(&instance).cloned()
+    }
+
+    /// Segments between machines, their peers and routers.
+    pub fn fabrics(&self) -> FabricSet {
+        self.lock().fabrics.clone()
     }
 
     /// Somebody deletes the machine's bridges; the NICs stay, as ports of nothing.
@@ -61,7 +68,8 @@ pub struct FakeLinks {
 }
 
 impl FakeLinks {
-    /// A handle. Verbs to arm: `links.ensure_bridge`, `.remove_bridges_except`, `.attach`, `.detach`, `.nics`.
+    /// A handle. Verbs to arm: `links.ensure_bridge`, `.remove_bridges_except`, `.attach`, `.detach`,
+    /// `.program`, `.nics`.
     pub fn new(machine: LinkMachine, faults: Faults) -> Self {
         Self { machine, faults, names: LinkNames::default() }
     }
@@ -98,6 +106,16 @@ impl Links for FakeLinks {
     fn detach(&self, instance: InstanceId) -> Result<()> {
         self.faults.pass("links.detach", &instance.to_string())?;
         self.machine.lock().attached.remove(&instance);
+        Ok(())
+    }
+
+    fn program(&self, fabrics: &FabricSet) -> Result<()> {
+        self.faults.pass("links.program", "")?;
+        let mut state = self.machine.lock();
+        for segment in fabrics.segments.values() {
+            state.bridges.insert(self.names.bridge(&segment.network), segment.network.clone());
+        }
+        state.fabrics = fabrics.clone();
         Ok(())
     }
 

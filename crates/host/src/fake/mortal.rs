@@ -26,6 +26,7 @@ use crate::{
     Host,
     dataset::{Datasets, PoolUsage},
     error::Result,
+    fabric::FabricSet,
     filter::{FilterSet, Filters, Firewall},
     link::{Links, NetworkSetup, NicStatus},
     zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
@@ -207,6 +208,10 @@ impl Links for Mortal {
 
     fn detach(&self, instance: InstanceId) -> Result<()> {
         self.act(|host| host.links.detach(instance))
+    }
+
+    fn program(&self, fabrics: &FabricSet) -> Result<()> {
+        self.act(|host| host.links.program(fabrics))
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

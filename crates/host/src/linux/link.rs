@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    fabric::FabricSet,
     link::{LinkNames, Links, NetworkSetup, NicStatus},
 };
 
@@ -204,7 +205,7 @@ impl Links for LinuxLinks {
                 one_link(&mut host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?
             }
         };
-        harden(&name)?;
+        harden(&name, network.fabric.is_some())?;
         let mut changes = Vec::new();
         if bridge.mtu != mtu {
             changes.push(wire::set_mtu(bridge.index, mtu));
@@ -283,6 +284,10 @@ impl Links for LinuxLinks {
         Ok(())
     }
 
+    fn program(&self, fabrics: &FabricSet) -> Result<()> {
+        super::fabric::program(self, &self.names, fabrics)
+    }
+
     fn nics(&self) -> Result<Vec<NicStatus>> {
         let all = links(&mut open()?)?;
         let name_of: BTreeMap<u32, &str> = all.iter().map(|link| (link.index, link.name.as_str())).collect();
@@ -308,7 +313,7 @@ pub(super) fn open() -> Result<Socket> {
 }
 
 /// Carries out changes, all of which must succeed.
-fn carry_out(socket: &mut Socket, changes: Vec<Message>, doing: impl Fn() -> String) -> Result<()> {
+pub(super) fn carry_out(socket: &mut Socket, changes: Vec<Message>, doing: impl Fn() -> String) -> Result<()> {
     for answer in socket.batch(changes).map_err(|refusal| refusal.doing(doing()))? {
         answer.map_err(|refusal| refusal.doing(doing()))?;
     }
@@ -326,7 +331,7 @@ pub(super) fn tolerate(
     }
 }
 
-fn links(socket: &mut Socket) -> Result<Vec<Link>> {
+pub(super) fn links(socket: &mut Socket) -> Result<Vec<Link>> {
     let answer = socket.request(wire::get_links()).map_err(|refusal| refusal.doing("list links"))?;
     Ok(answer.iter().filter_map(|payload| wire::read_link(payload)).collect())
 }
@@ -341,7 +346,7 @@ pub(super) fn one_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> 
     }
 }
 
-fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<Ipv4Net>> {
+pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<Ipv4Net>> {
     let answer = socket.request(wire::get_addresses()).map_err(|refusal| refusal.doing("list addresses"))?;
     let held = answer.iter().filter_map(|payload| wire::read_address(payload));
     Ok(held.filter(|(index, _)| *index == link).map(|(_, net)| net).collect())
@@ -410,8 +415,8 @@ fn bridge_mac(name: &str) -> MacAddr {
 }
 
 /// Sets what the kernel lets only `/proc` set: a bridge answers for its own address alone, believes no redirect, and has
-/// no IPv6.
-fn harden(bridge: &str) -> Result<()> {
+/// no IPv6. A fabric's has IPv6 without any address, or the kernel would keep no neighbours to answer for.
+fn harden(bridge: &str, fabric: bool) -> Result<()> {
     let v4 = [
         // Answer ARP only for addresses of this very bridge.
         ("arp_ignore", "1"),
@@ -424,11 +429,19 @@ fn harden(bridge: &str) -> Result<()> {
     for (name, value) in v4 {
         set_sysctl(&format!("net/ipv4/conf/{bridge}/{name}"), value)?;
     }
-    match set_sysctl(&format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1") {
-        // A kernel without IPv6 has none to disable.
-        Err(Error::Os { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    let v6: &[(&str, &str)] = match fabric {
+        // The order matters: no address may appear when IPv6 does.
+        true => &[("addr_gen_mode", "1"), ("accept_ra", "0"), ("disable_ipv6", "0")],
+        false => &[("disable_ipv6", "1")],
+    };
+    for (name, value) in v6 {
+        match set_sysctl(&format!("net/ipv6/conf/{bridge}/{name}"), value) {
+            // A kernel without IPv6 has none to disable.
+            Err(Error::Os { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
+    Ok(())
 }
 
 /// Whether a kernel parameter of the calling thread's network namespace has a value.

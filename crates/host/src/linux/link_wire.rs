@@ -2,7 +2,10 @@
 //!
 //! Numbers are those of the kernel's `linux/rtnetlink.h`, `if_link.h`, `if_addr.h` and `neighbour.h`.
 
-use std::{net::Ipv4Addr, os::fd::RawFd};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::RawFd,
+};
 
 use ipnet::Ipv4Net;
 use model::id::MacAddr;
@@ -40,6 +43,9 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
@@ -82,6 +88,8 @@ pub(super) struct Link {
     /// Index of the other end, in the namespace where that is.
     pub(super) peer: u32,
     pub(super) up: bool,
+    /// VNI and own address of a VXLAN device.
+    pub(super) vxlan: Option<(u32, Option<IpAddr>)>,
 }
 
 /// A route of ours.
@@ -201,6 +209,11 @@ pub(super) fn dress_port(name: &str, alias: &str) -> Message {
     })
 }
 
+/// Says what a link is for.
+pub(super) fn set_alias(index: u32, alias: &str) -> Message {
+    Message::new(RTM_NEWLINK, 0, &link_header(index, 0, 0)).text(IFLA_IFALIAS, alias)
+}
+
 /// Moves a port to another bridge.
 pub(super) fn set_master(index: u32, bridge: u32) -> Message {
     Message::new(RTM_NEWLINK, 0, &link_header(index, 0, 0)).attr(IFLA_MASTER, &bridge.to_ne_bytes())
@@ -288,13 +301,27 @@ pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
             IFLA_LINK => link.peer = number_of(value),
             IFLA_IFALIAS => link.alias = text_of(value),
             IFLA_LINKINFO => {
-                let kind = attrs(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
-                link.kind = kind.map(|(_, value)| text_of(value)).unwrap_or_default();
+                let find = |wanted: u16| attrs(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                link.kind = find(IFLA_INFO_KIND).map(text_of).unwrap_or_default();
+                link.vxlan = find(IFLA_INFO_DATA).filter(|_| link.kind == "vxlan").map(read_vxlan);
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+fn read_vxlan(data: &[u8]) -> (u32, Option<IpAddr>) {
+    let (mut vni, mut local) = (0, None);
+    for (kind, value) in attrs(data) {
+        match kind {
+            IFLA_VXLAN_ID => vni = number_of(value),
+            IFLA_VXLAN_LOCAL => local = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            IFLA_VXLAN_LOCAL6 => local = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            _ => {}
+        }
+    }
+    (vni, local)
 }
 
 /// Reads an answer to [`get_addresses`]: the link and the address.

@@ -63,6 +63,7 @@ fn wiring(nics: u8) -> Wiring {
         host_address: None,
         nat: false,
         mtu: 1500,
+        ..NetworkTarget::default()
     };
     let nic = |index: u8| NicTarget {
         mac: MacAddr::from_suffix(u32::from(index)),

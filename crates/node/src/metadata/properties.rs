@@ -217,6 +217,7 @@ mod tests {
             host_address: None,
             nat: false,
             mtu: 1500,
+            ..NetworkTarget::default()
         };
         let target = Target {
             server: ServerId::random(),

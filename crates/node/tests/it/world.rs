@@ -64,6 +64,7 @@ impl Headnode {
             host_address: Some(Ipv4Addr::new(10, 88, 0, 1)),
             nat: true,
             mtu: 1500,
+            ..NetworkTarget::default()
         };
         let image = ImageTarget { sha256: ARCHIVE_SHA256.to_owned(), size: 1024, compression: Compression::None };
         let target = Target {

@@ -1,6 +1,7 @@
 //! Links and filters: one suite for the fake and the real ones, then what only a kernel can show.
 
 mod attach;
+mod fabric;
 mod firewall;
 mod frames;
 mod isolation;

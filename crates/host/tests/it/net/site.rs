@@ -101,6 +101,7 @@ pub(super) fn network(tag: &str, subnet: &str) -> NetworkTarget {
         host_address: subnet.hosts().next(),
         nat: false,
         mtu: 1500,
+        ..NetworkTarget::default()
     }
 }
 

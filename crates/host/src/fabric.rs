@@ -1,0 +1,79 @@
+//! Fabrics: tenants' segments between machines, as one value.
+//!
+//! ```text
+//!   zone ── nv<mac> ─┐                                   ┌─ VXLAN, unicast to known machines only
+//!                    ├── bridge nb-x<vni> ── nx<vni> ────┘
+//!   router ─ ng<vni>─┘      (entries, all static: MAC → port, MAC → machine, address → MAC)
+//! ```
+//! [`Links::program`](crate::link::Links::program) makes the kernel equal to a [`FabricSet`] by difference, so one peer more is three
+//! entries more. Nothing is learned and nothing is flooded to other machines: the bridge itself answers ARP and neighbour
+//! solicitations for peers, and what it cannot answer stays on this machine.
+//!
+//! A tenant with networks that are routed or translated has a *router* here: a network namespace of its own, so that tenants'
+//! equal subnets never meet. It holds the gateways' addresses with the same Ethernet address on every machine, which works because no
+//! machine hears of another's router.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use model::{
+    id::{AccountId, MacAddr},
+    target::{NetworkTarget, Peer, Target},
+};
+
+/// Bytes that VXLAN takes from a packet of the underlay: outer IPv4, UDP, VXLAN and the inner Ethernet header.
+pub const OVERHEAD_V4: u32 = 50;
+
+/// The same over IPv6.
+pub const OVERHEAD_V6: u32 = 70;
+
+/// All fabrics on a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FabricSet {
+    /// This machine's address between machines; without one no segment leaves it.
+    pub underlay: Option<IpAddr>,
+    /// By VNI.
+    pub segments: BTreeMap<u32, Segment>,
+    /// Routed networks by their owner; each network's segment is among `segments`.
+    pub routers: BTreeMap<AccountId, Vec<NetworkTarget>>,
+}
+
+/// One segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// One of its networks; its bridge is made from it.
+    pub network: NetworkTarget,
+    /// NICs on other machines.
+    pub peers: BTreeMap<MacAddr, Peer>,
+}
+
+impl FabricSet {
+    /// What `target` asks for.
+    pub fn of(target: &Target) -> Self {
+        let mut set = Self { underlay: target.underlay, ..Self::default() };
+        for network in target.networks.values() {
+            let Some(fabric) = &network.fabric else { continue };
+            set.segments.entry(fabric.vni).or_insert_with(|| Segment {
+                network: network.clone(),
+                peers: target.peers.get(&fabric.vni).cloned().unwrap_or_default(),
+            });
+            if network.is_routed() {
+                set.routers.entry(fabric.owner).or_default().push(network.clone());
+            }
+        }
+        set
+    }
+}
+
+/// The Ethernet address of a segment's gateway, the same on every machine: locally administered, ending in the VNI.
+pub fn gateway_mac(vni: u32) -> MacAddr {
+    let [_, a, b, c] = vni.to_be_bytes();
+    MacAddr([0x02, 0x4e, 0x73, a, b, c])
+}
+
+/// Largest packet a segment carries where the underlay's largest is `underlay_mtu` bytes.
+pub fn mtu_within(underlay: IpAddr, underlay_mtu: u32) -> u32 {
+    underlay_mtu.saturating_sub(match underlay {
+        IpAddr::V4(_) => OVERHEAD_V4,
+        IpAddr::V6(_) => OVERHEAD_V6,
+    })
+}

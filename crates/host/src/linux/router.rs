@@ -1,0 +1,403 @@
+//! Routers: one network namespace per tenant with routed or translated networks on this machine.
+//!
+//! ```text
+//!   bridge nb-x<vni> ── ng<vni> │ f<vni>  gateway's addresses ─► forward ─► transit │ nt-<slot> ── host ── outside
+//!                               └──────── namespace /run/netns/neso-<prefix>-<account> ┘
+//! ```
+//! Translation happens twice: the router hides the tenant's addresses, which may be equal to another's, behind its own transit
+//! address, and the host hides that behind the address it has towards the outside. Between a tenant's own routed networks
+//! each machine routes what its own instances send, so answers may come through another machine's router: nothing of that is
+//! tracked.
+//!
+//! The namespace is bound to a file, so that it outlives the agent, and `ip netns exec` finds it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use ipnet::Ipv4Net;
+use model::{
+    id::{AccountId, MacAddr},
+    target::NetworkTarget,
+};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::socket::SockProtocol,
+};
+
+use super::{
+    command, fabric_wire as fabric,
+    link::{addresses, carry_out, links, one_link, open, set_sysctl, tolerate},
+    link_wire::{self as wire, Link, NewNic, Route},
+    netlink::Socket,
+};
+use crate::{
+    error::{Error, Result},
+    fabric::{FabricSet, gateway_mac},
+    link::LinkNames,
+};
+
+/// Where namespaces with names live, as `ip netns` has it.
+const NAMESPACES: &str = "/run/netns";
+
+/// Connections a tenant may have to the outside at once from one machine: a quarter of what the kernel tracks by default, so that
+/// no tenant can use up the table.
+const CONNECTIONS_MAX: u32 = 65_536;
+
+/// Routers on one machine at most: transit addresses are pairs out of [`TRANSIT`].
+const SLOTS: u16 = 32_768;
+
+/// Addresses between the host and its routers; seen by nobody else.
+const TRANSIT: [u8; 2] = [100, 127];
+
+/// Name of the way out, inside.
+const OUT: &str = "transit";
+
+/// Largest packet towards the outside, bytes.
+const OUT_MTU: u32 = 1500;
+
+/// Makes the machine's routers equal to those of `wanted`. `there` are the links of the host as they were before.
+pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> Result<()> {
+    let mut host = open()?;
+    let mut slots: BTreeMap<AccountId, u16> = BTreeMap::new();
+    let ports: BTreeSet<u32> = wanted.routers.values().flatten().filter_map(vni_of).collect();
+    for link in there {
+        let slot = names.slot_of_transit(&link.name);
+        let owner = link.alias.strip_prefix(ALIAS).and_then(|owner| owner.parse::<AccountId>().ok());
+        let stray = match (slot, owner.filter(|owner| wanted.routers.contains_key(owner))) {
+            (Some(slot), Some(owner)) => slots.insert(owner, slot).is_some(),
+            (Some(_), None) => true,
+            (None, _) => names.vni_of_router(&link.name).is_some_and(|vni| !ports.contains(&vni)),
+        };
+        if stray {
+            tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
+                .map_err(|refusal| refusal.doing(format!("delete router's link `{}`", link.name)))?;
+        }
+    }
+    let removed = remove_strangers(names, wanted)?;
+    if wanted.routers.is_empty() {
+        return if removed { command::run("nft", &["-f", "-"], &no_host_rules(names)).map(drop) } else { Ok(()) };
+    }
+    set_sysctl("net/ipv4/ip_forward", "1")?;
+    command::run("nft", &["-f", "-"], &host_rules(names))?;
+    for (owner, networks) in &wanted.routers {
+        let taken: BTreeSet<u16> = slots.values().copied().collect();
+        let slot = match slots.get(owner) {
+            Some(slot) => *slot,
+            None => (0..SLOTS).find(|slot| !taken.contains(slot)).ok_or_else(|| Error::Refused {
+                what: format!("router of {owner}"),
+                why: format!("a machine has at most {SLOTS}"),
+            })?,
+        };
+        slots.insert(*owner, slot);
+        make(names, &mut host, *owner, slot, networks)?;
+    }
+    Ok(())
+}
+
+fn vni_of(network: &NetworkTarget) -> Option<u32> {
+    network.fabric.as_ref().map(|fabric| fabric.vni)
+}
+
+/// What the alias of every transit link starts with, before the owner's id.
+const ALIAS: &str = "neso router ";
+
+fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, networks: &[NetworkTarget]) -> Result<()> {
+    let doing = || format!("make the router of {owner}");
+    let path = ensure_namespace(&namespace(names, owner))?;
+    let netns = File::open(&path)
+        .map_err(|source| Error::os(format!("open network namespace `{}`", path.display()), source))?;
+    let mut inner = Socket::open_in(&netns, SockProtocol::NetlinkRoute)
+        .map_err(|source| Error::os(format!("enter network namespace `{}`", path.display()), source))?;
+    let [outer, inside] = transit(slot);
+
+    let way_out = NewNic {
+        host_name: &names.transit(slot),
+        bridge: 0,
+        netns: netns.as_raw_fd(),
+        inner_name: OUT,
+        mac: transit_mac(slot),
+        mtu: OUT_MTU,
+    };
+    let link = ensure_pair(host, &mut inner, &way_out, &doing)?;
+    carry_out(host, vec![wire::set_alias(link.index, &format!("{ALIAS}{owner}"))], doing)?;
+    set_sysctl(&format!("net/ipv4/conf/{}/rp_filter", link.name), "1")?;
+    let held = addresses(host, link.index)?;
+    let mut changes = vec![wire::set_up(link.index)];
+    changes.extend(held.iter().filter(|net| **net != outer).map(|net| wire::delete_address(link.index, *net)));
+    changes.push(wire::add_address(link.index, outer));
+    carry_out(host, changes, doing)?;
+
+    let mut wanted: BTreeMap<String, BTreeSet<Ipv4Net>> = [(OUT.to_owned(), [inside].into())].into();
+    for network in networks {
+        let Some(vni) = vni_of(network) else { continue };
+        let name = names.bridge(network);
+        let bridge = one_link(host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?;
+        let port = NewNic {
+            host_name: &names.router_port(vni),
+            bridge: bridge.index,
+            netns: netns.as_raw_fd(),
+            inner_name: &port_inside(vni),
+            mac: gateway_mac(vni),
+            mtu: u32::from(network.mtu),
+        };
+        let link = ensure_pair(host, &mut inner, &port, &doing)?;
+        let mut changes = Vec::new();
+        if link.master != bridge.index {
+            changes.push(wire::set_master(link.index, bridge.index));
+        }
+        changes.extend([fabric::dress_router(&link.name), wire::set_place(link.index, gateway_mac(vni))]);
+        carry_out(host, changes, doing)?;
+        let held = wanted.entry(port_inside(vni)).or_default();
+        let gateway = network.gateway.and_then(|ip| Ipv4Net::new(ip, network.subnet.prefix_len()).ok());
+        held.extend(gateway);
+    }
+    address(&mut inner, &wanted, outer.addr(), &doing)?;
+    let rules = router_rules(networks);
+    inside_of(&netns, || {
+        for (path, value) in SYSCTLS {
+            set_sysctl(path, value)?;
+        }
+        command::run("nft", &["-f", "-"], &rules).map(drop)
+    })
+}
+
+/// What a router's namespace needs of the kernel.
+const SYSCTLS: [(&str, &str); 4] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+];
+
+/// Makes a pair with one end in the router, unless both ends are there; returns the host's end.
+fn ensure_pair(host: &mut Socket, inner: &mut Socket, pair: &NewNic<'_>, doing: &impl Fn() -> String) -> Result<Link> {
+    if let Some(found) = one_link(host, pair.host_name)? {
+        let other = one_link(inner, pair.inner_name)?;
+        if other.is_some_and(|other| other.peer == found.index && found.peer == other.index && other.mtu == pair.mtu) {
+            return Ok(found);
+        }
+        tolerate(host.request(wire::delete_link(found.index)), Errno::ENODEV)
+            .map_err(|refusal| refusal.doing(doing()))?;
+    }
+    carry_out(host, vec![wire::new_nic(pair)], doing)?;
+    one_link(host, pair.host_name)?.ok_or_else(|| Error::Missing(format!("router's link `{}`", pair.host_name)))
+}
+
+/// Gives the router exactly these addresses, and its way out.
+fn address(
+    inner: &mut Socket,
+    wanted: &BTreeMap<String, BTreeSet<Ipv4Net>>,
+    next_hop: Ipv4Addr,
+    doing: &impl Fn() -> String,
+) -> Result<()> {
+    let mut changes = Vec::new();
+    let mut out = 0;
+    for link in links(inner)? {
+        if link.name == "lo" {
+            changes.push(wire::set_up(link.index));
+        }
+        let Some(nets) = wanted.get(&link.name) else { continue };
+        let held: BTreeSet<Ipv4Net> = addresses(inner, link.index)?.into_iter().collect();
+        changes.extend(held.difference(nets).map(|net| wire::delete_address(link.index, *net)));
+        changes.extend(nets.difference(&held).map(|net| wire::add_address(link.index, *net)));
+        changes.push(wire::set_up(link.index));
+        if link.name == OUT {
+            out = link.index;
+        }
+    }
+    changes.push(wire::add_route(&Route { to: Ipv4Net::default(), via: next_hop, out }));
+    carry_out(inner, changes, doing)
+}
+
+/// Addresses of a slot: the host's and the router's.
+fn transit(slot: u16) -> [Ipv4Net; 2] {
+    let [a, b] = TRANSIT;
+    [0, 1].map(|end| {
+        let [c, d] = (slot * 2 + end).to_be_bytes();
+        Ipv4Net::new(Ipv4Addr::new(a, b, c, d), 31).expect("31 is a prefix length")
+    })
+}
+
+fn transit_mac(slot: u16) -> MacAddr {
+    let [a, b] = slot.to_be_bytes();
+    MacAddr([0x02, 0x4e, 0x74, 0, a, b])
+}
+
+fn port_inside(vni: u32) -> String {
+    format!("f{vni:06x}")
+}
+
+// === Namespaces ===
+
+fn namespace_prefix(names: &LinkNames) -> String {
+    format!("neso-{}-", names.prefix())
+}
+
+fn namespace(names: &LinkNames, owner: AccountId) -> PathBuf {
+    Path::new(NAMESPACES).join(format!("{}{owner}", namespace_prefix(names)))
+}
+
+/// Makes a namespace that is bound to `path`, unless there is one.
+fn ensure_namespace(path: &Path) -> Result<PathBuf> {
+    let doing = |what: &str| format!("{what} `{}`", path.display());
+    if let Ok(file) = File::open(path)
+        && inside_of(&file, || Ok(())).is_ok()
+    {
+        return Ok(path.to_owned());
+    }
+    fs::create_dir_all(NAMESPACES).map_err(|source| Error::os(doing("make the directory of"), source))?;
+    File::create(path).map_err(|source| Error::os(doing("make the file of network namespace"), source))?;
+    thread::scope(|scope| {
+        let making = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        });
+        making.join().unwrap_or(Err(Errno::EIO))
+    })
+    .map_err(|errno| Error::os(doing("make network namespace"), errno.into()))?;
+    Ok(path.to_owned())
+}
+
+/// Runs `act` in a namespace, on a thread that ends at once.
+fn inside_of<R: Send>(netns: &File, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| Error::os("enter a router's network namespace", errno.into()))?;
+            act()
+        });
+        there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Removes the namespaces of routers that are not wanted; whether there were any.
+fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<bool> {
+    let Ok(found) = fs::read_dir(NAMESPACES) else { return Ok(false) };
+    let mut removed = false;
+    for entry in found.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(&namespace_prefix(names)));
+        let Some(owner) = owner.and_then(|owner| owner.parse::<AccountId>().ok()) else { continue };
+        if wanted.routers.contains_key(&owner) {
+            continue;
+        }
+        let path = entry.path();
+        match umount2(&path, MntFlags::MNT_DETACH) {
+            // The file of a namespace that was never made.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(Error::os(format!("unbind `{}`", path.display()), errno.into())),
+        }
+        fs::remove_file(&path).map_err(|source| Error::os(format!("remove `{}`", path.display()), source))?;
+        removed = true;
+    }
+    Ok(removed)
+}
+
+// === Rules ===
+
+fn host_table(names: &LinkNames) -> String {
+    format!("{}_transit", names.prefix())
+}
+
+fn no_host_rules(names: &LinkNames) -> String {
+    let table = host_table(names);
+    format!("add table inet {table}\ndelete table inet {table}\n")
+}
+
+/// Of the host a router reaches nothing; through it only the outside, as the host.
+fn host_rules(names: &LinkNames) -> String {
+    let (table, transit, ours) = (host_table(names), names.transit_prefix(), names.prefix());
+    let [a, b] = TRANSIT;
+    let mut text = no_host_rules(names);
+    let _ = write!(
+        text,
+        r#"table inet {table} {{
+    chain input {{
+        type filter hook input priority filter - 10; policy accept;
+        iifname != "{transit}*" accept
+        ct state established,related accept
+        drop
+    }}
+    chain forward {{
+        type filter hook forward priority filter - 10; policy accept;
+        oifname "{transit}*" ct state established,related accept
+        oifname "{transit}*" drop
+        iifname != "{transit}*" accept
+        ip daddr 169.254.0.0/16 drop
+        ip saddr != {a}.{b}.0.0/16 drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat - 10; policy accept;
+        oifname "{ours}b-*" accept
+        ip saddr {a}.{b}.0.0/16 masquerade
+    }}
+}}
+"#
+    );
+    text
+}
+
+/// What a router lets through.
+fn router_rules(networks: &[NetworkTarget]) -> String {
+    let of = |wanted: fn(&model::target::FabricTarget) -> bool| {
+        networks.iter().filter_map(move |network| network.fabric.as_ref().filter(|f| wanted(f)).map(|f| (network, f)))
+    };
+    let nat: BTreeSet<String> = of(|fabric| fabric.internet_nat)
+        .map(|(network, fabric)| format!("\"{}\" . {}", port_inside(fabric.vni), network.subnet.trunc()))
+        .collect();
+    let routed: BTreeSet<String> = of(|fabric| fabric.routed)
+        .map(|(network, fabric)| format!("\"{}\" . {}", port_inside(fabric.vni), network.subnet.trunc()))
+        .collect();
+    let subnets: BTreeSet<String> =
+        of(|fabric| fabric.routed).map(|(network, _)| network.subnet.trunc().to_string()).collect();
+    let elements = |all: &BTreeSet<String>| match all.is_empty() {
+        true => String::new(),
+        false => format!("elements = {{ {} }}", all.iter().cloned().collect::<Vec<_>>().join(", ")),
+    };
+    let (nat, routed, subnets) = (elements(&nat), elements(&routed), elements(&subnets));
+    format!(
+        r#"add table inet router
+delete table inet router
+table inet router {{
+    counter too_many {{ }}
+    set translated {{ type ifname . ipv4_addr; flags interval; {nat} }}
+    set routed {{ type ifname . ipv4_addr; flags interval; {routed} }}
+    set routed_subnet {{ type ipv4_addr; flags interval; auto-merge; {subnets} }}
+    chain untracked {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname . ip saddr @routed ip daddr @routed_subnet notrack
+    }}
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        icmp type echo-request accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        iifname . ip saddr @routed oifname . ip daddr @routed accept
+        iifname "{OUT}" ct state established,related accept
+        oifname != "{OUT}" drop
+        ip daddr 169.254.0.0/16 drop
+        ct state invalid drop
+        ct state established,related accept
+        ct state new ct count over {CONNECTIONS_MAX} counter name too_many drop
+        iifname . ip saddr @translated accept
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "{OUT}" masquerade
+    }}
+}}
+"#
+    )
+}

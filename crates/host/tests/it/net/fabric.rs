@@ -1,0 +1,307 @@
+//! Fabrics: zones of one tenant on two machines meet, and nobody else's; routers lead outside and between networks.
+//!
+//! The machines are network namespaces with a wire between them. Each test has prefixes of its own, since routers have names that
+//! are the whole machine's.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use host::{
+    fabric::{FabricSet, Segment},
+    fake::{Faults, link::FakeLinks, link::LinkMachine},
+    link::{LinkNames, Links, NetworkSetup},
+    linux::link::LinuxLinks,
+};
+use model::{
+    id::{AccountId, InstanceId, MacAddr},
+    target::{FabricTarget, NetworkTarget, Peer},
+};
+
+use super::{
+    frames::pings,
+    site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, nic, run},
+};
+
+fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
+    let subnet: ipnet::Ipv4Net = subnet.parse().expect("a subnet");
+    NetworkTarget {
+        nic_tag: format!("x{vni:06x}"),
+        subnet,
+        mtu: 1450,
+        gateway: subnet.hosts().next(),
+        fabric: Some(FabricTarget { vni, owner, internet_nat: false, routed: false }),
+        ..NetworkTarget::default()
+    }
+}
+
+/// A machine of a small fleet.
+struct Machine {
+    space: Namespace,
+    links: LinuxLinks,
+    underlay: Ipv4Addr,
+    set: FabricSet,
+}
+
+/// A zone with one NIC.
+struct Zone {
+    space: Namespace,
+    mac: MacAddr,
+    address: Ipv4Addr,
+}
+
+impl Machine {
+    fn new(prefix: &str, underlay: [u8; 4]) -> Self {
+        let names = LinkNames::new(prefix).expect("a prefix");
+        let space = Namespace::new();
+        space.run(&["ip", "link", "set", "lo", "up"]);
+        let set = FabricSet { underlay: Some(IpAddr::from(underlay)), ..FabricSet::default() };
+        Self { space, links: LinuxLinks::new(names), underlay: underlay.into(), set }
+    }
+
+    fn program(&self) {
+        self.space.enter(|| self.links.program(&self.set)).expect("fabrics");
+    }
+
+    /// Makes the segment of a network here, and its router if it has one.
+    fn join(&mut self, network: &NetworkTarget) {
+        let fabric = network.fabric.clone().expect("a fabric");
+        let segment = Segment { network: network.clone(), peers: BTreeMap::new() };
+        self.set.segments.entry(fabric.vni).or_insert(segment);
+        if network.is_routed() {
+            self.set.routers.entry(fabric.owner).or_default().push(network.clone());
+        }
+        self.program();
+    }
+
+    fn zone(&self, network: &NetworkTarget, suffix: u32) -> Zone {
+        let address = network.subnet.hosts().nth(suffix as usize % 64 + 8).expect("the subnet is large enough");
+        let mut nic = nic(suffix, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        nic.mtu = network.mtu;
+        let (space, mac) = (Namespace::new(), nic.mac);
+        let setup = NetworkSetup { nics: vec![(nic, network.clone())], routes: BTreeMap::new() };
+        self.space.enter(|| self.links.attach(InstanceId::random(), &space.path(), &setup)).expect("a NIC");
+        Zone { space, mac, address }
+    }
+
+    /// Tells this machine of a zone on another.
+    fn meet(&mut self, vni: u32, zone: &Zone, at: &Machine) {
+        let peer = Peer { addresses: vec![zone.address.into()], underlay: at.underlay.into() };
+        self.set.segments.get_mut(&vni).expect("it has the segment").peers.insert(zone.mac, peer);
+        self.program();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Routers have names that outlive namespaces.
+        let nothing = FabricSet::default();
+        let _ = self.space.enter(|| self.links.program(&nothing));
+    }
+}
+
+/// A wire from one namespace to another, named for its ends' addresses.
+fn wire(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) {
+    run(&["ip", "link", "add", one.1, "type", "veth", "peer", "name", other.1]);
+    for (space, name, address) in [one, other] {
+        let path = space.path();
+        let fd = path.to_str().expect("plain text").rsplit('/').next().expect("its number");
+        run(&["ip", "link", "set", name, "netns", &format!("/proc/{}/fd/{fd}", std::process::id())]);
+        space.run(&["ip", "addr", "add", address, "dev", name]);
+        space.run(&["ip", "link", "set", name, "up"]);
+    }
+}
+
+fn two_machines(prefixes: [&str; 2]) -> [Machine; 2] {
+    let [one, two] = [Machine::new(prefixes[0], [10, 99, 0, 1]), Machine::new(prefixes[1], [10, 99, 0, 2])];
+    wire((&one.space, "under1", "10.99.0.1/24"), (&two.space, "under2", "10.99.0.2/24"));
+    [one, two]
+}
+
+/// Packets that left through an interface.
+fn sent(space: &Namespace, name: &str) -> u64 {
+    let text = space.run(&["cat", "/proc/net/dev"]);
+    let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{name}:"))).expect("the interface");
+    line.split_whitespace().nth(10).expect("its tenth column").parse().expect("a number")
+}
+
+#[test]
+fn fake_links_pass_the_fabric_suite() {
+    suite(&FakeLinks::new(LinkMachine::default(), Faults::default()));
+}
+
+#[test]
+fn linux_links_pass_the_fabric_suite() {
+    in_host(|| suite(&LinuxLinks::new(LinkNames::new("ye").expect("a prefix"))));
+}
+
+fn suite(links: &dyn Links) {
+    let network = tenant_network(AccountId::random(), 7, "10.0.0.0/24");
+    let peer = |last: u8| Peer { addresses: vec![IpAddr::from([10, 0, 0, last])], underlay: [127, 0, 0, last].into() };
+    let peers: BTreeMap<_, _> = (1..=40).map(|last| (MacAddr::from_suffix(last.into()), peer(last))).collect();
+    let mut set = FabricSet { underlay: Some([127, 0, 0, 100].into()), ..FabricSet::default() };
+    set.segments.insert(7, Segment { network: network.clone(), peers });
+    for _ in 0..2 {
+        links.program(&set).expect("fabrics");
+    }
+    set.segments.get_mut(&7).expect("it is there").peers.retain(|mac, _| mac.0[5] % 2 == 0);
+    links.program(&set).expect("half the peers");
+    let bridge = links.ensure_bridge(&network).expect("its bridge is there");
+    assert!(bridge.ends_with("b-x000007"), "{bridge}");
+    links.program(&FabricSet::default()).expect("nothing");
+    links.program(&FabricSet::default()).expect("again");
+    links.remove_bridges_except(&[]).expect("its bridge away");
+}
+
+#[test]
+fn the_kernel_holds_exactly_the_peers_and_puts_back_what_was_taken() {
+    in_host(|| {
+        let links = LinuxLinks::new(LinkNames::new("yf").expect("a prefix"));
+        let network = tenant_network(AccountId::random(), 9, "10.0.0.0/24");
+        let mut set = FabricSet { underlay: Some([127, 0, 0, 1].into()), ..FabricSet::default() };
+        let peer =
+            |address: IpAddr, machine: u8| Peer { addresses: vec![address], underlay: [127, 0, 0, machine].into() };
+        let mut peers: BTreeMap<_, _> = [
+            (MacAddr::from_suffix(1), peer([10, 0, 0, 5].into(), 2)),
+            (MacAddr::from_suffix(2), peer("fd00::5".parse().expect("an address"), 3)),
+        ]
+        .into();
+        let held = || {
+            let entries = run(&["bridge", "fdb", "show", "dev", "yfx000009"]);
+            let known =
+                |word: &str| entries.lines().filter(|line| line.contains("90:b8:d0") && line.contains(word)).count();
+            let neighbours = run(&["ip", "neigh", "show", "dev", "yfb-x000009", "nud", "permanent"]);
+            let v6 = run(&["ip", "-6", "neigh", "show", "dev", "yfb-x000009", "nud", "permanent"]);
+            let count = |text: &str| text.lines().filter(|line| line.contains("90:b8:d0")).count();
+            (known("dst 127.0.0."), known("master"), count(&neighbours).max(count(&v6)), entries, neighbours + &v6)
+        };
+        set.segments.insert(9, Segment { network: network.clone(), peers: peers.clone() });
+        links.program(&set).expect("fabrics");
+        let seen = held();
+        assert_eq!((seen.0, seen.1), (2, 2), "{seen:?}");
+        assert!(seen.4.contains("10.0.0.5") && seen.4.contains("fd00::5"), "{seen:?}");
+        // One moved to another machine, and somebody took entries away.
+        peers.insert(MacAddr::from_suffix(1), peer([10, 0, 0, 5].into(), 4));
+        run(&["bridge", "fdb", "del", "90:b8:d0:00:00:02", "dev", "yfx000009", "self"]);
+        run(&["ip", "neigh", "flush", "dev", "yfb-x000009", "nud", "permanent"]);
+        set.segments.insert(9, Segment { network, peers });
+        links.program(&set).expect("fabrics");
+        let seen = held();
+        assert_eq!((seen.0, seen.1), (2, 2), "{seen:?}");
+        assert!(seen.3.contains("dst 127.0.0.4") && !seen.3.contains("dst 127.0.0.2 "), "{seen:?}");
+        assert!(seen.4.contains("10.0.0.5"), "{seen:?}");
+        let port = run(&["ip", "-d", "link", "show", "yfx000009"]);
+        for wanted in ["id 9", "nolearning", "learning off", "flood off", "neigh_suppress on", "mcast_flood off"] {
+            assert!(port.contains(wanted), "{wanted} is missing in {port}");
+        }
+        // Peers that are gone leave nothing.
+        set.segments.get_mut(&9).expect("it is there").peers.clear();
+        links.program(&set).expect("fabrics");
+        let seen = held();
+        assert_eq!((seen.0, seen.1, seen.2), (0, 0, 0), "{seen:?}");
+        links.program(&FabricSet::default()).expect("nothing");
+        assert!(!run(&["ip", "link"]).contains("yfx000009"));
+    });
+}
+
+#[test]
+fn zones_of_a_tenant_meet_across_machines_and_nobody_elses() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["ya", "yb"]);
+        let mine = tenant_network(AccountId::random(), 0x10, "10.0.0.0/24");
+        let theirs = tenant_network(AccountId::random(), 0x11, "10.0.0.0/24");
+        for network in [&mine, &theirs] {
+            one.join(network);
+            two.join(network);
+        }
+        // Both tenants use the same addresses.
+        let (a, b) = (one.zone(&mine, 1), two.zone(&mine, 2));
+        let (x, y) = (one.zone(&theirs, 64 + 1), two.zone(&theirs, 64 + 3));
+        assert_eq!(a.address, x.address);
+        a.space.enter(|| assert!(!pings(b.address, SILENCE), "nobody told the machines"));
+        one.meet(0x10, &b, &two);
+        two.meet(0x10, &a, &one);
+        one.meet(0x11, &y, &two);
+        two.meet(0x11, &x, &one);
+        a.space.enter(|| assert!(pings(b.address, PATIENCE), "across machines"));
+        x.space.enter(|| assert!(pings(y.address, PATIENCE), "the other tenant likewise"));
+        let server = b.space.enter(listen);
+        let at = SocketAddr::from((b.address, server.local_addr().expect("bound").port()));
+        a.space.enter(|| assert!(connects(at, PATIENCE)));
+        // b's address means nothing to the other tenant, and asking for it stays on the machine.
+        let before = sent(&one.space, "yax000011");
+        x.space.enter(|| assert!(!pings(b.address, SILENCE)));
+        assert_eq!(sent(&one.space, "yax000011"), before, "nothing is flooded to other machines");
+        // b goes away: forgotten, and silent.
+        one.set.segments.get_mut(&0x10).expect("it is there").peers.clear();
+        one.program();
+        a.space.enter(|| assert!(!connects(at, SILENCE), "a forgotten peer is not reached"));
+    });
+}
+
+#[test]
+fn routers_lead_outside_for_tenants_with_equal_addresses() {
+    in_host(|| {
+        let mut one = Machine::new("yc", [10, 99, 0, 1]);
+        let outside = Namespace::new();
+        outside.run(&["ip", "link", "set", "lo", "up"]);
+        wire((&one.space, "uplink", "203.0.113.1/24"), (&outside, "world", "203.0.113.9/24"));
+        let mut zones = Vec::new();
+        for vni in [0x20, 0x21] {
+            let mut network = tenant_network(AccountId::random(), vni, "10.0.0.0/24");
+            network.fabric.as_mut().expect("a fabric").internet_nat = true;
+            one.join(&network);
+            zones.push((one.zone(&network, 64 * (vni - 0x20) + 1), network));
+        }
+        assert_eq!(zones[0].0.address, zones[1].0.address);
+        let server = outside.enter(listen);
+        let at = SocketAddr::from(([203, 0, 113, 9], server.local_addr().expect("bound").port()));
+        let of_host = one.space.enter(listen);
+        let port = of_host.local_addr().expect("bound").port();
+        for (zone, network) in &zones {
+            zone.space.enter(|| {
+                assert!(pings(network.gateway.expect("it has one"), PATIENCE), "the gateway answers");
+                assert!(connects(at, PATIENCE), "NAT leads outside");
+                for address in [[203, 0, 113, 1], [10, 99, 0, 1], [100, 127, 0, 0], [100, 127, 0, 2]] {
+                    assert!(!connects(SocketAddr::from((address, port)), SILENCE), "the host's {address:?}");
+                }
+            });
+            let (_, from) = server.accept().expect("it arrived");
+            assert_eq!(from.ip(), IpAddr::from([203, 0, 113, 1]), "the outside sees the host's address");
+        }
+        // Nothing is left when the tenants are gone.
+        one.set.segments.clear();
+        one.set.routers.clear();
+        one.program();
+        let left = one.space.run(&["ip", "-o", "link"]);
+        assert!(!["ycg", "yct-", "ycx"].iter().any(|name| left.contains(name)), "{left}");
+    });
+}
+
+#[test]
+fn routers_lead_between_a_tenants_networks_on_two_machines() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["yg", "yh"]);
+        let owner = AccountId::random();
+        let routed = |vni, subnet: &str| {
+            let mut network = tenant_network(owner, vni, subnet);
+            network.fabric.as_mut().expect("a fabric").routed = true;
+            network
+        };
+        let (first, second) = (routed(0x30, "10.0.0.0/24"), routed(0x31, "10.0.1.0/24"));
+        for network in [&first, &second] {
+            one.join(network);
+            two.join(network);
+        }
+        let (a, b) = (one.zone(&first, 1), two.zone(&second, 2));
+        one.meet(0x31, &b, &two);
+        two.meet(0x30, &a, &one);
+        let server = b.space.enter(listen);
+        let at = SocketAddr::from((b.address, server.local_addr().expect("bound").port()));
+        a.space.enter(|| {
+            assert!(pings(b.address, PATIENCE), "from one network to the other");
+            assert!(connects(at, PATIENCE), "each way through another machine's router");
+        });
+    });
+}
