@@ -12,7 +12,7 @@ use crate::{
     instance::Instance,
     network::Network,
     rules,
-    target::{ImageTarget, NetworkTarget, NicTarget, ZoneTarget},
+    target::{FabricTarget, ImageTarget, NetworkTarget, NicTarget, ZoneTarget},
 };
 
 /// Name servers a guest gets at most: resolv.conf takes no more that matter.
@@ -99,7 +99,15 @@ pub fn network(network: &Network) -> NetworkTarget {
         host_address: if network.host_gateway { network.gateway } else { None },
         nat: network.nat,
         mtu: network.mtu,
-        ..NetworkTarget::default()
+        fabric: network.fabric.zip(network.owners.first().copied()).map(|(fabric, owner)| FabricTarget {
+            vni: fabric.vni,
+            owner,
+            internet_nat: fabric.internet_nat,
+            routed: fabric.routed,
+        }),
+        gateway: network.fabric.and(network.gateway),
+        subnet6: network.subnet6,
+        gateway6: network.fabric.and(network.gateway6),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod change;
 mod join;
+mod peers;
 mod report;
 pub mod targets;
 mod walls;

@@ -15,6 +15,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -23,15 +24,17 @@ use base::shutdown::Shutdown;
 use model::{
     compile,
     firewall::FirewallTarget,
-    id::{AccountId, FirewallRuleId, ImageId, InstanceId, NetworkId, ServerId},
+    id::{AccountId, FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::Instance,
     network::Network,
     server::Server,
-    target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
+    target::{ImageTarget, NetworkTarget, Peer, Target, ZoneTarget},
 };
 use serde::Serialize;
 use store::{Entry, Snapshot};
 use tokio::sync::watch;
+
+use super::peers::{Member, Peers};
 
 use crate::{
     Control, ControlConfig, Error, Result,
@@ -60,14 +63,22 @@ pub struct SharedTarget {
     pub zones: BTreeMap<InstanceId, Arc<ZoneTarget>>,
     /// See [`Target::firewall`].
     pub firewall: Arc<FirewallTarget>,
+    /// See [`Target::underlay`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<IpAddr>,
+    /// See [`Target::peers`].
+    #[serde(skip_serializing_if = "no_peers")]
+    pub peers: Arc<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
 }
 
 impl From<SharedTarget> for Target {
     fn from(shared: SharedTarget) -> Self {
-        let SharedTarget { server, generation, datacenter, networks, images, zones, firewall } = shared;
+        let SharedTarget { server, generation, datacenter, networks, images, zones, firewall, underlay, peers } =
+            shared;
         let zones = zones.into_iter().map(|(id, zone)| (id, Arc::unwrap_or_clone(zone))).collect();
+        let peers = Arc::unwrap_or_clone(peers);
         let firewall = Arc::unwrap_or_clone(firewall);
-        Self { server, generation, datacenter, networks, images, zones, firewall }
+        Self { server, generation, datacenter, networks, images, zones, firewall, underlay, peers }
     }
 }
 
@@ -89,6 +100,7 @@ struct State {
     machines: HashMap<ServerId, Machine>,
     place_of: HashMap<InstanceId, ServerId>,
     walls: Walls,
+    peers: Peers,
 }
 
 #[derive(Debug)]
@@ -101,6 +113,7 @@ struct Machine {
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
+    peers: Arc<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
 }
 
 #[derive(Debug)]
@@ -130,6 +143,7 @@ impl Default for Machine {
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
+            peers: Arc::default(),
         }
     }
 }
@@ -258,6 +272,8 @@ impl Targets {
             images: machine.images.clone(),
             zones,
             firewall: state.walls.target(server),
+            underlay: state.peers.underlay(server),
+            peers: machine.peers.clone(),
         })
     }
 
@@ -269,6 +285,13 @@ impl Targets {
         state.machines.retain(|server, _| known.contains(server));
         state.place_of.clear();
         state.walls.rebuild(snapshot);
+        // Everybody's document is made anew below, so nobody need be marked.
+        let mut everybody = BTreeSet::new();
+        state.peers.clear();
+        for network in snapshot.scan(&NETWORKS) {
+            state.peers.lead(network.id, routed(&network), &mut everybody);
+        }
+        let mut newest_of: HashMap<ServerId, u64> = HashMap::new();
         let mut keys_of: HashMap<AccountId, String> = HashMap::new();
         for server in snapshot.scan(&SERVERS) {
             let machine = state.machines.entry(server.id).or_default();
@@ -283,9 +306,17 @@ impl Targets {
                 // Later than any change of this part; the machine is told again at worst.
                 machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
                 state.place_of.insert(entry.id, server.id);
+                let members = members(snapshot, &entry);
+                state.peers.place(entry.id, Some((server.id, members)), &mut everybody);
             }
-            machine.complete(snapshot);
-            if state.walls.filters(server.id) {
+            state.peers.meet(server.id, server.underlay, &mut everybody);
+            newest_of.insert(server.id, newest);
+        }
+        let State { machines, peers, walls, .. } = &mut *state;
+        for (server, machine) in machines {
+            let mut newest = newest_of.get(server).copied().unwrap_or(0);
+            machine.complete(snapshot, *server, peers);
+            if walls.filters(*server) || machine.networks.values().any(|network| network.fabric.is_some()) {
                 // Addresses in it come from records everywhere, of which some may be gone: no single one tells how new it is.
                 newest = newest.max(snapshot.revision().0);
             }
@@ -317,8 +348,9 @@ impl Targets {
         }
         dirty.extend(state.walls.follow(snapshot, revision, keys));
         for server in dirty {
-            let Some(machine) = state.machines.get_mut(&server) else { continue };
-            machine.complete(snapshot);
+            let State { machines, peers, .. } = &mut *state;
+            let Some(machine) = machines.get_mut(&server) else { continue };
+            machine.complete(snapshot, server, peers);
             machine.generation.send_replace(revision.saturating_add(machine.base));
         }
         self.followed.send_replace(revision);
@@ -342,6 +374,8 @@ impl Targets {
                 dirty.insert(left);
             }
         }
+        let place = entry.as_ref().map(|entry| (entry.server, members(snapshot, entry)));
+        state.peers.place(id, place, dirty);
         let (Some(entry), Some(server)) = (entry, now) else { return };
         let target = self.zone(snapshot, &entry, &keys::authorized_keys(snapshot, entry.owner));
         let machine = state.machines.entry(server).or_default();
@@ -376,10 +410,19 @@ impl Machine {
         before != (self.base, self.floor)
     }
 
-    /// Networks and images that the parts refer to.
-    fn complete(&mut self, snapshot: &Snapshot) {
+    /// Networks and images that the parts refer to, networks that routers lead to, and who is on them elsewhere.
+    fn complete(&mut self, snapshot: &Snapshot, server: ServerId, peers: &Peers) {
         let nics = self.zones.values().flat_map(|zone| zone.target.nics.iter().map(|nic| nic.network));
-        let networks: BTreeSet<NetworkId> = nics.collect();
+        let mut networks: BTreeSet<NetworkId> = nics.collect();
+        let vnis = |networks: &BTreeSet<NetworkId>| -> BTreeSet<u32> {
+            let found = networks.iter().filter_map(|id| snapshot.get(&NETWORKS, &id.to_string()));
+            found.filter_map(|network| network.fabric.as_ref().map(|fabric| fabric.vni)).collect()
+        };
+        let here = vnis(&networks);
+        if !here.is_empty() {
+            networks.extend(peers.led_to(&here));
+        }
+        self.peers = Arc::new(peers.heard_by(server, &vnis(&networks)));
         let images: BTreeSet<ImageId> = self.zones.values().map(|zone| zone.target.image).collect();
         self.networks = networks
             .into_iter()
@@ -411,6 +454,10 @@ fn touched(
         let account = key.split('/').next().unwrap_or("");
         instances.extend(found(BY_OWNER, account).iter().map(|entry| entry.id));
     } else if table == NETWORKS.name {
+        if let Ok(id) = key.parse::<NetworkId>() {
+            let network = snapshot.get(&NETWORKS, key);
+            state.peers.lead(id, network.as_deref().and_then(|network| routed(network)), dirty);
+        }
         for entry in found(BY_NETWORK, key) {
             instances.insert(entry.id);
             // The segment itself may have changed without any NIC's part doing so.
@@ -424,8 +471,10 @@ fn touched(
         match snapshot.get(&SERVERS, key) {
             None => {
                 state.machines.remove(&server);
+                state.peers.meet(server, None, dirty);
             }
             Some(entry) => {
+                state.peers.meet(server, entry.underlay, dirty);
                 let machine = state.machines.entry(server).or_default();
                 if machine.count_from(&entry) || *machine.generation.borrow() == 0 {
                     dirty.insert(server);
@@ -433,6 +482,25 @@ fn touched(
             }
         }
     }
+}
+
+fn no_peers(peers: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>) -> bool {
+    peers.is_empty()
+}
+
+/// What an instance has on tenants' segments.
+fn members(snapshot: &Snapshot, instance: &Instance) -> Vec<Member> {
+    let nics = instance.nics.iter().filter_map(|nic| {
+        let network = snapshot.get(&NETWORKS, &nic.network.to_string())?;
+        Some((network.fabric.as_ref()?.vni, nic.mac, nic.addresses().collect()))
+    });
+    nics.collect()
+}
+
+/// The owner and segment of a network that its router leads to from the owner's others.
+fn routed(network: &Network) -> Option<(AccountId, u32)> {
+    let fabric = network.fabric.as_ref().filter(|fabric| fabric.routed)?;
+    Some((*network.owners.first()?, fabric.vni))
 }
 
 /// The highest revision of any record that goes into the part of `entry`.

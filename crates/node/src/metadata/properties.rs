@@ -227,6 +227,8 @@ mod tests {
             images: BTreeMap::new(),
             zones: BTreeMap::from([(id, zone)]),
             firewall: Default::default(),
+            underlay: None,
+            peers: BTreeMap::new(),
         };
         (id, target)
     }

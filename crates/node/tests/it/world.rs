@@ -75,6 +75,8 @@ impl Headnode {
             images: BTreeMap::from([(image_id(), image)]),
             zones: BTreeMap::new(),
             firewall: model::firewall::FirewallTarget::default(),
+            underlay: None,
+            peers: BTreeMap::new(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
         let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));
