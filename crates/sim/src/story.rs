@@ -283,7 +283,7 @@ impl Story {
         let request = instances::CreateInstance {
             package: self.chance.pick(&PACKAGES).copied().unwrap_or_default().to_owned(),
             image: self.datacenter.image.to_string(),
-            networks: choices.map(|network| instances::NetworkChoice::any(network)).collect(),
+            networks: choices.map(instances::NetworkChoice::any).collect(),
             ..instances::CreateInstance::default()
         };
         let view =
