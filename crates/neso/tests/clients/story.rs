@@ -29,6 +29,7 @@ pub(crate) fn tell(dc: &Datacenter) {
     filters(dc, &id);
     tags_and_metadata(dc, &id);
     nics(dc, &id);
+    firewall(dc, &id);
     not_here(dc, &id);
     turning_off_and_on(dc, &id);
     changing(dc, &id);
@@ -300,6 +301,26 @@ fn nics(dc: &Datacenter, id: &str) {
     assert_eq!(dc.one(&format!("instance nic get -j {id} {}", text(&nic, "mac"))), nic);
     assert_eq!(list().len(), 2);
     dc.triton(&format!("instance nic create {id} 00000000")).refused("no network with name or short id");
+}
+
+fn firewall(dc: &Datacenter, id: &str) {
+    let text = format!("FROM any TO vm {id} ALLOW tcp PORT 80");
+    dc.triton_with(&["fwrule", "create", &text]).good();
+    let named = |listed: &[Value], field: &str, value: &str| listed.iter().any(|one| one[field] == value);
+    let rules = dc.json("fwrule list -j");
+    let rule = rules.iter().find(|rule| rule["rule"] == text).unwrap_or_else(|| panic!("it is listed: {rules:?}"));
+    assert_eq!(rule["enabled"], true, "the command asks for a rule in force");
+    let rule = rule["id"].as_str().expect("an id").to_owned();
+    dc.triton(&format!("instance enable-firewall -w {id}")).good();
+    assert!(named(&dc.json(&format!("fwrule instances -j {rule}")), "id", id));
+    assert!(named(&dc.json(&format!("instance fwrules -j {id}")), "id", &rule));
+    dc.triton(&format!("fwrule disable {rule}")).good();
+    assert_eq!(dc.one(&format!("fwrule get -j {rule}"))["enabled"], false);
+    dc.triton(&format!("fwrule enable {rule}")).good();
+    dc.triton_with(&["fwrule", "create", "FROM any TO nobody ALLOW tcp PORT 80"]).refused("rule");
+    dc.triton(&format!("fwrule delete -f {rule}")).good();
+    assert!(!named(&dc.json("fwrule list -j"), "id", &rule));
+    dc.triton(&format!("instance disable-firewall -w {id}")).good();
 }
 
 /// What this datacenter does not have is an empty list, or a refusal that says so.
