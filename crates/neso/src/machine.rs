@@ -16,6 +16,7 @@ use base::{clock::SystemClock, shutdown::Shutdown};
 use headnode::{Settings, pki};
 use host::{
     Host,
+    fabric::FabricSet,
     link::{LinkNames, Links as _},
     linux::{
         dataset::LinuxDatasets,
@@ -306,6 +307,7 @@ fn close(
             Ok::<_, Failure>(())
         })?;
     }
+    links.program(&FabricSet::default())?;
     links.remove_bridges_except(&[])?;
     LinuxFilters::new(&settings.kernel.nft_table, names(settings)?).clear()?;
     zones.remove_parent();
