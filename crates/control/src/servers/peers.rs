@@ -27,6 +27,8 @@ pub(super) struct Peers {
     /// Routed networks with their VNIs, by owner.
     routed: HashMap<AccountId, BTreeMap<NetworkId, u32>>,
     owner_of_routed: HashMap<NetworkId, AccountId>,
+    /// Whose routed networks are on a segment; a VNI is one account's.
+    owner_on: HashMap<u32, AccountId>,
 }
 
 #[derive(Debug, Default)]
@@ -110,20 +112,19 @@ impl Peers {
         }
         for (owner, vni) in before.into_iter().chain(routed) {
             // Both before and after the change: whoever gains sight of it or loses it.
-            self.routed.entry(owner).or_default().insert(network, vni);
+            self.add_route(network, owner, vni);
             dirty.extend(self.interested(vni));
             self.forget_route(network, owner);
         }
         if let Some((owner, vni)) = routed {
-            self.routed.entry(owner).or_default().insert(network, vni);
-            self.owner_of_routed.insert(network, owner);
+            self.add_route(network, owner, vni);
         }
     }
 
     /// Networks that the router of a machine leads to, for one with members on `vnis`.
     pub(super) fn led_to(&self, vnis: &BTreeSet<u32>) -> BTreeSet<NetworkId> {
-        let owners = self.routed.values().filter(|networks| networks.values().any(|vni| vnis.contains(vni)));
-        owners.flat_map(|networks| networks.keys().copied()).collect()
+        let owners: BTreeSet<&AccountId> = vnis.iter().filter_map(|vni| self.owner_on.get(vni)).collect();
+        owners.into_iter().filter_map(|owner| self.routed.get(owner)).flat_map(BTreeMap::keys).copied().collect()
     }
 
     /// What `server` hears of these segments.
@@ -153,8 +154,8 @@ impl Peers {
 
     /// Machines that hear of a segment: those with a member there, or on a routed network whose router leads there.
     fn interested(&self, vni: u32) -> BTreeSet<ServerId> {
-        let led = self.routed.values().filter(|networks| networks.values().any(|other| *other == vni));
-        let vnis: BTreeSet<u32> = led.flat_map(|networks| networks.values().copied()).chain([vni]).collect();
+        let led = self.owner_on.get(&vni).and_then(|owner| self.routed.get(owner));
+        let vnis: BTreeSet<u32> = led.into_iter().flat_map(BTreeMap::values).copied().chain([vni]).collect();
         let segments = vnis.iter().filter_map(|vni| self.segments.get(vni));
         segments.flat_map(|segment| segment.members.keys().copied()).collect()
     }
@@ -172,10 +173,20 @@ impl Peers {
         }
     }
 
+    fn add_route(&mut self, network: NetworkId, owner: AccountId, vni: u32) {
+        self.routed.entry(owner).or_default().insert(network, vni);
+        self.owner_of_routed.insert(network, owner);
+        self.owner_on.insert(vni, owner);
+    }
+
     fn forget_route(&mut self, network: NetworkId, owner: AccountId) {
         self.owner_of_routed.remove(&network);
         if let Some(networks) = self.routed.get_mut(&owner) {
-            networks.remove(&network);
+            if let Some(vni) = networks.remove(&network)
+                && !networks.values().any(|other| *other == vni)
+            {
+                self.owner_on.remove(&vni);
+            }
             if networks.is_empty() {
                 self.routed.remove(&owner);
             }
