@@ -13,9 +13,11 @@ use host::archive::{self, Member, MemberKind, Sink};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 use mdata::Frame;
 use model::{
+    delta::{Misfit, ReportDelta, TargetDelta},
     firewall::{Language, Rule},
     id::AccountId,
     image::{Compression, manifest as manifests},
+    target::Report,
     time::Timestamp,
 };
 use sha2::{Digest, Sha256};
@@ -24,7 +26,7 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("archive", archive),
     ("authorization", authorization),
     ("firewall_rule", firewall_rule),
@@ -34,6 +36,8 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("params", params),
     ("presigned", presigned),
     ("public_key", public_key),
+    ("report_delta", report_delta),
+    ("target_delta", target_delta),
 ];
 
 /// When signatures are looked at: Tue, 24 Nov 2026 15:06:00 GMT, seconds since the epoch.
@@ -146,6 +150,35 @@ pub fn public_key(bytes: &[u8]) {
         key.verify(algorithm, b"message", signature);
     }
 }
+
+/// What is new in a report, from a node: whatever can be read leads somewhere from any report, and says there what it said.
+pub fn report_delta(bytes: &[u8]) {
+    let Ok(delta) = serde_json::from_slice::<ReportDelta>(bytes) else { return };
+    let held: Report = serde_json::from_str(REPORT).expect("a report");
+    let (base, delta) = (held.digest(), ReportDelta { server: held.server, ..delta });
+    assert!(delta.base == base || delta.apply(base, &held).is_err());
+    let delta = ReportDelta { base, ..delta };
+    let Err(Misfit::Result { reached, .. }) = delta.apply(base, &held) else { return };
+    let next = ReportDelta { digest: reached, ..delta }.apply(base, &held).expect("it leads where it leads");
+    let again = ReportDelta::between(base, &held, &next).expect("only facts differ");
+    assert_eq!(again.apply(base, &held).expect("it leads there too"), next);
+}
+
+/// What is new in a target, from a headnode or a file: the same.
+pub fn target_delta(bytes: &[u8]) {
+    let Ok(delta) = serde_json::from_slice::<TargetDelta>(bytes) else { return };
+    let held: model::target::Target = serde_json::from_str(TARGET).expect("a target");
+    let delta = TargetDelta { server: held.server, ..delta };
+    assert!(delta.base == held.digest() || delta.apply(&held).is_err());
+    let delta = TargetDelta { base: held.digest(), ..delta };
+    let Err(Misfit::Result { reached, .. }) = delta.apply(&held) else { return };
+    let next = TargetDelta { digest: reached, ..delta }.apply(&held).expect("it leads where it leads");
+    assert_eq!(TargetDelta::between(&held, &next).apply(&held).expect("it leads there too"), next);
+}
+
+/// A report and a target on which deltas follow.
+const REPORT: &str = include_str!("../documents/report.json");
+const TARGET: &str = include_str!("../documents/target.json");
 
 /// As much of the beginning as is text.
 fn text(bytes: &[u8]) -> &str {

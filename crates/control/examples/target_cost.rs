@@ -1,16 +1,16 @@
-//! What one poll of a machine with many instances costs, part by part: copying the document deeply, sharing its parts, writing it as
-//! JSON, reading it again. `cargo run --release -p control --example target_cost`.
+//! What one change costs on a machine with many instances, part by part: the whole document as JSON and back, and what is new in it.
+//! `cargo run --release -p control --example target_cost`.
 
 #![allow(clippy::print_stdout, reason = "a measurement says what it measured")]
 
 use std::{
     collections::BTreeMap,
     hint::black_box,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use model::{
+    delta::TargetDelta,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::{Brand, TagValue, Wanted},
     target::{Limits, NicTarget, Target, ZoneTarget},
@@ -19,35 +19,38 @@ use model::{
 };
 
 /// Instances on the machine.
-const INSTANCES: usize = 2_000;
+const INSTANCES: [usize; 3] = [1, 300, 2_000];
 /// Times each part is done; the fastest is told.
 const TIMES: usize = 20;
 
 fn main() {
-    let (network, image) = (NetworkId::random(), ImageId::random());
-    let zones: BTreeMap<InstanceId, ZoneTarget> =
-        (0..INSTANCES).map(|number| (InstanceId::random(), zone(number, network, image))).collect();
-    let shared: BTreeMap<InstanceId, Arc<ZoneTarget>> =
-        zones.iter().map(|(id, zone)| (*id, Arc::new(zone.clone()))).collect();
-    let (networks, images) = (BTreeMap::new(), BTreeMap::new());
-    let target = Target {
-        server: ServerId::random(),
-        generation: 1,
-        datacenter: "home-1".to_owned(),
-        networks,
-        images,
-        zones,
-        firewall: Default::default(),
-        underlay: None,
-        peers: BTreeMap::new(),
-    };
-    let text = serde_json::to_vec(&target).expect("a target is JSON");
-    println!("{INSTANCES} instances, {} KiB of JSON", text.len() >> 10);
-    told("copy deeply", || target.clone());
-    told("share the parts", || shared.clone());
-    told("write", || serde_json::to_vec(&target));
-    told("write what is shared", || serde_json::to_vec(&shared));
-    told("read", || serde_json::from_slice::<Target>(&text));
+    for instances in INSTANCES {
+        let (network, image) = (NetworkId::random(), ImageId::random());
+        let zones = (0..instances).map(|number| (InstanceId::random(), zone(number, network, image).into())).collect();
+        let target = Target {
+            server: ServerId::random(),
+            generation: 1,
+            datacenter: "home-1".to_owned(),
+            networks: BTreeMap::new(),
+            images: BTreeMap::new(),
+            zones,
+            firewall: Default::default(),
+            underlay: None,
+            peers: Default::default(),
+        };
+        let mut next = Target { generation: 2, ..target.clone() };
+        next.zones.insert(InstanceId::random(), zone(instances, network, image).into());
+        let text = serde_json::to_vec(&next).expect("a target is JSON");
+        let delta = TargetDelta::between(&target, &next);
+        let short = serde_json::to_vec(&delta).expect("a delta is JSON");
+        println!("{instances} instances: {} KiB, one more in {} bytes", text.len() >> 10, short.len());
+        told("write the whole", || serde_json::to_vec(&next));
+        told("read the whole", || serde_json::from_slice::<Target>(&text));
+        told("tell what is new", || TargetDelta::between(&target, &next));
+        told("write what is new", || serde_json::to_vec(&delta));
+        told("read what is new", || serde_json::from_slice::<TargetDelta>(&short));
+        told("apply what is new", || delta.apply(&target));
+    }
 }
 
 fn told<T>(what: &str, mut work: impl FnMut() -> T) {
@@ -57,7 +60,7 @@ fn told<T>(what: &str, mut work: impl FnMut() -> T) {
         begun.elapsed()
     };
     let fastest: Duration = (0..TIMES).map(|_| once(&mut work)).min().unwrap_or_default();
-    println!("{what:<22} {:>8.3} ms", fastest.as_secs_f64() * 1_000.0);
+    println!("  {what:<20} {:>8.3} ms", fastest.as_secs_f64() * 1_000.0);
 }
 
 fn zone(number: usize, network: NetworkId, image: ImageId) -> ZoneTarget {

@@ -66,6 +66,8 @@ pub struct Inner {
     pub refusals: placement::Refusals,
     /// Where history goes that leaves the store; nowhere in a simulation.
     pub archive: Option<flow::Archive>,
+    /// What each machine reported last.
+    pub(crate) reports: servers::reports::Reports,
     /// Targets of all machines, kept up to date in memory.
     pub(crate) targets: servers::targets::Targets,
     /// The address each network gave last, by whether it is IPv6: only a hint where to look for a free one first.
@@ -94,6 +96,7 @@ impl Control {
             nodes,
             archive,
             refusals: placement::Refusals::default(),
+            reports: servers::reports::Reports::default(),
             targets,
             last_given: Mutex::default(),
         };

@@ -19,7 +19,7 @@ use std::{
 
 use axum::{
     Extension, Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -27,9 +27,12 @@ use axum::{
 };
 use base::shutdown::Shutdown;
 use control::Control;
-use model::{id::ServerId, target::Report};
+use model::{
+    delta::{Held, ReportNews, TargetNews},
+    id::ServerId,
+};
 use nodeapi::{
-    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, MACHINE_HEADER,
+    DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, MACHINE_HEADER, REPORT_DELTA, TARGET_DELTA,
     inquiry::{ANSWER_MAX_BYTES, Answer},
     join::JOIN_MAX_BYTES,
 };
@@ -141,39 +144,44 @@ fn server_of(peer: Option<Extension<Peer>>) -> Result<ServerId, Refusal> {
 #[derive(Deserialize)]
 struct Have {
     have: u64,
+    /// Kept as text, so that nonsense counts as none and gets the whole.
+    digest: Option<String>,
 }
 
 async fn target(
     State(link): State<Link>,
     peer: Shown,
     headers: HeaderMap,
-    Query(Have { have }): Query<Have>,
+    Query(Have { have, digest }): Query<Have>,
 ) -> Result<Response, Refusal> {
     let server = link.member(peer, &headers)?;
+    let held = Held { generation: have, digest: digest.and_then(|digest| digest.parse().ok()) };
     tokio::select! {
         biased;
         refusal = link.interrupted(server) => Err(refusal),
-        newer = control::servers::watch_shared_target(&link.control, server, have) => Ok(match newer? {
-            Some(target) => Json(target).into_response(),
+        newer = control::servers::watch_news(&link.control, server, held) => Ok(match newer? {
+            Some(TargetNews::Whole(target)) => Json(target).into_response(),
+            Some(TargetNews::Delta(delta)) => ([(header::CONTENT_TYPE, TARGET_DELTA)], Json(delta)).into_response(),
             None => StatusCode::NO_CONTENT.into_response(),
         }),
     }
 }
 
-async fn report(
-    State(link): State<Link>,
-    peer: Shown,
-    headers: HeaderMap,
-    Json(report): Json<Report>,
-) -> Result<Response, Refusal> {
+async fn report(State(link): State<Link>, peer: Shown, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
     let serial = peer.as_ref().map(|peer| peer.serial.clone()).unwrap_or_default();
     let server = link.member(peer, &headers)?;
     link.shown(server, serial);
-    if report.server != server {
-        let why = format!("the certificate is server {server}'s, the report server {}'s", report.server);
+    let is_delta = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == REPORT_DELTA);
+    let news = match is_delta {
+        true => serde_json::from_slice(&body).map(ReportNews::Delta),
+        false => serde_json::from_slice(&body).map(ReportNews::Whole),
+    };
+    let news = news.map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("this is no report: {error}")))?;
+    if news.server() != server {
+        let why = format!("the certificate is server {server}'s, the report server {}'s", news.server());
         return Err(Refusal(StatusCode::FORBIDDEN, why));
     }
-    Ok(Json(control::servers::apply_report(&link.control, server, &report).await?).into_response())
+    Ok(Json(control::servers::apply_news(&link.control, server, &news).await?).into_response())
 }
 
 async fn inquiry(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {

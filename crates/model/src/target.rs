@@ -4,6 +4,9 @@
 //! grows; it writes the target to its disk before it acts, and converges. A zone that is missing from the target is
 //! left alone and reported: only an explicit [`Wanted::Absent`] destroys, so that a control plane that lost its memory
 //! cannot destroy a fleet.
+//!
+//! Both documents are made of [`Part`]s, so that copying one, or telling what is new in it ([`crate::delta`]), costs next to nothing
+//! however many instances there are.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +21,7 @@ use crate::{
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
     instance::{Brand, TagValue, Wanted},
+    part::Part,
     server::{Hardware, Underlay},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
@@ -37,16 +41,20 @@ pub struct Target {
     /// Images its instances start from. Others may be dropped when space is needed.
     pub images: BTreeMap<ImageId, ImageTarget>,
     /// Instances that should be here, or be gone from here.
-    pub zones: BTreeMap<InstanceId, ZoneTarget>,
+    pub zones: BTreeMap<InstanceId, Part<ZoneTarget>>,
     /// What of their traffic is let through.
     #[serde(default)]
-    pub firewall: FirewallTarget,
+    pub firewall: Part<FirewallTarget>,
     /// The machine's own address between machines; without one, fabrics end at this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<IpAddr>,
     /// NICs on other machines that ours may talk to, by VNI: only of VNIs with a member here or routed from here.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub peers: BTreeMap<u32, BTreeMap<MacAddr, Peer>>,
+    #[serde(default, skip_serializing_if = "no_peers")]
+    pub peers: Part<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
+}
+
+fn no_peers(peers: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>) -> bool {
+    peers.is_empty()
 }
 
 /// A NIC on another machine.
@@ -204,7 +212,7 @@ pub struct NicTarget {
     pub mtu: u16,
 }
 
-/// What a node says of itself. Sent whole, on every change and as a heartbeat.
+/// What a node says of itself, on every change and as a heartbeat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Who reports.
@@ -223,7 +231,7 @@ pub struct Report {
     /// What the machine is made of.
     pub hardware: Hardware,
     /// Every instance it knows of, whether in the target or not.
-    pub zones: BTreeMap<InstanceId, ZoneFact>,
+    pub zones: BTreeMap<InstanceId, Part<ZoneFact>>,
     /// Images present as datasets.
     pub images: Vec<ImageId>,
     /// Where other machines meet it.

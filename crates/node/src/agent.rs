@@ -23,7 +23,8 @@ use crate::{
     fabrics,
     ids::IdPool,
     images::Images,
-    inquiries, keeper,
+    inquiries,
+    keeper::Keeper,
     ledger::{Ledger, Ledgers},
     link::{self, Identity},
     metadata::{self, Metadata},
@@ -56,7 +57,7 @@ impl Agent {
         make_directory(&self.config.control_dir)?;
         let incoming = self.config.data_dir.join("incoming");
         images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })?;
-        let target = keeper::read(&keeper::path(&self.config.data_dir), server)?;
+        let (keeper, target) = Keeper::open(&self.config.data_dir, server)?;
         let remembered = ledgers.load()?;
         let verbs = Verbs::new(self.host.clone(), self.config.execution);
         let (boot_id, identity) = identify(&verbs, &self.config.version).await?;
@@ -105,7 +106,7 @@ impl Agent {
         let answering = base::task::spawn("inquiries", inquiries::answer_all(shared.clone()));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
-        let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone()));
+        let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone(), keeper));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.

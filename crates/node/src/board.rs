@@ -7,10 +7,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use model::{
     id::{ImageId, InstanceId},
+    part::Part,
     target::{Exit, ZoneFact, ZoneState},
     time::Timestamp,
 };
@@ -19,12 +21,17 @@ use tokio::sync::Notify;
 /// How long a fact of passage is held back, milliseconds.
 pub(crate) const PASSAGE_MS: i64 = 1000;
 
+/// How long what nobody waits for may wait for company: that a target was seen mostly goes with what became of it.
+const GENTLY: Duration = Duration::from_millis(100);
+
 /// See the head of this file.
 #[derive(Default)]
 pub(crate) struct Board {
     state: Mutex<State>,
     /// Wakes the reporter when something is worth saying.
     news: Notify,
+    /// Wakes it when something should be said within [`GENTLY`].
+    gently: Notify,
 }
 
 #[derive(Default)]
@@ -36,9 +43,10 @@ struct State {
 }
 
 struct Posted {
-    now: ZoneFact,
+    // Shared with every report that says it.
+    now: Part<ZoneFact>,
     /// What reports say while `now` is a young fact of passage.
-    said: Option<ZoneFact>,
+    said: Option<Part<ZoneFact>>,
     since_ms: i64,
 }
 
@@ -61,16 +69,14 @@ impl Board {
         let settled = !is_passage(fact.state) || fact.error.is_some();
         {
             let mut state = self.lock();
-            let previous = state.facts.remove(&id);
-            if let Some(previous) = &previous
-                && previous.now == fact
-            {
-                state.facts.insert(id, Posted { now: fact, said: previous.said.clone(), since_ms: previous.since_ms });
+            if state.facts.get(&id).is_some_and(|posted| *posted.now == fact) {
                 return;
             }
-            let said = previous
+            let said = state
+                .facts
+                .remove(&id)
                 .and_then(|previous| if previous.is_held_back(at_ms) { previous.said } else { Some(previous.now) });
-            state.facts.insert(id, Posted { now: fact, said, since_ms: at_ms });
+            state.facts.insert(id, Posted { now: Part::new(fact), said, since_ms: at_ms });
         }
         if settled {
             self.news.notify_one();
@@ -127,13 +133,24 @@ impl Board {
         self.news.notify_one();
     }
 
+    /// The same, but it can wait a moment for something else.
+    pub(crate) fn nudge_gently(&self) {
+        self.gently.notify_one();
+    }
+
     /// Waits until something is worth saying.
     pub(crate) async fn news(&self) {
-        self.news.notified().await;
+        tokio::select! {
+            biased;
+            () = self.news.notified() => {}
+            () = self.gently.notified() => {
+                let _ = tokio::time::timeout(GENTLY, self.news.notified()).await;
+            }
+        }
     }
 
     /// What a report says at `at_ms`, and when something that is held back now will be said.
-    pub(crate) fn read(&self, at_ms: i64) -> (BTreeMap<InstanceId, ZoneFact>, Vec<ImageId>, Option<i64>) {
+    pub(crate) fn read(&self, at_ms: i64) -> (BTreeMap<InstanceId, Part<ZoneFact>>, Vec<ImageId>, Option<i64>) {
         let state = self.lock();
         let mut facts = BTreeMap::new();
         let mut later: Option<i64> = None;
@@ -147,8 +164,10 @@ impl Board {
                 facts.insert(*id, posted.now.clone());
             }
         }
-        for (id, fact) in facts.iter_mut().filter(|(_, fact)| fact.state == ZoneState::Running) {
-            fact.oom_kills = state.oom_kills.get(id).copied().unwrap_or(0);
+        for (id, kills) in &state.oom_kills {
+            if let Some(fact) = facts.get_mut(id).filter(|fact| fact.state == ZoneState::Running) {
+                fact.oom_kills = *kills;
+            }
         }
         (facts, state.images.iter().copied().collect(), later)
     }

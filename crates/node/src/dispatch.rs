@@ -237,7 +237,7 @@ impl Dispatcher {
             }
         }
         self.shared.seen.store(target.generation, Ordering::Release);
-        self.shared.board.nudge();
+        self.shared.board.nudge_gently();
     }
 
     fn forget(&mut self, id: InstanceId) {
@@ -339,7 +339,7 @@ impl Dispatcher {
         let zone = self.acted_on.zones.get(&id);
         let Some(held) = self.slots.get(&id).and_then(|slot| slot.held.as_ref()) else { return };
         let remembered = held.written.then_some(&held.ledger.remembered);
-        match diff::leftover(zone, remembered, held.observed, confirmed) {
+        match diff::leftover(zone.map(|zone| &**zone), remembered, held.observed, confirmed) {
             Leftover::Keep => {}
             // A removal that failed for good is tried again with each audit.
             Leftover::Remove if held.is_empty() => {}

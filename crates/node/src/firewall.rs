@@ -10,7 +10,7 @@ use std::{
 };
 
 use host::filter::{Firewall, Place};
-use model::id::InstanceId;
+use model::{firewall::FirewallTarget, id::InstanceId, part::Part};
 
 use crate::shared::Shared;
 
@@ -19,6 +19,8 @@ use crate::shared::Shared;
 pub(crate) struct Wall {
     /// Where instances have NICs.
     pub(crate) places: BTreeMap<InstanceId, Vec<Place>>,
+    /// The firewall of the target that [`Wall::wanted`] was made from.
+    told: Part<FirewallTarget>,
     /// What is wanted, and whether the kernel has it.
     wanted: Firewall,
     is_enforced: bool,
@@ -52,16 +54,17 @@ impl Wall {
     /// Makes the kernel enforce the newest target's firewall.
     pub(crate) async fn enforce(&mut self, shared: &Shared) -> Result<(), String> {
         let target = shared.target();
-        let firewall = match *self.wanted.target == target.firewall {
+        let firewall = match self.told == target.firewall {
             true => self.wanted.target.clone(),
             false => {
                 if let Err(error) = target.firewall.check() {
                     tracing::error!(%error, generation = target.generation, "the firewall that was sent does not fit together; keeping the one before");
                     return Err(error.to_string());
                 }
-                Arc::new(target.firewall.clone())
+                Arc::new(FirewallTarget::clone(&target.firewall))
             }
         };
+        self.told = target.firewall.clone();
         let is_news = !self.is_enforced || !Arc::ptr_eq(&firewall, &self.wanted.target);
         let wanted = Firewall { target: firewall, places: self.places.clone(), separate: shared.network.separate() };
         if !self.is_enforced || wanted != self.wanted {

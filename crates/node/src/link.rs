@@ -7,12 +7,13 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use base::backoff::Backoff;
 use model::{
+    delta::{Held, ReportNews, Said, TargetDelta, TargetNews},
     id::{InstanceId, NetworkId},
     target::{Report, Target},
 };
@@ -20,7 +21,7 @@ use nodeapi::HEARTBEAT_SECONDS;
 
 use crate::{
     error::AgentError,
-    keeper::{self, Offer},
+    keeper::{self, Keeper, Offer},
     shared::Shared,
 };
 
@@ -37,18 +38,39 @@ pub(crate) struct Identity {
     pub(crate) hardware: model::server::Hardware,
 }
 
-/// Fetches targets until shutdown.
-pub(crate) async fn fetch_targets(shared: Arc<Shared>) {
+/// Fetches targets until shutdown. What they were at the end is one file then.
+pub(crate) async fn fetch_targets(shared: Arc<Shared>, keeper: Keeper) {
+    let keeper = Arc::new(Mutex::new(keeper));
+    follow_targets(&shared, &keeper).await;
+    let target = shared.target();
+    let folded = shared.verbs.run("target", move |_| lock(&keeper).fold(&target)).await;
+    if let Err(error) = folded {
+        tracing::warn!(%error, "the target's journal stays; the next agent reads it");
+    }
+}
+
+async fn follow_targets(shared: &Arc<Shared>, keeper: &Arc<Mutex<Keeper>>) {
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
+    // What is new in the next target is only of use to who holds this one.
+    let mut is_whole_wanted = false;
     loop {
-        let have = shared.target.borrow().generation;
+        let held = shared.target();
+        let digest = (held.generation > 0 && !is_whole_wanted).then(|| held.digest());
         let offered = tokio::select! {
             biased;
-            offered = shared.link.target(have) => offered,
+            offered = shared.link.target(Held { generation: held.generation, digest }) => offered,
             () = shared.shutdown.wait() => return,
         };
+        is_whole_wanted = false;
         let taken = match offered {
-            Ok(Some(target)) => take(&shared, target).await,
+            Ok(Some(TargetNews::Whole(target))) => take(shared, keeper, &held, target, None).await,
+            Ok(Some(TargetNews::Delta(delta))) => match delta.apply(&held) {
+                Ok(target) => take(shared, keeper, &held, target, Some(delta)).await,
+                Err(error) => {
+                    is_whole_wanted = true;
+                    Err(format!("what is new in target {} is of no use: {error}", delta.generation))
+                }
+            },
             Ok(None) => {
                 shared.confirmed.store(true, Ordering::Relaxed);
                 Ok(())
@@ -69,10 +91,14 @@ pub(crate) async fn fetch_targets(shared: Arc<Shared>) {
     }
 }
 
-async fn take(shared: &Arc<Shared>, target: Target) -> Result<(), String> {
-    let held = shared.target();
-    let target = Arc::new(target);
-    match keeper::judge(shared.config.server, Some(&held), &target) {
+async fn take(
+    shared: &Arc<Shared>,
+    keeper: &Arc<Mutex<Keeper>>,
+    held: &Target,
+    target: Target,
+    delta: Option<Box<TargetDelta>>,
+) -> Result<(), String> {
+    match keeper::judge(shared.config.server, Some(held), &target) {
         Offer::Newer => {}
         Offer::Held => return Err("the headnode sent the target we said we have".to_owned()),
         Offer::Older => {
@@ -80,16 +106,23 @@ async fn take(shared: &Arc<Shared>, target: Target) -> Result<(), String> {
         }
         Offer::Foreign => return Err(format!("refused a target for machine {}", target.server)),
     }
-    let (path, written) = (keeper::path(&shared.config.data_dir), target.clone());
-    let result = shared.verbs.run("target", move |_| keeper::write(&path, &written)).await;
+    let target = Arc::new(target);
+    let (keeper, written) = (keeper.clone(), target.clone());
+    let result = shared.verbs.run("target", move |_| lock(&keeper).keep(&written, delta.as_deref())).await;
     result.map_err(|source| {
-        let path = keeper::path(&shared.config.data_dir);
+        let path = shared.config.data_dir.join("target.json");
         base::errors::chain(&AgentError::File { doing: "write", path, source })
     })?;
     base::crash::point("node.target.written");
     shared.confirmed.store(true, Ordering::Relaxed);
     shared.target.send_replace(target);
     Ok(())
+}
+
+/// The keeper's one user at a time: a thread that writes, while the fetching task waits for it.
+fn lock(keeper: &Mutex<Keeper>) -> MutexGuard<'_, Keeper> {
+    // A panic while writing leaves no journal open, so the next target is written whole.
+    keeper.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long the last report may take: whoever stops the machine waits for it.
@@ -101,28 +134,36 @@ pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
     let (mut report, _) = compose(&shared, &identity, sequence + 1);
     report.leaving = true;
     // A headnode that does not hear it notices the silence.
-    let _ = tokio::time::timeout(FAREWELL, shared.link.report(&report)).await;
+    let _ = tokio::time::timeout(FAREWELL, shared.link.report(&ReportNews::Whole(Box::new(report)))).await;
 }
 
 /// Reports until shutdown: at once when something is worth saying, else as a heartbeat. Returns the number of the last.
 async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
     let mut sequence = 0_u64;
+    let mut said = Said::default();
     loop {
         sequence += 1;
         let (report, later) = compose(shared, identity, sequence);
+        let news = said.news(&report);
         let answer = tokio::select! {
             biased;
-            answer = shared.link.report(&report) => answer,
+            answer = shared.link.report(&news) => answer,
             () = shared.shutdown.wait() => return sequence,
         };
         let pause = match answer {
-            Ok(_) => {
+            Ok(answer) => {
                 pauses.reset();
+                let is_taken = said.answered(report, answer.held);
+                if !is_taken && matches!(news, ReportNews::Delta(_)) {
+                    // The headnode does not hold what this follows on: at once the whole, which it understands in any case.
+                    continue;
+                }
                 let heartbeat = Duration::from_secs(HEARTBEAT_SECONDS);
                 later.map_or(heartbeat, |later| heartbeat.min(later))
             }
             Err(error) => {
+                said.unanswered();
                 let pause = pauses.next_delay();
                 tracing::warn!(error = %base::errors::chain(&error), "no report");
                 tokio::select! {
@@ -184,7 +225,10 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
     let (mut zones, images, later) = shared.board.read(now);
     for (id, fact) in &mut zones {
         let seen = target.zones.get(id).map_or(0, |zone| zone.guest_metadata_seen);
-        fact.guest_metadata = shared.metadata.unseen(*id, seen);
+        let unseen = shared.metadata.unseen(*id, seen);
+        if !unseen.is_empty() {
+            fact.guest_metadata = unseen;
+        }
     }
     let report = Report {
         server: shared.config.server,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
-use model::{firewall::FirewallTarget, id::ServerId, target::Target, time::Timestamp};
+use model::{id::ServerId, part::Part, target::Target, time::Timestamp};
 use nodeapi::link::HeadnodeLink;
 use tokio::sync::{Semaphore, watch};
 
@@ -74,7 +74,6 @@ impl Shared {
 /// The target of a machine that was never told anything: leave everything alone.
 pub(crate) fn empty_target(server: ServerId) -> Target {
     let (networks, images, zones) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let firewall = FirewallTarget::default();
     Target {
         server,
         generation: 0,
@@ -82,9 +81,9 @@ pub(crate) fn empty_target(server: ServerId) -> Target {
         networks,
         images,
         zones,
-        firewall,
+        firewall: Part::default(),
         underlay: None,
-        peers: BTreeMap::new(),
+        peers: Part::default(),
     }
 }
 

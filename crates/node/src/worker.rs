@@ -52,7 +52,8 @@ pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: 
     loop {
         let target = shared.target();
         let zone = target.zones.get(&id);
-        let error = match worker.converge(&target, zone).await {
+        let wanted = zone.map(|zone| &**zone);
+        let error = match worker.converge(&target, wanted).await {
             Ok(()) => return worker.held,
             Err(StepError::Ending) => return worker.held,
             Err(StepError::Interrupted) => continue,
@@ -72,7 +73,7 @@ pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: 
             worker.post_rest();
             return worker.held;
         }
-        worker.post_failing(zone);
+        worker.post_failing(wanted);
         tokio::select! {
             biased;
             () = tokio::time::sleep(pauses.next_delay()) => {}
@@ -330,7 +331,7 @@ impl<'a> Worker<'a> {
                 biased;
                 result = &mut fetch => return result,
                 () = self.wake.notified() => {
-                    if self.shared.target().zones.get(&self.id) != Some(zone) {
+                    if self.shared.target().zones.get(&self.id).is_none_or(|newest| **newest != *zone) {
                         return Err(StepError::Interrupted);
                     }
                 }

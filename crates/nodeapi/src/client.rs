@@ -22,15 +22,16 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use model::{
+    delta::{Held, ReportNews, TargetNews},
     id::InquiryId,
     server::MachineIdentity,
-    target::{Report, Target},
 };
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 
 use crate::{
-    DOCUMENT_MAX_BYTES, ErrorBody, HEADNODE_NAME, LONG_POLL_SECONDS, MACHINE_HEADER, ReportAnswer,
+    DOCUMENT_MAX_BYTES, ErrorBody, HEADNODE_NAME, LONG_POLL_SECONDS, MACHINE_HEADER, REPORT_DELTA, ReportAnswer,
+    TARGET_DELTA,
     inquiry::{Answer, Inquiry},
     join::{JOIN_MAX_BYTES, RenewAnswer, RenewRequest},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
@@ -53,6 +54,9 @@ const PING: Duration = Duration::from_secs(10);
 
 /// HTTP/2 window of one stream, bytes: an image should fill a fast link, an idle agent should hold little.
 const WINDOW_BYTES: u32 = 1 << 20;
+
+/// Content type of everything that has no other.
+const JSON: &str = "application/json";
 
 /// Most headnode addresses.
 pub const ADDRESSES_MAX: usize = 16;
@@ -125,13 +129,25 @@ impl Client {
         self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sends a request to the preferred headnode, or to the first other one that can be reached.
+    /// Sends a request with JSON.
     async fn send(
         &self,
         doing: &str,
         method: Method,
         path: &str,
         body: Bytes,
+        seconds: u64,
+    ) -> Result<Response<Incoming>, LinkError> {
+        self.send_as(doing, method, path, (JSON, body), seconds).await
+    }
+
+    /// Sends a request to the preferred headnode, or to the first other one that can be reached.
+    async fn send_as(
+        &self,
+        doing: &str,
+        method: Method,
+        path: &str,
+        (content_type, body): (&'static str, Bytes),
         seconds: u64,
     ) -> Result<Response<Incoming>, LinkError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
@@ -141,7 +157,7 @@ impl Client {
             let request = Request::builder()
                 .method(method.clone())
                 .uri(format!("https://{}{path}", self.headnodes[index]))
-                .header(CONTENT_TYPE, "application/json")
+                .header(CONTENT_TYPE, content_type)
                 .header(MACHINE_HEADER, &self.machine)
                 .body(Full::new(body.clone()))
                 .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
@@ -274,16 +290,22 @@ pub(crate) fn nonsense(doing: &str, error: &serde_json::Error) -> LinkError {
 }
 
 impl HeadnodeLink for Client {
-    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>> {
+    fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>> {
         Box::pin(async move {
             let doing = "fetch the target";
-            let path = format!("/v1/target?have={have}");
+            let digest = held.digest.map(|digest| format!("&digest={digest}")).unwrap_or_default();
+            let path = format!("/v1/target?have={}{digest}", held.generation);
             let seconds = LONG_POLL_SECONDS + LONG_POLL_MARGIN_SECONDS;
             let response = self.send(doing, Method::GET, &path, Bytes::new(), seconds).await?;
             match response.status() {
                 StatusCode::OK => {
+                    let is_delta = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == TARGET_DELTA);
                     let bytes = whole(doing, response, DOCUMENT_MAX_BYTES).await?;
-                    serde_json::from_slice(&bytes).map(Some).map_err(|error| nonsense(doing, &error))
+                    let news = match is_delta {
+                        true => serde_json::from_slice(&bytes).map(TargetNews::Delta),
+                        false => serde_json::from_slice(&bytes).map(TargetNews::Whole),
+                    };
+                    news.map(Some).map_err(|error| nonsense(doing, &error))
                 }
                 StatusCode::NO_CONTENT => Ok(None),
                 _ => Err(refusal(doing, response).await),
@@ -291,11 +313,15 @@ impl HeadnodeLink for Client {
         })
     }
 
-    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
+    fn report<'a>(&'a self, report: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
         Box::pin(async move {
             let doing = "report";
-            let body = serde_json::to_vec(report).map_err(|error| nonsense(doing, &error))?;
-            let response = self.send(doing, Method::POST, "/v1/report", body.into(), ANSWER_SECONDS).await?;
+            let (kind, body) = match report {
+                ReportNews::Whole(report) => (JSON, serde_json::to_vec(report)),
+                ReportNews::Delta(delta) => (REPORT_DELTA, serde_json::to_vec(delta)),
+            };
+            let body = body.map_err(|error| nonsense(doing, &error))?;
+            let response = self.send_as(doing, Method::POST, "/v1/report", (kind, body.into()), ANSWER_SECONDS).await?;
             if response.status() != StatusCode::OK {
                 return Err(refusal(doing, response).await);
             }

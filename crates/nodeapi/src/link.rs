@@ -4,8 +4,8 @@ use std::{future::Future, pin::Pin};
 
 use bytes::Bytes;
 use model::{
+    delta::{Held, ReportNews, TargetNews},
     id::InquiryId,
-    target::{Report, Target},
 };
 
 use crate::{
@@ -72,11 +72,11 @@ pub trait Chunks: Send {
 
 /// What a node asks of a headnode.
 pub trait HeadnodeLink: Send + Sync + 'static {
-    /// Waits for a target newer than `have`; `None` when there was none for [`crate::LONG_POLL_SECONDS`].
-    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>>;
+    /// Waits for a target newer than the one held; `None` when there was none for [`crate::LONG_POLL_SECONDS`].
+    fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>>;
 
     /// Says what is.
-    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>>;
+    fn report<'a>(&'a self, report: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>>;
 
     /// Begins to read an image file by its SHA-256 (lower-case hex).
     fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>>;

@@ -11,8 +11,8 @@ use std::{
 use bytes::Bytes;
 use control::Control;
 use model::{
+    delta::{Held, ReportNews, TargetNews},
     id::InquiryId,
-    target::{Report, Target},
 };
 use nodeapi::{
     ReportAnswer,
@@ -117,26 +117,31 @@ impl SimLink {
 }
 
 impl HeadnodeLink for SimLink {
-    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>> {
+    fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>> {
         Box::pin(self.while_alive(async move {
+            let have = held.generation;
             let highest = self.cable.highest.fetch_max(have, Ordering::SeqCst);
             if have < highest {
                 self.cable.violated(format!("a node that had generation {highest} now has {have}"));
             }
             let control = self.cable.travel("fetch the target").await?;
-            let waiting = control::servers::watch_target(&control, self.server, have);
-            let target = self.cable.answer("fetch the target", waiting).await?;
-            if let Some(target) = target.as_ref().filter(|target| target.generation <= have) {
-                self.cable.violated(format!("asked for newer than {have}, a headnode sent {}", target.generation));
+            let waiting = control::servers::watch_news(&control, self.server, held);
+            let news = self.cable.answer("fetch the target", waiting).await?;
+            let sent = news.as_ref().map(|news| match news {
+                TargetNews::Whole(target) => target.generation,
+                TargetNews::Delta(delta) => delta.generation,
+            });
+            if let Some(sent) = sent.filter(|sent| *sent <= have) {
+                self.cable.violated(format!("asked for newer than {have}, a headnode sent {sent}"));
             }
-            Ok(target)
+            Ok(news)
         }))
     }
 
-    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
+    fn report<'a>(&'a self, report: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
         Box::pin(self.while_alive(async move {
             let control = self.cable.travel("report").await?;
-            self.cable.answer("report", control::servers::apply_report(&control, self.server, report)).await
+            self.cable.answer("report", control::servers::apply_news(&control, self.server, report)).await
         }))
     }
 

@@ -132,6 +132,7 @@ pub async fn forget(control: &Control, id: ServerId, given_up: &BTreeSet<Instanc
         })
         .await?;
     control.nodes.forget(id);
+    control.reports.forget(id);
     Ok(())
 }
 

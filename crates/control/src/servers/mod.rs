@@ -4,6 +4,7 @@ mod change;
 mod join;
 mod peers;
 mod report;
+pub(crate) mod reports;
 pub mod targets;
 mod walls;
 
@@ -22,8 +23,8 @@ use crate::{Control, Error, Result, placement, tables::SERVERS};
 pub use change::{ServerChange, change, drain, forget};
 use change::{check_rack, check_traits, fresh};
 pub use join::{Candidate, INVITE_HOURS_MAX, NewInvite, admit, invite, invites, withdraw};
-pub use report::apply_report;
-pub use targets::{SharedTarget, target_for, watch_shared_target, watch_target};
+pub use report::{apply_news, apply_report};
+pub use targets::{target_for, watch_news, watch_target};
 
 /// Bytes of an operator's comment on a machine.
 const COMMENTS_MAX_BYTES: usize = 4_096;

@@ -1,16 +1,20 @@
 //! Taking in what a machine says.
 //!
-//! A report is the whole of what its machine knows, sent every few seconds, and almost always says nothing new. It is compared
-//! with the records in memory; only differences that matter become a commit, many instances in one. Passing states
+//! A report is the whole of what its machine knows, sent every few seconds (as what is new in it, where the last one is still known:
+//! [`super::reports`]), and almost always says nothing new. It is compared with the records in memory; only differences that matter become a commit, many instances in one. Passing states
 //! (preparing, starting, stopping) are not written down: they follow from the intent, and a write for each would double the
 //! cost of making an instance.
 //!
 //! Facts never touch the intent. But the fact that nothing is left of an instance that was to be gone gives back what it
 //! held, in the same commit ([`crate::instances::release`]).
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use model::{
+    delta::{ReportDelta, ReportNews},
     diff::Ended,
     id::{InstanceId, NetworkId, ServerId},
     instance::{AuditEntry, Caller, Instance},
@@ -29,7 +33,10 @@ use crate::{
     liveness::{Heard, STRANGERS_MAX},
     networks::allocate,
     placement,
-    servers::targets::Knowledge,
+    servers::{
+        reports::{Taken, Worth},
+        targets::Knowledge,
+    },
     tables::{ADDRESSES, BY_HOLDER, INSTANCES, SERVERS},
 };
 
@@ -46,31 +53,99 @@ const SERVED_AFTER_MS: i64 = 1_000;
 /// How often a heartbeat is written down, milliseconds.
 const LAST_SEEN_EVERY_MS: i64 = 60_000;
 
-/// Takes in the report of the machine whose certificate says it is `id`.
-pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> Result<ReportAnswer> {
-    if report.server != id {
-        return Err(Error::invalid("server", format!("is {}, but the certificate says {id}", report.server)));
+/// Takes in what the machine whose certificate says it is `id` says, in either form. What a delta starts from may not be what is
+/// held here; then nothing is taken in, and the answer says so.
+pub async fn apply_news(control: &Control, id: ServerId, news: &ReportNews) -> Result<ReportAnswer> {
+    check_sender(id, news.server())?;
+    match news {
+        ReportNews::Whole(report) => apply_report(control, id, report).await,
+        ReportNews::Delta(delta) => {
+            let Some(before) = control.reports.get(id) else { return Ok(answer(control, id)) };
+            match delta.apply(before.digest, &before.report) {
+                Ok(report) => take_in_all(control, id, report, Some((&before, delta))).await,
+                Err(why) => {
+                    tracing::info!(server = %id, %why, "a report does not follow on the one held; asking for all of it");
+                    Ok(answer(control, id))
+                }
+            }
+        }
     }
+}
+
+/// Takes in a whole report of the machine whose certificate says it is `id`.
+pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> Result<ReportAnswer> {
+    check_sender(id, report.server)?;
+    take_in_all(control, id, report.clone(), None).await
+}
+
+fn check_sender(id: ServerId, says: ServerId) -> Result<()> {
+    match says == id {
+        true => Ok(()),
+        false => Err(Error::invalid("server", format!("is {says}, but the certificate says {id}"))),
+    }
+}
+
+fn answer(control: &Control, id: ServerId) -> ReportAnswer {
+    ReportAnswer { generation: control.targets.generation(id), held: control.reports.digest(id) }
+}
+
+/// Takes in `report`, which a delta made of the one before or which was sent whole.
+async fn take_in_all(
+    control: &Control,
+    id: ServerId,
+    report: Report,
+    news: Option<(&Taken, &ReportDelta)>,
+) -> Result<ReportAnswer> {
     if report.zones.len() > ZONES_MAX {
         return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
     }
     let now = control.now();
-    let strangers = strangers(&control.snapshot(), report);
+    let snapshot = control.snapshot();
+    control.targets.caught_up(snapshot.revision().0).await;
+    let stirred = control.targets.take_stirred(id);
+    let worth = news.map_or(Worth::All, |(before, delta)| before.worth(delta, stirred, now));
+    // Until all is written down nothing is held: who hears of an error says everything again.
+    control.reports.forget(id);
     let heard = Heard {
         at: now,
         target_seen: report.target_seen,
         leaving: report.leaving,
         firewall_seen: report.firewall_seen,
-        strangers,
+        strangers: strangers(control, &snapshot, &report, &worth),
     };
     control.nodes.note(id, heard);
     lift_generation(control, id, report.target_seen).await?;
     for _ in 0..LOOKS_MAX {
-        if take(control, id, report, now).await? == Look::Enough {
+        if take(control, id, &report, &worth, now).await? == Look::Enough {
             break;
         }
     }
-    Ok(ReportAnswer { generation: control.targets.generation(id) })
+    let looked_at = match (&worth, news) {
+        (Worth::Some(_), Some((before, _))) => before.looked_at,
+        _ => now,
+    };
+    let snapshot = control.snapshot();
+    let open = looked_at_in(&report, &worth).filter(|zone| is_open(&snapshot, &report, *zone)).collect();
+    let digest = news.map_or_else(|| report.digest(), |(_, delta)| delta.digest);
+    control.reports.keep(id, Taken { report, digest, open, looked_at });
+    Ok(answer(control, id))
+}
+
+/// Instances of `report` that are worth a look.
+fn looked_at_in<'a>(report: &'a Report, worth: &'a Worth) -> Box<dyn Iterator<Item = InstanceId> + Send + 'a> {
+    match worth {
+        Worth::All => Box::new(report.zones.keys().copied()),
+        Worth::Some(ids) => Box::new(ids.iter().copied().filter(|id| report.zones.contains_key(id))),
+    }
+}
+
+/// Whether what is said of an instance may become news without being said differently and without a change of its record.
+fn is_open(snapshot: &Snapshot, report: &Report, id: InstanceId) -> bool {
+    let Some(entry) = snapshot.get(&INSTANCES, &id.to_string()) else { return false };
+    let Some(fact) = report.zones.get(&id).filter(|_| entry.server == report.server) else { return false };
+    entry.metadata_edits_served < entry.metadata_edits
+        || fact.state == ZoneState::Absent && release::is_wanted(&entry)
+        || !entry.released && has_strays(snapshot, &entry, fact)
 }
 
 /// A machine that has seen a generation which this store never made has lived through a later history: the store was restored
@@ -112,11 +187,11 @@ enum Look {
 }
 
 /// Takes in what can be judged now.
-async fn take(control: &Control, id: ServerId, report: &Report, now: Timestamp) -> Result<Look> {
+async fn take(control: &Control, id: ServerId, report: &Report, worth: &Worth, now: Timestamp) -> Result<Look> {
     let snapshot = control.snapshot();
     let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
     control.targets.caught_up(snapshot.revision().0).await;
-    let known = report.zones.keys().filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
+    let known = looked_at_in(report, worth).filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
     let news: Vec<InstanceId> =
         known.filter(|entry| news_of(control, &snapshot, entry, report).is_some()).map(|entry| entry.id).collect();
     if news.is_empty() && refreshed(&server, report, now).is_some() {
@@ -194,7 +269,7 @@ fn news_of(control: &Control, snapshot: &Snapshot, entry: &Entry<Instance>, repo
     let served = edited && knowledge == Knowledge::Current;
     let unclear = (awaited || edited) && knowledge == Knowledge::Unclear;
     let strays = !entry.released && has_strays(snapshot, entry, fact);
-    let fact = (gone || matters(entry, fact)).then(|| fact.clone());
+    let fact = (gone || matters(entry, fact)).then(|| ZoneFact::clone(fact));
     (fact.is_some() || strays || served || unclear).then_some(News { fact, gone, strays, served, unclear })
 }
 
@@ -341,10 +416,25 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
 }
 
 /// What nobody here asked this machine to have. It is left alone: only an explicit target destroys.
-fn strangers(snapshot: &Snapshot, report: &Report) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
+fn strangers(
+    control: &Control,
+    snapshot: &Snapshot,
+    report: &Report,
+    worth: &Worth,
+) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
     let is_own =
         |id: &InstanceId| snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == report.server);
-    let present = report.zones.iter().filter(|(_, fact)| fact.state != ZoneState::Absent);
-    let strangers = present.map(|(id, _)| *id).filter(|id| !is_own(id)).take(STRANGERS_MAX);
-    strangers.map(|id| (id, report.untold_addresses.get(&id).cloned().unwrap_or_default())).collect()
+    let known = match worth {
+        Worth::All => BTreeSet::new(),
+        // Those of the report before stay strangers until they are worth a look.
+        Worth::Some(_) => {
+            control.nodes.heard(report.server).map(|heard| heard.strangers.into_keys().collect()).unwrap_or_default()
+        }
+    };
+    let candidates: BTreeSet<InstanceId> = looked_at_in(report, worth).chain(known).collect();
+    let present = candidates
+        .into_iter()
+        .filter(|id| report.zones.get(id).is_some_and(|fact| fact.state != ZoneState::Absent) && !is_own(id));
+    let held = |id: &InstanceId| report.untold_addresses.get(id).cloned().unwrap_or_default();
+    present.take(STRANGERS_MAX).map(|id| (id, held(&id))).collect()
 }

@@ -3,6 +3,9 @@
 //! The document of a machine is made of parts, one per instance. One task follows the store's changes and makes only the
 //! parts anew that a change touches; a part that comes out as it was (a fact was written, nothing else) changes nothing.
 //!
+//! A machine that says by digest which document it holds is told only what is new in the next one ([`model::delta`]). For that the
+//! last few documents it was sent are kept; they share their parts, so each costs a few pointers per instance.
+//!
 //! The generation of a document is the revision of the change that last altered its content. After a restart it begins at the
 //! highest revision of any record that goes into it. That is never less than before: whenever a record leaves a document, the
 //! same commit writes one that stays (the machine's own when an instance is given back, the account's when a key goes).
@@ -14,8 +17,7 @@
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -23,14 +25,14 @@ use std::{
 use base::shutdown::Shutdown;
 use model::{
     compile,
-    firewall::FirewallTarget,
+    delta::{Held, TargetDelta, TargetNews},
     id::{AccountId, FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::Instance,
     network::Network,
+    part::{Digest, Part},
     server::Server,
     target::{ImageTarget, NetworkTarget, Peer, Target, ZoneTarget},
 };
-use serde::Serialize;
 use store::{Entry, Snapshot};
 use tokio::sync::watch;
 
@@ -46,41 +48,11 @@ use crate::{
     },
 };
 
-/// A [`Target`] whose parts are shared with the documents kept here: as JSON it is the same, and making it copies nothing.
-#[derive(Debug, Clone, Serialize)]
-pub struct SharedTarget {
-    /// See [`Target::server`].
-    pub server: ServerId,
-    /// See [`Target::generation`].
-    pub generation: u64,
-    /// See [`Target::datacenter`].
-    pub datacenter: String,
-    /// See [`Target::networks`].
-    pub networks: BTreeMap<NetworkId, NetworkTarget>,
-    /// See [`Target::images`].
-    pub images: BTreeMap<ImageId, ImageTarget>,
-    /// See [`Target::zones`].
-    pub zones: BTreeMap<InstanceId, Arc<ZoneTarget>>,
-    /// See [`Target::firewall`].
-    pub firewall: Arc<FirewallTarget>,
-    /// See [`Target::underlay`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub underlay: Option<IpAddr>,
-    /// See [`Target::peers`].
-    #[serde(skip_serializing_if = "no_peers")]
-    pub peers: Arc<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
-}
+/// Documents a machine was sent that are kept. It holds the last, or the one before while that is on its way.
+const SENT_MAX: usize = 4;
 
-impl From<SharedTarget> for Target {
-    fn from(shared: SharedTarget) -> Self {
-        let SharedTarget { server, generation, datacenter, networks, images, zones, firewall, underlay, peers } =
-            shared;
-        let zones = zones.into_iter().map(|(id, zone)| (id, Arc::unwrap_or_clone(zone))).collect();
-        let peers = Arc::unwrap_or_clone(peers);
-        let firewall = Arc::unwrap_or_clone(firewall);
-        Self { server, generation, datacenter, networks, images, zones, firewall, underlay, peers }
-    }
-}
+/// Instances whose records changed that are noted for a machine that does not report; beyond, all count as changed.
+const STIRRED_MAX: usize = 10_000;
 
 /// The documents of all machines.
 #[derive(Debug)]
@@ -113,14 +85,27 @@ struct Machine {
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
-    peers: Arc<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
+    peers: Part<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
+    /// What it was sent last, oldest first, by digest.
+    sent: VecDeque<(Digest, Target)>,
+    stirred: Stirred,
+}
+
+/// Instances of a machine whose records changed since its last report was looked at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stirred {
+    /// It is not known which.
+    #[default]
+    All,
+    /// These.
+    Some(BTreeSet<InstanceId>),
 }
 
 #[derive(Debug)]
 struct Zone {
     /// Revision of the change that last altered this part.
     revision: u64,
-    target: Arc<ZoneTarget>,
+    target: Part<ZoneTarget>,
 }
 
 /// What a machine knows of what it is told.
@@ -143,7 +128,9 @@ impl Default for Machine {
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
-            peers: Arc::default(),
+            peers: Part::default(),
+            sent: VecDeque::new(),
+            stirred: Stirred::default(),
         }
     }
 }
@@ -168,17 +155,12 @@ pub(crate) fn start(control: Control, shutdown: Shutdown) {
 pub fn target_for(config: &ControlConfig, snapshot: &Snapshot, server: ServerId) -> Option<Target> {
     let targets = Targets::new(config);
     targets.rebuild(snapshot);
-    targets.target(server).map(Target::from)
+    targets.target(server)
 }
 
 /// Waits until the document of `server` is newer than generation `have`, and returns it; `None` when that takes longer than
 /// [`nodeapi::LONG_POLL_SECONDS`].
 pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Result<Option<Target>> {
-    Ok(watch_shared_target(control, server, have).await?.map(Target::from))
-}
-
-/// The same, for who only writes it down elsewhere.
-pub async fn watch_shared_target(control: &Control, server: ServerId, have: u64) -> Result<Option<SharedTarget>> {
     if control.snapshot().get(&SERVERS, &server.to_string()).is_none() {
         return Err(Error::not_found("server", server));
     }
@@ -193,6 +175,12 @@ pub async fn watch_shared_target(control: &Control, server: ServerId, have: u64)
         () = control.clock.sleep(Duration::from_secs(nodeapi::LONG_POLL_SECONDS)) => return Ok(None),
     }
     Ok(control.targets.target(server))
+}
+
+/// The same for a machine that may know the document before: then only what is new.
+pub async fn watch_news(control: &Control, server: ServerId, held: Held) -> Result<Option<TargetNews>> {
+    let target = watch_target(control, server, held.generation).await?;
+    Ok(target.map(|target| control.targets.news(target, held.digest)))
 }
 
 // === impl Targets ===
@@ -256,7 +244,7 @@ impl Targets {
         self.lock().machines.entry(server).or_default().generation.subscribe()
     }
 
-    fn target(&self, server: ServerId) -> Option<SharedTarget> {
+    fn target(&self, server: ServerId) -> Option<Target> {
         let state = self.lock();
         let machine = state.machines.get(&server)?;
         let generation = *machine.generation.borrow();
@@ -264,7 +252,7 @@ impl Targets {
             return None;
         }
         let zones = machine.zones.iter().map(|(id, zone)| (*id, zone.target.clone())).collect();
-        Some(SharedTarget {
+        Some(Target {
             server,
             generation,
             datacenter: self.datacenter.clone(),
@@ -275,6 +263,40 @@ impl Targets {
             underlay: state.peers.underlay(server),
             peers: machine.peers.clone(),
         })
+    }
+
+    /// The shortest form of `target` for a machine that holds the document with digest `held`.
+    fn news(&self, target: Target, held: Option<Digest>) -> TargetNews {
+        let digest = target.digest();
+        let base = match held {
+            // The same under an older number.
+            Some(held) if held == digest => Some(target.clone()),
+            Some(held) => {
+                let state = self.lock();
+                let mut sent = state.machines.get(&target.server).into_iter().flat_map(|machine| &machine.sent);
+                sent.find(|(sent, _)| *sent == held).map(|(_, target)| target.clone())
+            }
+            None => None,
+        };
+        let news = match base {
+            Some(base) => TargetNews::Delta(Box::new(TargetDelta::between(&base, &target))),
+            None => TargetNews::Whole(target.clone()),
+        };
+        if let Some(machine) = self.lock().machines.get_mut(&target.server) {
+            machine.sent.retain(|(sent, _)| *sent != digest);
+            machine.sent.push_back((digest, target));
+            if machine.sent.len() > SENT_MAX {
+                machine.sent.pop_front();
+            }
+        }
+        news
+    }
+
+    /// Instances of a machine whose records changed since this was asked last.
+    pub(crate) fn take_stirred(&self, server: ServerId) -> Stirred {
+        let mut state = self.lock();
+        let nothing = Stirred::Some(BTreeSet::new());
+        state.machines.get_mut(&server).map_or(Stirred::All, |machine| std::mem::replace(&mut machine.stirred, nothing))
     }
 
     /// Makes every document anew from one snapshot. Generations only rise.
@@ -298,10 +320,11 @@ impl Targets {
             let mut newest = server.revision.0;
             machine.count_from(&server);
             machine.zones.clear();
+            machine.stirred = Stirred::All;
             for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
                 let account_keys =
                     keys_of.entry(entry.owner).or_insert_with(|| keys::authorized_keys(snapshot, entry.owner));
-                let target = Arc::new(self.zone(snapshot, &entry, account_keys));
+                let target = Part::new(self.zone(snapshot, &entry, account_keys));
                 newest = newest.max(newest_revision(snapshot, &entry));
                 // Later than any change of this part; the machine is told again at worst.
                 machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
@@ -370,6 +393,7 @@ impl Targets {
         if let Some(left) = before.filter(|left| Some(*left) != now) {
             state.place_of.remove(&id);
             if let Some(machine) = state.machines.get_mut(&left) {
+                machine.stirred.add(id);
                 machine.zones.remove(&id);
                 dirty.insert(left);
             }
@@ -379,8 +403,9 @@ impl Targets {
         let (Some(entry), Some(server)) = (entry, now) else { return };
         let target = self.zone(snapshot, &entry, &keys::authorized_keys(snapshot, entry.owner));
         let machine = state.machines.entry(server).or_default();
+        machine.stirred.add(id);
         if machine.zones.get(&id).is_none_or(|zone| *zone.target != target) {
-            machine.zones.insert(id, Zone { revision, target: Arc::new(target) });
+            machine.zones.insert(id, Zone { revision, target: Part::new(target) });
             state.place_of.insert(id, server);
             dirty.insert(server);
         }
@@ -399,6 +424,17 @@ impl Targets {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Stirred {
+    fn add(&mut self, id: InstanceId) {
+        if let Self::Some(ids) = self {
+            ids.insert(id);
+            if ids.len() > STIRRED_MAX {
+                *self = Self::All;
+            }
+        }
     }
 }
 
@@ -422,7 +458,10 @@ impl Machine {
         if !here.is_empty() {
             networks.extend(peers.led_to(&here));
         }
-        self.peers = Arc::new(peers.heard_by(server, &vnis(&networks)));
+        let heard = peers.heard_by(server, &vnis(&networks));
+        if *self.peers != heard {
+            self.peers = Part::new(heard);
+        }
         let images: BTreeSet<ImageId> = self.zones.values().map(|zone| zone.target.image).collect();
         self.networks = networks
             .into_iter()
@@ -482,10 +521,6 @@ fn touched(
             }
         }
     }
-}
-
-fn no_peers(peers: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>) -> bool {
-    peers.is_empty()
 }
 
 /// What an instance has on tenants' segments.

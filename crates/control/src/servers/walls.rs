@@ -19,6 +19,7 @@ use model::{
     },
     id::{AccountId, FirewallRuleId, InstanceId, ServerId},
     instance::Instance,
+    part::Part,
 };
 use store::{Entry, Snapshot};
 
@@ -39,7 +40,7 @@ pub(super) struct Walls {
     by_owner: HashMap<Option<AccountId>, BTreeSet<FirewallRuleId>>,
     here: HashMap<ServerId, BTreeSet<InstanceId>>,
     place_of: HashMap<InstanceId, ServerId>,
-    targets: HashMap<ServerId, Arc<FirewallTarget>>,
+    targets: HashMap<ServerId, Part<FirewallTarget>>,
     /// Machines whose document refers to the addresses behind a key.
     users: HashMap<SetKey, BTreeSet<ServerId>>,
     marks: HashMap<FirewallRuleId, BTreeMap<ServerId, Mark>>,
@@ -66,7 +67,7 @@ struct Work {
 
 impl Walls {
     /// The firewall's part of a machine's document.
-    pub(super) fn target(&self, server: ServerId) -> Arc<FirewallTarget> {
+    pub(super) fn target(&self, server: ServerId) -> Part<FirewallTarget> {
         self.targets.get(&server).cloned().unwrap_or_default()
     }
 
@@ -133,7 +134,7 @@ impl Walls {
         }
         for (server, keys) in looked_up {
             let Some(target) = self.targets.get_mut(&server) else { continue };
-            if Arc::make_mut(target).refresh(&self.directory, keys) {
+            if target.refresh(&self.directory, keys) {
                 differing.insert(server);
             }
         }
@@ -240,7 +241,7 @@ impl Walls {
             .collect();
         let ids = owners.iter().filter_map(|owner| self.by_owner.get(owner)).flatten();
         let rules = ids.filter_map(|id| self.rules.get(id)).map(|entry| &entry.value);
-        let target = Arc::new(compile(rules, &self.directory, here.iter().copied()));
+        let target = Part::new(compile(rules, &self.directory, here.iter().copied()));
         let before = self.target(server);
         if before == target {
             return false;

@@ -4,7 +4,13 @@ use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use base::shutdown::Shutdown;
 use control::{accounts::keys, instances, servers};
-use model::{id::InstanceId, instance::Wanted, state::PublicState};
+use model::{
+    delta::{Held, TargetNews},
+    id::InstanceId,
+    instance::Wanted,
+    state::PublicState,
+    target::Target,
+};
 
 use crate::world::{Machine, World, caller, start};
 
@@ -52,14 +58,14 @@ async fn documents_follow_the_records() {
 }
 
 #[tokio::test]
-async fn a_shared_target_is_written_as_a_target() {
+async fn a_target_is_read_as_it_was_written() {
     let world = World::new().await;
     let mut machine = Machine::new(&world);
     world.running(&mut machine, "web").await;
-    let shared = servers::watch_shared_target(&world.control, world.server, 0).await.expect("known").expect("one");
-    let text = serde_json::to_string(&shared).expect("it is JSON");
+    let target = servers::watch_target(&world.control, world.server, 0).await.expect("known").expect("one");
+    let text = serde_json::to_string(&target).expect("it is JSON");
     let read: model::target::Target = serde_json::from_str(&text).expect("it is a target");
-    assert_eq!(read, model::target::Target::from(shared));
+    assert_eq!((&read, read.digest()), (&target, target.digest()));
     assert!(!read.zones.is_empty() && !read.networks.is_empty() && !read.images.is_empty());
 }
 
@@ -152,4 +158,71 @@ async fn a_machine_that_lived_through_a_later_history_listens_again() {
     let again = start(world.control.store.clone(), world.control.clock.clone(), &world.dir, shutdown);
     let after = servers::watch_target(&again, world.server, 0).await.expect("known").expect("there is one");
     assert!(after.generation >= machine.target.as_ref().map_or(0, |target| target.generation), "also over a restart");
+}
+
+/// The next document, as a machine that holds `target` is told it.
+async fn news(world: &World, target: &Target) -> TargetNews {
+    let held = Held { generation: target.generation, digest: Some(target.digest()) };
+    let news = tokio::time::timeout(Duration::from_secs(10), servers::watch_news(&world.control, world.server, held));
+    news.await.expect("in time").expect("known").expect("newer")
+}
+
+#[tokio::test]
+async fn who_holds_the_document_before_is_told_what_is_new() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "web").await;
+    world.running(&mut machine, "db").await;
+    // Up to here the machine asked without saying what it holds, so this one is whole.
+    let told = machine.target.clone().expect("fetched");
+    let tag = |name: &str| [(name.to_owned(), model::instance::TagValue::Bool(true))].into();
+    let id = *told.zones.keys().next().expect("two");
+    instances::tags::add(&world.control, &caller(), world.scope, id, tag("a")).await.expect("tagged");
+    let TargetNews::Whole(first) = news(&world, &told).await else { panic!("nothing was sent that could be held") };
+
+    instances::tags::add(&world.control, &caller(), world.scope, id, tag("b")).await.expect("tagged");
+    let TargetNews::Delta(delta) = news(&world, &first).await else { panic!("the one before is known") };
+    assert_eq!(delta.zones.put.keys().collect::<Vec<_>>(), [&id], "one changed");
+    assert!(delta.networks.is_empty() && delta.images.is_empty());
+    let second = delta.apply(&first).expect("it follows");
+    // The answer was lost: the machine asks again with what it has.
+    instances::tags::add(&world.control, &caller(), world.scope, id, tag("c")).await.expect("tagged");
+    let TargetNews::Delta(again) = news(&world, &first).await else { panic!("an earlier one is known too") };
+    machine.target = Some(again.apply(&first).expect("it follows"));
+    check_against_records(&world, &machine).await;
+    let TargetNews::Delta(next) = news(&world, &second).await else { panic!("all that were sent lately are known") };
+    assert_eq!(next.apply(&second).as_ref(), Ok(machine.target.as_ref().expect("fetched")));
+
+    // Another headnode, or this one after a restart, made the same document and knows it by what it says.
+    let held = machine.target.clone().expect("fetched");
+    let (_trigger, shutdown) = Shutdown::new();
+    let control = start(world.control.store.clone(), world.control.clock.clone(), &world.dir, shutdown);
+    let asked = Held { generation: held.generation - 1, digest: Some(held.digest()) };
+    let same = servers::watch_news(&control, world.server, asked).await.expect("known").expect("newer");
+    let TargetNews::Delta(nothing) = same else { panic!("it is what the machine holds") };
+    assert!(nothing.zones.is_empty() && nothing.generation >= held.generation);
+    // But of one that it never made, it cannot tell the difference.
+    let strange = Held { generation: held.generation - 1, digest: Some(first.digest()) };
+    let whole = servers::watch_news(&control, world.server, strange).await.expect("known").expect("newer");
+    assert!(matches!(whole, TargetNews::Whole(_)));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_generation_is_not_forgotten() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "other").await;
+    let id = world.create("web").await.expect("it is asked for").instance.id;
+    // The machine says that nothing of it is here, before it knows that nothing shall be.
+    machine.zones.insert(id, crate::world::blank());
+    machine.report(&world).await;
+    instances::delete(&world.control, &caller(), world.scope, id).await.expect("deleted");
+    machine.report(&world).await;
+    assert!(!world.view(id).instance.released, "it may be about to make it");
+    while machine.told(id).is_none_or(|zone| zone.wanted != Wanted::Absent) {
+        machine.fetch(&world).await;
+    }
+    // The same is said of every instance, only the generation that was seen is another.
+    machine.report(&world).await;
+    assert!(world.view(id).instance.released, "now it counts");
 }

@@ -22,6 +22,7 @@ use control::{
     servers::{self, NewServer},
 };
 use model::{
+    delta::{ReportNews, Said},
     id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::{Caller, Wanted},
     network::VNIS,
@@ -277,12 +278,13 @@ pub(crate) struct Machine {
     /// Instances it cannot make.
     pub(crate) broken: BTreeSet<InstanceId>,
     sequence: u64,
+    said: Said,
 }
 
 impl Machine {
     pub(crate) fn new(world: &World) -> Self {
         let (zones, untold, broken) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { id: world.server, target: None, zones, untold, broken, sequence: 0 }
+        Self { id: world.server, target: None, zones, untold, broken, sequence: 0, said: Said::default() }
     }
 
     /// Fetches the newest target if there is a newer one than it has.
@@ -308,7 +310,7 @@ impl Machine {
     }
 
     pub(crate) fn told(&self, id: InstanceId) -> Option<&ZoneTarget> {
-        self.target.as_ref()?.zones.get(&id)
+        self.target.as_ref()?.zones.get(&id).map(|zone| &**zone)
     }
 
     /// Becomes what the target says.
@@ -327,8 +329,20 @@ impl Machine {
     }
 
     pub(crate) async fn report(&mut self, world: &World) {
+        self.report_to(&world.control).await;
+    }
+
+    /// Says what is new since the last report, or everything when that is not known any more: as an agent does.
+    async fn report_to(&mut self, control: &Control) {
         let report = self.compose();
-        servers::apply_report(&world.control, self.id, &report).await.expect("the report is taken");
+        let news = self.said.news(&report);
+        let answer = servers::apply_news(control, self.id, &news).await.expect("the report is taken");
+        if !self.said.answered(report.clone(), answer.held) {
+            assert!(matches!(news, ReportNews::Delta(_)), "a whole report is held afterwards");
+            let whole = ReportNews::Whole(Box::new(report.clone()));
+            let answer = servers::apply_news(control, self.id, &whole).await.expect("the report is taken");
+            assert!(self.said.answered(report, answer.held), "it is held now");
+        }
     }
 
     pub(crate) fn compose(&mut self) -> Report {
@@ -341,7 +355,7 @@ impl Machine {
             target_seen: self.target.as_ref().map_or(0, |target| target.generation),
             firewall_seen: self.target.as_ref().map_or(0, |target| target.generation),
             hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
-            zones: self.zones.clone(),
+            zones: self.zones.iter().map(|(id, fact)| (*id, fact.clone().into())).collect(),
             images: Vec::new(),
             underlay: None,
             leaving: false,
@@ -357,8 +371,7 @@ impl Machine {
                 let Ok(Some(target)) = servers::watch_target(&control, self.id, have).await else { return };
                 self.target = Some(target);
                 self.converge();
-                let report = self.compose();
-                servers::apply_report(&control, self.id, &report).await.expect("the report is taken");
+                self.report_to(&control).await;
             }
         });
     }

@@ -1,6 +1,6 @@
 //! The node link's door for machines that nobody knows, over real TLS.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use base::{
     clock::{Clock, ManualClock, SystemClock},
@@ -14,7 +14,13 @@ use headnode::{
     nodelink, pki,
     tls::{ClientCertificates, TlsSource},
 };
-use model::{id::ServerId, server::MachineIdentity, time::Timestamp};
+use model::{
+    delta::{Held, ReportDelta, ReportNews, TargetNews},
+    id::ServerId,
+    server::{Hardware, MachineIdentity, Underlay},
+    target::{Report, Target},
+    time::Timestamp,
+};
 use nodeapi::{
     client::{Client, Settings as LinkSettings},
     join::{Door, Fingerprint, JoinError, JoinRequest},
@@ -102,16 +108,61 @@ fn link(settings: &Settings, address: &str, machine: MachineIdentity) -> Client 
     Client::new(&settings).unwrap()
 }
 
+fn held(generation: u64, target: Option<&Target>) -> Held {
+    Held { generation, digest: target.map(Target::digest) }
+}
+
+/// The first target and the first report are whole, the next are what is new in them; what is not understood is said whole.
+async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
+    let Some(TargetNews::Whole(first)) = own.target(held(0, None)).await.unwrap() else { panic!("a first target") };
+    assert_eq!(first.server, server);
+    let report = |sequence, underlay| Report {
+        server,
+        sequence,
+        hostname: "one".to_owned(),
+        boot_id: "boot".to_owned(),
+        target_seen: first.generation,
+        firewall_seen: 0,
+        hardware: Hardware { identity: identity(1), ..Hardware::default() },
+        zones: BTreeMap::new(),
+        images: Vec::new(),
+        underlay,
+        leaving: false,
+        untold_addresses: BTreeMap::new(),
+    };
+    let (one, two) = (report(1, None), report(2, None));
+    let stray = ReportDelta::between(one.digest(), &one, &two).unwrap();
+    let nothing = own.report(&ReportNews::Delta(stray.clone())).await.unwrap();
+    assert_eq!(nothing.held, None, "nothing is held that it could follow on");
+    assert_eq!(own.report(&ReportNews::Whole(Box::new(one.clone()))).await.unwrap().held, Some(one.digest()));
+    assert_eq!(own.report(&ReportNews::Delta(stray.clone())).await.unwrap().held, Some(two.digest()));
+    let foreign = ReportDelta { server: ServerId::random(), ..stray };
+    let refused = own.report(&ReportNews::Delta(foreign)).await.unwrap_err();
+    assert!(matches!(refused, LinkError::Refused { status: 403, .. }), "{refused:?}");
+
+    // The machine gets an address between machines, which its target says back.
+    let underlay = Underlay { address: [192, 0, 2, 7].into(), mtu: 1500 };
+    own.report(&ReportNews::Whole(Box::new(report(3, Some(underlay))))).await.unwrap();
+    let news = own.target(held(first.generation, Some(&first))).await.unwrap();
+    let Some(TargetNews::Delta(delta)) = news else { panic!("{news:?}") };
+    let second = delta.apply(&first).unwrap();
+    assert_eq!(second.underlay, Some(underlay.address));
+    // Who holds something that was never sent gets the whole.
+    let other = Target { datacenter: "another".to_owned(), ..first.clone() };
+    let news = own.target(held(first.generation, Some(&other))).await.unwrap();
+    assert_eq!(news, Some(TargetNews::Whole(second.clone())));
+    second
+}
+
 /// A copy of the certificate serves nobody, and the machine itself nobody any more once it was forgotten.
 async fn only_this_machine_is_served(control: &Control, server: ServerId, own: &Client, copied: &Client) {
-    let target = own.target(0).await.unwrap().expect("a first target");
-    assert_eq!(target.server, server);
+    let target = what_is_new_travels_alone(server, own).await;
     assert!(own.certify(pki::request().unwrap().request_pem).await.unwrap().contains("BEGIN CERTIFICATE"));
     let says = |error: LinkError, words: &str| match error {
         LinkError::Refused { status: 403, message, .. } => assert!(message.contains(words), "{message}"),
         other => panic!("{other:?}"),
     };
-    says(copied.target(0).await.unwrap_err(), "not the machine that joined");
+    says(copied.target(held(0, None)).await.unwrap_err(), "not the machine that joined");
     says(copied.certify(pki::request().unwrap().request_pem).await.unwrap_err(), "not the machine that joined");
 
     // Both waits end when it is forgotten, and nothing is answered any more.
@@ -119,7 +170,7 @@ async fn only_this_machine_is_served(control: &Control, server: ServerId, own: &
         let given = std::collections::BTreeSet::new();
         servers::forget(control, server, &given, &model::instance::Caller::System).await.unwrap();
     };
-    let (waited, asked, ()) = tokio::join!(own.target(target.generation), own.inquiry(), forget);
+    let (waited, asked, ()) = tokio::join!(own.target(held(target.generation, None)), own.inquiry(), forget);
     says(waited.unwrap_err(), "an operator forgot it");
     says(asked.unwrap_err(), "an operator forgot it");
     says(own.image(&"0".repeat(64)).await.err().unwrap(), "an operator forgot it");

@@ -15,9 +15,10 @@ use headnode::{
     tls::{ClientCertificates, TlsSource},
 };
 use model::{
+    delta::{Held, ReportNews},
     id::ServerId,
     server::Hardware,
-    target::{Report, Target},
+    target::Report,
     time::Timestamp,
 };
 use nodeapi::{
@@ -122,11 +123,15 @@ async fn note_report(
     Json(_): Json<Report>,
 ) -> Result<Json<ReportAnswer>, StatusCode> {
     said.serials.lock().unwrap().push(peer.serial);
-    if said.refuses { Err(StatusCode::SERVICE_UNAVAILABLE) } else { Ok(Json(ReportAnswer { generation: 1 })) }
+    if said.refuses {
+        Err(StatusCode::SERVICE_UNAVAILABLE)
+    } else {
+        Ok(Json(ReportAnswer { generation: 1, held: None }))
+    }
 }
 
-fn report() -> Report {
-    Report {
+fn report() -> ReportNews {
+    ReportNews::Whole(Box::new(Report {
         server: ServerId::random(),
         sequence: 1,
         hostname: "one".to_owned(),
@@ -139,8 +144,11 @@ fn report() -> Report {
         untold_addresses: std::collections::BTreeMap::new(),
         underlay: None,
         leaving: false,
-    }
+    }))
 }
+
+/// What a node says that holds no target.
+const NOTHING: Held = Held { generation: 0, digest: None };
 
 /// The serial number of the certificate a listener shows to a newcomer.
 async fn shown_by(authority: &Authority, address: SocketAddr) -> String {
@@ -172,7 +180,7 @@ async fn renewed_certificates_are_used_without_a_restart() {
     // A long poll is under way on the connection while everything is renewed.
     let polling = base::task::spawn("poll", {
         let client = client.clone();
-        async move { client.target(0).await }
+        async move { client.target(NOTHING).await }
     });
     headnode.said.waiting.acquire().await.unwrap().forget();
 
@@ -273,8 +281,7 @@ async fn answers_are_bounded_and_files_come_in_pieces() {
     let task = base::task::spawn("test", listen::serve("test", listener, tls, router, Limits::NODES, shutdown));
     let client = Client::new(&authority.node(&[address])).unwrap();
 
-    let too_long: Result<Option<Target>, _> =
-        tokio::time::timeout(Duration::from_secs(60), client.target(0)).await.unwrap();
+    let too_long = tokio::time::timeout(Duration::from_secs(60), client.target(NOTHING)).await.unwrap();
     assert!(matches!(&too_long, Err(LinkError::Nonsense { why, .. }) if why.contains("longer")), "{too_long:?}");
     assert!(matches!(client.report(&report()).await, Err(LinkError::Nonsense { .. })));
     match client.image("absent").await {

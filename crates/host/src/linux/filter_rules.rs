@@ -18,7 +18,7 @@ use model::id::MacAddr;
 
 use crate::{
     error::{Error, Result},
-    filter::FilterSet,
+    filter::{FilterSet, NicFilter},
     link::LinkNames,
 };
 
@@ -70,16 +70,27 @@ impl Sender {
 
 /// What differs between two sets of senders: whom to forget, whom to add.
 pub(super) fn difference(held: &FilterSet, wanted: &FilterSet, names: &LinkNames) -> (Vec<Sender>, Vec<Sender>) {
-    let (held, wanted) = (senders(held, names), senders(wanted, names));
+    // Only of NICs that differ: however many there are, one comes or goes at a time.
+    let differing = |one: &FilterSet, other: &FilterSet| -> BTreeSet<Sender> {
+        let is_other = |mac, nic: &NicFilter| other.nics.get(mac).is_none_or(|there| there.addresses != nic.addresses);
+        one.nics
+            .iter()
+            .filter(|(mac, nic)| is_other(mac, nic))
+            .flat_map(|(mac, nic)| sent_by(*mac, nic, names))
+            .collect()
+    };
+    let (held, wanted) = (differing(held, wanted), differing(wanted, held));
     (held.difference(&wanted).cloned().collect(), wanted.difference(&held).cloned().collect())
 }
 
 /// Everything NICs may send.
 pub(super) fn senders(set: &FilterSet, names: &LinkNames) -> BTreeSet<Sender> {
-    let all = set.nics.iter().flat_map(|(mac, nic)| {
-        nic.addresses.iter().map(|address| Sender { name: names.nic(*mac), mac: *mac, address: *address })
-    });
-    all.collect()
+    set.nics.iter().flat_map(|(mac, nic)| sent_by(*mac, nic, names)).collect()
+}
+
+fn sent_by(mac: MacAddr, nic: &NicFilter, names: &LinkNames) -> impl Iterator<Item = Sender> {
+    let name = names.nic(mac);
+    nic.addresses.iter().map(move |address| Sender { name: name.clone(), mac, address: *address })
 }
 
 /// The whole rule set as one transaction of `nft`, which replaces whatever our tables held.

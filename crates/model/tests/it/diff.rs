@@ -18,7 +18,7 @@ use proptest::prelude::*;
 /// Steps to rest from anywhere; the longest honest way is a reboot with a changed quota.
 const STEPS_MAX: usize = 12;
 
-fn zone(wanted: Wanted) -> ZoneTarget {
+pub(crate) fn zone(wanted: Wanted) -> ZoneTarget {
     ZoneTarget {
         wanted,
         starts: 1,

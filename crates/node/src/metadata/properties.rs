@@ -225,10 +225,10 @@ mod tests {
             datacenter: "dc1".to_owned(),
             networks: BTreeMap::from([(network, segment)]),
             images: BTreeMap::new(),
-            zones: BTreeMap::from([(id, zone)]),
+            zones: BTreeMap::from([(id, zone.into())]),
             firewall: Default::default(),
             underlay: None,
-            peers: BTreeMap::new(),
+            peers: Default::default(),
         };
         (id, target)
     }

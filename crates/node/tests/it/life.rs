@@ -233,6 +233,32 @@ async fn targets_of_others_and_of_the_past_are_refused() {
 }
 
 #[tokio::test]
+async fn only_what_is_new_travels() {
+    let world = World::new();
+    let agent = world.start();
+    let first = world.create(1);
+    world.headnode.wait_state(first, ZoneState::Running).await;
+    let second = world.create(1);
+    world.headnode.wait_state(second, ZoneState::Running).await;
+    world.headnode.wait_seen().await;
+    let (deltas, wholes) = world.headnode.travelled();
+    assert!(deltas >= 2, "the second target and the reports after the first are {deltas} deltas");
+    // A headnode that starts anew knows of nothing that anything could follow on.
+    world.headnode.forget();
+    world.headnode.zone(first, |zone| zone.limits = limits(3));
+    world.headnode.wait_fact(first, "new limits", |fact| fact.limits == Some(limits(3))).await;
+    assert!(world.headnode.travelled().1 >= wholes + 2, "a target and a report are told whole again");
+    // And then not any more.
+    let (deltas, wholes) = world.headnode.travelled();
+    world.headnode.zone(second, |zone| zone.limits = limits(2));
+    world.headnode.wait_fact(second, "new limits", |fact| fact.limits == Some(limits(2))).await;
+    let (more_deltas, still_wholes) = world.headnode.travelled();
+    assert!(more_deltas > deltas);
+    assert_eq!(still_wholes, wholes);
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_during_a_fetch_is_heard() {
     let world = World::new();
     // The image the zone wants is not described yet.

@@ -15,9 +15,11 @@ use base::{
 use bytes::Bytes;
 use host::{Host, fake::FakeMachine};
 use model::{
+    delta::{Held, ReportNews, TargetDelta, TargetNews},
     id::{AccountId, ImageId, InquiryId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Compression,
     instance::{Brand, Wanted},
+    part::Digest,
     target::{ImageTarget, Limits, NetworkTarget, NicTarget, Report, Target, ZoneFact, ZoneState, ZoneTarget},
     time::Timestamp,
     unit::{CpuShares, Mib},
@@ -53,6 +55,13 @@ struct State {
     image_requests: usize,
     reports: Vec<Report>,
     archive: Option<Vec<u8>>,
+    /// Targets that were sent, of which the agent holds one.
+    sent: Vec<Target>,
+    /// The last report, whole.
+    held: Option<Report>,
+    /// Forms in which targets and reports travelled.
+    deltas: usize,
+    wholes: usize,
 }
 
 impl Headnode {
@@ -74,9 +83,9 @@ impl Headnode {
             networks: BTreeMap::from([(network_id(), network)]),
             images: BTreeMap::from([(image_id(), image)]),
             zones: BTreeMap::new(),
-            firewall: model::firewall::FirewallTarget::default(),
+            firewall: Default::default(),
             underlay: None,
-            peers: BTreeMap::new(),
+            peers: Default::default(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
         let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));
@@ -146,8 +155,8 @@ impl Headnode {
 
     /// Waits for a fact of one instance.
     pub(crate) async fn wait_fact(&self, id: InstanceId, what: &str, fits: impl Fn(&ZoneFact) -> bool) -> ZoneFact {
-        let report = self.wait(what, |report| report.zones.get(&id).is_some_and(&fits)).await;
-        report.zones[&id].clone()
+        let report = self.wait(what, |report| report.zones.get(&id).is_some_and(|fact| fits(fact))).await;
+        ZoneFact::clone(&report.zones[&id])
     }
 
     pub(crate) async fn wait_state(&self, id: InstanceId, state: ZoneState) -> ZoneFact {
@@ -171,6 +180,34 @@ impl Headnode {
         self.state.lock().unwrap().reports.clone()
     }
 
+    /// The shortest form of a target, as a real headnode has it.
+    fn news(&self, target: Target, held: Option<Digest>) -> TargetNews {
+        let mut state = self.state.lock().unwrap();
+        let base = state.sent.iter().find(|sent| held == Some(sent.digest()));
+        let news = match base {
+            Some(base) => TargetNews::Delta(Box::new(TargetDelta::between(base, &target))),
+            None => TargetNews::Whole(target.clone()),
+        };
+        match &news {
+            TargetNews::Whole(_) => state.wholes += 1,
+            TargetNews::Delta(_) => state.deltas += 1,
+        }
+        state.sent.push(target);
+        news
+    }
+
+    /// Forgets what was sent and reported, as a headnode that starts anew does.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state.lock().unwrap();
+        (state.sent, state.held) = (Vec::new(), None);
+    }
+
+    /// How many documents travelled as deltas and as wholes.
+    pub(crate) fn travelled(&self) -> (usize, usize) {
+        let state = self.state.lock().unwrap();
+        (state.deltas, state.wholes)
+    }
+
     fn check(&self, doing: &str) -> Result<(), LinkError> {
         if self.state.lock().unwrap().cut {
             return Err(LinkError::Unreachable { doing: doing.to_owned(), source: "the cable is cut".into() });
@@ -180,14 +217,14 @@ impl Headnode {
 }
 
 impl HeadnodeLink for Headnode {
-    fn target(&self, have: u64) -> BoxFuture<'_, Result<Option<Target>, LinkError>> {
+    fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>> {
         Box::pin(async move {
             let mut targets = self.target.subscribe();
             loop {
                 self.check("fetch the target")?;
                 let target = targets.borrow_and_update().clone();
-                if target.generation != have {
-                    return Ok(Some(target));
+                if target.generation != held.generation {
+                    return Ok(Some(self.news(target, held.digest)));
                 }
                 if targets.changed().await.is_err() {
                     return Ok(None);
@@ -196,12 +233,32 @@ impl HeadnodeLink for Headnode {
         })
     }
 
-    fn report<'a>(&'a self, report: &'a Report) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
+    fn report<'a>(&'a self, news: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
         Box::pin(async move {
             self.check("report")?;
-            self.state.lock().unwrap().reports.push(report.clone());
-            self.report.send_replace(Some(report.clone()));
-            Ok(ReportAnswer { generation: self.target.borrow().generation })
+            let generation = self.target.borrow().generation;
+            let (report, held) = {
+                let mut state = self.state.lock().unwrap();
+                let report = match news {
+                    ReportNews::Whole(report) => {
+                        state.wholes += 1;
+                        Some(Report::clone(report))
+                    }
+                    ReportNews::Delta(delta) => {
+                        state.deltas += 1;
+                        state.held.as_ref().and_then(|held| delta.apply(held.digest(), held).ok())
+                    }
+                };
+                if let Some(report) = &report {
+                    state.held = Some(report.clone());
+                    state.reports.push(report.clone());
+                }
+                (report, state.held.as_ref().map(Report::digest))
+            };
+            if report.is_some() {
+                self.report.send_replace(report);
+            }
+            Ok(ReportAnswer { generation, held })
         })
     }
 
@@ -282,7 +339,7 @@ impl World {
         let id = InstanceId::random();
         self.headnode.change(|target| {
             let first = u8::try_from(target.zones.len()).unwrap() * 4 + 10;
-            target.zones.insert(id, zone((0..nics).map(|index| nic(first, index)).collect()));
+            target.zones.insert(id, zone((0..nics).map(|index| nic(first, index)).collect()).into());
         });
         id
     }

@@ -208,7 +208,7 @@ impl Stage {
             target_seen: target.as_ref().map_or(0, |target| target.generation),
             firewall_seen: target.map_or(0, |target| target.generation),
             hardware: Hardware { memory: Mib(65_536), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
-            zones,
+            zones: zones.into_iter().map(|(id, fact)| (id, fact.into())).collect(),
             images: Vec::new(),
             underlay: None,
             leaving: false,
