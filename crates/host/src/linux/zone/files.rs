@@ -19,6 +19,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use model::{
@@ -28,7 +29,7 @@ use model::{
 };
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat},
+    fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2, renameat},
     sys::stat::Mode,
     unistd::{UnlinkatFlags, unlinkat},
 };
@@ -42,6 +43,9 @@ use crate::{
 
 /// Largest document read back: a specification with its `hosts` file is far smaller.
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
+
+/// How often a directory another process holds is tried again.
+const LOCK_PERIOD: Duration = Duration::from_millis(10);
 
 /// Largest file of an image compared with what we would write; a larger one is simply replaced.
 const MAX_COMPARED_BYTES: u64 = 1 << 20;
@@ -74,6 +78,33 @@ impl ZoneDir {
 
     pub(super) fn supervisor_log(&self) -> PathBuf {
         self.0.join("supervisor.log")
+    }
+
+    /// Keeps other processes from writing a supervisor's orders into this directory, until the lock is dropped or this process
+    /// ends. A zone that was never prepared is missing; one that stays locked for `patience` is refused.
+    pub(super) fn lock(&self, patience: Duration) -> Result<Flock<File>> {
+        let path = self.0.join("ns");
+        let deadline = Instant::now() + patience;
+        let mut directory = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Missing(format!("prepared zone `{}`", self.0.display())));
+            }
+            other => other.map_err(|source| Error::os(format!("open `{}`", path.display()), source))?,
+        };
+        loop {
+            directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((directory, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => directory,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(Error::Refused {
+                        what: format!("the start of zone `{}`", self.0.display()),
+                        why: "another agent on this machine is still starting it".to_owned(),
+                    });
+                }
+                Err((_, error)) => return Err(Error::os(format!("lock `{}`", path.display()), error.into())),
+            };
+            std::thread::sleep(LOCK_PERIOD);
+        }
     }
 }
 

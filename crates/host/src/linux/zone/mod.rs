@@ -57,6 +57,9 @@ const STOPPING: &str = "stopping";
 /// How long a zone may take to vanish after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long a start waits for another agent's start of the same zone: longer than one may take.
+const START_TURN: Duration = Duration::from_secs(75);
+
 /// How often a stopping zone is looked at whose init did not listen yet.
 const LISTEN_PERIOD: Duration = Duration::from_millis(50);
 
@@ -310,6 +313,7 @@ impl Zones for LinuxZones {
         let lock = self.verb_lock(spec.instance);
         let _held = held(&lock);
         let zone = self.dir(spec.instance);
+        let _only_agent = zone.lock(START_TURN)?;
         if let Some(status) = self.look(spec.instance)? {
             if status.exit.is_none() && status.init.is_alive() {
                 return self.describe(spec.instance);
