@@ -83,8 +83,7 @@ impl Machine {
     pub(crate) fn run(&mut self, script: &str) -> (i32, String) {
         let console = self.path("console.log");
         let (_, port) = self.running.as_mut().expect("the machine is on");
-        let line = format!("{}\n", base64(script.as_bytes()));
-        port.get_mut().write_all(line.as_bytes()).expect("the port takes a command");
+        say(port, script);
         let mut answer = String::new();
         if let Err(error) = port.read_line(&mut answer) {
             let said = String::from_utf8_lossy(&fs::read(console).unwrap_or_default()).into_owned();
@@ -121,10 +120,11 @@ impl Machine {
         }
     }
 
-    /// Tells it to go down and waits until it is off.
+    /// Tells it to go down and waits until it is off. Who takes our commands goes down with the rest, and may be too late to
+    /// answer this one.
     pub(crate) fn power_off(&mut self) {
-        self.good("systemctl poweroff");
-        let (mut child, _port) = self.running.take().expect("the machine is on");
+        let (mut child, mut port) = self.running.take().expect("the machine is on");
+        say(&mut port, "systemctl poweroff");
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait().expect("our own child").is_none() {
             if Instant::now() > deadline {
@@ -140,6 +140,12 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.cut_power();
     }
+}
+
+/// Sends a script.
+fn say(port: &mut BufReader<UnixStream>, script: &str) {
+    let line = format!("{}\n", base64(script.as_bytes()));
+    port.get_mut().write_all(line.as_bytes()).expect("the port takes a command");
 }
 
 fn tail(text: &str) -> String {
