@@ -24,7 +24,8 @@ fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let docs = here.join("../../docs").canonicalize().expect("the repository has docs/");
-    println!("cargo::rerun-if-changed={}", docs.display());
+    // Relative, here and in what is generated: a build directory may serve several checkouts, and move.
+    println!("cargo::rerun-if-changed=../../docs");
     println!("cargo::rerun-if-changed=build.rs");
 
     let summary = fs::read_to_string(docs.join("SUMMARY.md")).expect("docs/SUMMARY.md can be read");
@@ -33,21 +34,25 @@ fn main() {
 
     let mut table = String::from("&[\n");
     for (number, chapter) in chapters.iter().enumerate() {
-        let page = out.join(format!("chapter-{number}.html"));
-        fs::write(&page, frame(&chapters, chapter)).expect("OUT_DIR can be written");
-        let source = docs.join(format!("{}.md", chapter.name));
+        let page = format!("chapter-{number}.html");
+        fs::write(out.join(&page), frame(&chapters, chapter)).expect("OUT_DIR can be written");
         writeln!(
             table,
-            "Chapter {{ name: {:?}, title: {:?}, text: include_str!({:?}), page: include_str!({:?}) }},",
+            "Chapter {{ name: {:?}, title: {:?}, text: {}, page: {} }},",
             chapter.name,
             chapter.title,
-            source.display().to_string(),
-            page.display().to_string()
+            included("CARGO_MANIFEST_DIR", &format!("../../docs/{}.md", chapter.name)),
+            included("OUT_DIR", &page)
         )
         .expect("a string can be written to");
     }
     table.push(']');
     fs::write(out.join("chapters.rs"), table).expect("OUT_DIR can be written");
+}
+
+/// The expression for a file's text, found from a directory cargo names when it compiles.
+fn included(variable: &str, path: &str) -> String {
+    format!("include_str!(concat!(env!({variable:?}), {:?}))", format!("/{path}"))
 }
 
 /// The chapter a line of the summary lists, if it lists one.
