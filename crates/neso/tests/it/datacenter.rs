@@ -64,6 +64,12 @@ impl Datacenter {
         fs::write(path, text).expect("settings are written");
     }
 
+    /// A variable `neso up` told the tenant to set.
+    pub(crate) fn said(&self, name: &str) -> &str {
+        let found = self.tenant.iter().find(|(key, _)| key == name);
+        &found.unwrap_or_else(|| panic!("`neso up` says {name}")).1
+    }
+
     /// The settings.
     pub(crate) fn settings(&self) -> headnode::Settings {
         headnode::Settings::load(&self.root.join(headnode::settings::DEFAULT_FILE)).expect("the settings it runs with")

@@ -20,4 +20,5 @@ mod limits;
 mod network;
 mod restore;
 mod shell;
+mod signed;
 mod storm;
