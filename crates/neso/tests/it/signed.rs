@@ -42,7 +42,11 @@ impl Key {
         let keys = datacenter.json(&["adm", "-j", "account", "keys", login]);
         let keys = keys.as_array().expect("a list");
         let key = keys.iter().find(|key| key["name"] == name).expect("the key is listed");
-        Self { pem, id: format!("/{login}/keys/{}", key["fingerprint_md5"].as_str().expect("a fingerprint")), algorithm }
+        Self {
+            pem,
+            id: format!("/{login}/keys/{}", key["fingerprint_md5"].as_str().expect("a fingerprint")),
+            algorithm,
+        }
     }
 
     fn sign(&self, text: &str) -> String {
