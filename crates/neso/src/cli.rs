@@ -11,7 +11,7 @@ use crate::{
     adm,
     context::Place,
     doctor, down,
-    failure::Outcome,
+    failure::{Failure, Outcome},
     image, install, join, manual, processes,
     tenant::{self, nouns},
     up,
@@ -131,17 +131,17 @@ fn run(cli: Cli) -> Outcome {
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),
         Command::HaltInstances => small(|_| async move { down::halt_instances(&place).await }),
-        Command::Adm(command) => small(|_| async move { adm::run(&place, command).await }),
-        Command::Instance(command) => small(|_| async move { tenant::run(command).await }),
-        Command::Doctor { json } => small(|_| async move { doctor::run(&place, json).await }),
-        Command::Account(noun) => small(|_| async move { nouns::account(noun).await }),
-        Command::Key(noun) => small(|_| async move { nouns::key(noun).await }),
+        Command::Adm(command) => asking(async move { adm::run(&place, command).await }),
+        Command::Instance(command) => asking(async move { tenant::run(command).await }),
+        Command::Doctor { json } => asking(async move { doctor::run(&place, json).await }),
+        Command::Account(noun) => asking(async move { nouns::account(noun).await }),
+        Command::Key(noun) => asking(async move { nouns::key(noun).await }),
         Command::Image(noun) => match noun.verb {
             nouns::Image::Build(command) => image::run(command),
-            _ => small(|_| async move { nouns::image(noun).await }),
+            _ => asking(async move { nouns::image(noun).await }),
         },
-        Command::Package(noun) => small(|_| async move { nouns::package(noun).await }),
-        Command::Network(noun) => small(|_| async move { nouns::network(noun).await }),
+        Command::Package(noun) => asking(async move { nouns::package(noun).await }),
+        Command::Network(noun) => asking(async move { nouns::network(noun).await }),
         Command::Manual { chapter } => manual::run(chapter.as_deref()),
     }
 }
@@ -149,6 +149,12 @@ fn run(cli: Cli) -> Outcome {
 /// Runs a command on a runtime of one thread, with a shutdown that Ctrl-C and SIGTERM set.
 fn small<F: Future<Output = Outcome>>(command: impl FnOnce(Shutdown) -> F) -> Outcome {
     on(&Builder::new_current_thread().enable_all().build()?, command)
+}
+
+/// Runs a command that asks, waits and shows: a signal ends it at once. What it asked for goes on in the datacenter.
+fn asking(command: impl Future<Output = Outcome>) -> Outcome {
+    let interrupted = || Err(Failure::new("interrupted; what was already asked for goes on in the datacenter"));
+    small(|shutdown| async move { shutdown.unless(command).await.unwrap_or_else(interrupted) })
 }
 
 /// Runs a command on a runtime.
