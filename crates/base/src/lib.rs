@@ -14,3 +14,4 @@ pub mod process;
 pub mod random;
 pub mod shutdown;
 pub mod task;
+pub mod watch;

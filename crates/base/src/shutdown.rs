@@ -1,6 +1,6 @@
 //! Ending in order: one trigger, any number of listeners.
 
-use tokio::sync::watch;
+use crate::watch;
 
 /// Dropping it, or calling [`Trigger::fire`], ends everybody who listens.
 #[derive(Debug)]

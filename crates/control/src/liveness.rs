@@ -7,12 +7,12 @@ use std::{
     sync::Mutex,
 };
 
+use base::watch;
 use model::{
     id::{InstanceId, NetworkId, ServerId},
     state::Reachability,
     time::Timestamp,
 };
-use tokio::sync::watch;
 
 /// Heartbeats by machine.
 #[derive(Debug)]

@@ -9,11 +9,10 @@ use std::{
     },
 };
 
-use base::{clock::Clock, shutdown::Shutdown};
+use base::{clock::Clock, shutdown::Shutdown, watch};
 use host::Host;
 use model::{diff::Wiring, id::InstanceId};
 use nodeapi::link::HeadnodeLink;
-use tokio::sync::watch;
 
 use crate::{
     board::Board,
@@ -51,13 +50,13 @@ impl Agent {
     /// case.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
         let server = self.config.server;
-        let ledgers = Ledgers::new(&self.config.data_dir);
+        let ledgers = Ledgers::new(&self.config.data_dir, self.config.disk.clone());
         let images = Images::new(&self.config.data_dir);
         make_directory(&self.config.data_dir)?;
         make_directory(&self.config.control_dir)?;
         let incoming = self.config.data_dir.join("incoming");
         images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })?;
-        let (keeper, target) = Keeper::open(&self.config.data_dir, server)?;
+        let (keeper, target) = Keeper::open(self.config.disk.clone(), &self.config.data_dir, server)?;
         let remembered = ledgers.load()?;
         let verbs = Verbs::new(self.host.clone(), self.config.execution);
         let (boot_id, identity) = identify(&verbs, &self.config.version).await?;
@@ -72,7 +71,7 @@ impl Agent {
         );
 
         let events = self.host.zones.events();
-        let metadata = Metadata::new(&self.config.control_dir, ledgers.directory());
+        let metadata = Metadata::new(&self.config.control_dir, ledgers.directory(), self.config.disk.clone());
         let (network, changes) = Network::new();
         let board = Arc::new(Board::default());
         board.images(|images| images.extend(survey.images.iter().copied()));

@@ -6,6 +6,8 @@ use host::zone::IdRange;
 use model::{id::ServerId, server::Underlay};
 use tokio::sync::watch;
 
+use crate::files::Disk;
+
 /// Everything an agent is told at its start.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
@@ -15,6 +17,8 @@ pub struct AgentConfig {
     pub data_dir: PathBuf,
     /// Where each zone gets the directory that it sees as `/.zonecontrol`, e.g. `/run/neso/control`. Need not survive a reboot.
     pub control_dir: PathBuf,
+    /// What stands between the agent and its files.
+    pub disk: Disk,
     /// Where the private id ranges of zones come from.
     pub id_ranges: IdRanges,
     /// Program and arguments of a zone's init.
@@ -36,6 +40,7 @@ impl AgentConfig {
             server,
             data_dir,
             control_dir,
+            disk: Disk::default(),
             id_ranges: IdRanges::default(),
             init: vec!["/sbin/init".to_owned()],
             stop_grace: Duration::from_secs(15),

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use base::watch;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use host::zone::ZoneEvent;
 use model::{
@@ -27,7 +28,7 @@ use model::{
     time::Timestamp,
 };
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     time::Instant,
 };
 

@@ -8,9 +8,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base::watch;
 use host::fabric::FabricSet;
 use model::target::Target;
-use tokio::sync::watch;
 
 use crate::shared::Shared;
 

@@ -1,6 +1,9 @@
 //! Which id range belongs to which zone: the lowest free one is given, and taken back when the zone is gone.
+//!
+//! Two ledgers may name one range: that of a removed zone may come back when power is lost, after its range was given to another. The
+//! range is free again when both have given it back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use host::zone::IdRange;
 
@@ -10,31 +13,42 @@ use crate::config::IdRanges;
 #[derive(Debug)]
 pub(crate) struct IdPool {
     ranges: IdRanges,
-    taken: BTreeSet<u32>,
+    /// How many hold each range, by its first id.
+    taken: BTreeMap<u32, u32>,
 }
 
 impl IdPool {
     pub(crate) fn new(ranges: IdRanges, taken: impl IntoIterator<Item = IdRange>) -> Self {
-        Self { ranges, taken: taken.into_iter().map(|range| range.first).collect() }
+        let mut pool = Self { ranges, taken: BTreeMap::new() };
+        taken.into_iter().for_each(|range| pool.hold(range.first));
+        pool
     }
 
     /// The lowest free range; `None` when all are taken.
     pub(crate) fn take(&mut self) -> Option<IdRange> {
         // Walks the taken ranges once: they are sorted, the first gap is the answer.
         let mut index = 0;
-        for &first in self.taken.range(self.ranges.first..) {
-            if first != self.at(index)? {
+        for (first, _) in self.taken.range(self.ranges.first..) {
+            if *first != self.at(index)? {
                 break;
             }
             index += 1;
         }
         let first = self.at(index)?;
-        self.taken.insert(first);
+        self.hold(first);
         Some(IdRange { first, count: IdRange::COUNT })
     }
 
     pub(crate) fn give_back(&mut self, range: IdRange) {
-        self.taken.remove(&range.first);
+        let Some(holders) = self.taken.get_mut(&range.first) else { return };
+        *holders -= 1;
+        if *holders == 0 {
+            self.taken.remove(&range.first);
+        }
+    }
+
+    fn hold(&mut self, first: u32) {
+        *self.taken.entry(first).or_insert(0) += 1;
     }
 
     /// How many ranges there are in all.
@@ -71,6 +85,16 @@ mod tests {
         let given: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
         assert_eq!(given.len(), 2);
         assert!(!given.contains(&odd));
+    }
+
+    #[test]
+    fn a_range_that_two_ledgers_name_is_free_when_both_are_gone() {
+        let both = IdRange { first: 1 << 20, count: IdRange::COUNT };
+        let mut pool = IdPool::new(IdRanges { first: 1 << 20, count: 2 }, [both, both]);
+        pool.give_back(both);
+        assert_ne!(pool.take(), Some(both), "the other one runs with it");
+        pool.give_back(both);
+        assert_eq!(pool.take(), Some(both));
     }
 
     #[test]

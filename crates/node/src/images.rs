@@ -11,9 +11,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use base::watch;
 use model::{id::ImageId, target::ImageTarget};
 use nodeapi::link::LinkError;
-use tokio::sync::watch;
 
 use crate::{error::StepError, files, shared::Shared};
 
@@ -99,7 +99,7 @@ fn join_or_begin(shared: &Arc<Shared>, image: ImageId, wanted: &ImageTarget) -> 
         }
         // First out of the table, then the word: who hears it and asks again begins anew.
         shared.images.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
-        let _ = say.send(Some(result));
+        say.send_replace(Some(result));
     });
     hear
 }

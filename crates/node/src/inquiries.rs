@@ -31,6 +31,7 @@ pub(crate) async fn answer_all(shared: Arc<Shared>) {
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
     loop {
         let asked = tokio::select! {
+            biased;
             asked = next(&shared, &permits) => asked,
             () = shared.shutdown.wait() => return,
         };
@@ -41,6 +42,7 @@ pub(crate) async fn answer_all(shared: Arc<Shared>) {
                 let shared = shared.clone();
                 base::task::spawn("inquiry", async move {
                     tokio::select! {
+                        biased;
                         () = answer(&shared, inquiry) => {}
                         () = shared.shutdown.wait() => {}
                     }
@@ -51,6 +53,7 @@ pub(crate) async fn answer_all(shared: Arc<Shared>) {
                 // That no headnode answers is said by those who fetch targets; this one only asks again.
                 tracing::debug!(error = %base::errors::chain(&error), "no questions");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pauses.next_delay()) => {}
                     () = shared.shutdown.wait() => return,
                 }

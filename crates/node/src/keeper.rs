@@ -13,8 +13,8 @@
 //! nothing is stopped or removed, because instances without a target are left alone.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
+    fs::File,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::AgentError,
-    files::{self, Durability},
+    files::{self, Disk, Durability},
 };
 
 /// Version of the files' shape.
@@ -60,6 +60,7 @@ pub(crate) fn judge(server: ServerId, held: Option<&Target>, offered: &Target) -
 
 /// Owns the files of the target while an agent runs.
 pub(crate) struct Keeper {
+    disk: Disk,
     whole: PathBuf,
     journal: PathBuf,
     /// The journal, ready for the next line; `None` when a line may have failed half-way, so that the whole must be written.
@@ -99,8 +100,13 @@ struct ReadLine {
 
 impl Keeper {
     /// Reads the target of the last run, and takes over its files.
-    pub(crate) fn open(data_dir: &Path, server: ServerId) -> Result<(Self, Option<Arc<Target>>), AgentError> {
+    pub(crate) fn open(
+        disk: Disk,
+        data_dir: &Path,
+        server: ServerId,
+    ) -> Result<(Self, Option<Arc<Target>>), AgentError> {
         let mut keeper = Self {
+            disk,
             whole: data_dir.join("target.json"),
             journal: data_dir.join("target.journal"),
             open: None,
@@ -146,8 +152,7 @@ impl Keeper {
 
     fn append(&mut self, mut journal: File, delta: &TargetDelta) -> io::Result<()> {
         let line = line(delta)?;
-        journal.write_all(&line)?;
-        journal.sync_data()?;
+        self.disk.append(&mut journal, &self.journal, &line)?;
         self.journal_bytes += line.len() as u64;
         self.open = Some(journal);
         Ok(())
@@ -155,15 +160,9 @@ impl Keeper {
 
     fn keep_whole(&mut self, target: &Target) -> io::Result<()> {
         let content = serde_json::to_vec(&Written { version: VERSION, target })?;
-        files::replace(&self.whole, &content, Durability::Power)?;
+        self.disk.replace(&self.whole, &content, Durability::Power)?;
         // Only now: what is in the journal is in the whole.
-        let is_new = !self.journal.exists();
-        let journal = OpenOptions::new().append(true).create(true).open(&self.journal)?;
-        journal.set_len(0)?;
-        if let Some(directory) = self.journal.parent().filter(|_| is_new) {
-            File::open(directory)?.sync_all()?;
-        }
-        self.open = Some(journal);
+        self.open = Some(self.disk.begin(&self.journal)?);
         (self.journal_bytes, self.whole_bytes) = (0, content.len() as u64);
         Ok(())
     }
@@ -272,7 +271,7 @@ mod tests {
     }
 
     fn open(directory: &Path, server: ServerId) -> (Keeper, Option<Arc<Target>>) {
-        Keeper::open(directory, server).unwrap()
+        Keeper::open(Disk::default(), directory, server).unwrap()
     }
 
     #[test]
@@ -300,12 +299,18 @@ mod tests {
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert!(open(directory.path(), server).1.is_none());
         std::fs::write(&path, r#"{"version":99,"goal":{}}"#).unwrap();
-        assert!(matches!(Keeper::open(directory.path(), server), Err(AgentError::Newer { found: 99, .. })));
+        assert!(matches!(
+            Keeper::open(Disk::default(), directory.path(), server),
+            Err(AgentError::Newer { found: 99, .. })
+        ));
         std::fs::write(&path, whole).unwrap();
         let content = r#"{"version":98,"change":{}}"#;
         let line = format!("{} {content}\n", Digest::of_bytes(content.as_bytes()));
         std::fs::write(directory.path().join("target.journal"), line).unwrap();
-        assert!(matches!(Keeper::open(directory.path(), server), Err(AgentError::Newer { found: 98, .. })));
+        assert!(matches!(
+            Keeper::open(Disk::default(), directory.path(), server),
+            Err(AgentError::Newer { found: 98, .. })
+        ));
     }
 
     #[test]

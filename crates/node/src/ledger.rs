@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::AgentError,
-    files::{self, Durability},
+    files::{self, Disk, Durability},
 };
 
 /// Version of the file's shape.
@@ -30,6 +30,9 @@ const VERSION: u32 = 1;
 
 /// Suffix of a ledger's file name after the instance's id.
 const SUFFIX: &str = ".json";
+
+/// What a ledger that cannot be read is called instead.
+const DAMAGED: &str = "damaged";
 
 /// What is remembered about an instance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -63,11 +66,12 @@ struct Version {
 #[derive(Debug, Clone)]
 pub(crate) struct Ledgers {
     directory: PathBuf,
+    disk: Disk,
 }
 
 impl Ledgers {
-    pub(crate) fn new(data_dir: &Path) -> Self {
-        Self { directory: data_dir.join("zones") }
+    pub(crate) fn new(data_dir: &Path, disk: Disk) -> Self {
+        Self { directory: data_dir.join("zones"), disk }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -86,7 +90,7 @@ impl Ledgers {
     pub(crate) fn load(&self) -> Result<Vec<(InstanceId, Ledger)>, AgentError> {
         let file = |doing, path: &Path, source| AgentError::File { doing, path: path.to_owned(), source };
         fs::create_dir_all(&self.directory).map_err(|source| file("create", &self.directory, source))?;
-        let mut found = Vec::new();
+        let mut found: Vec<(InstanceId, Ledger)> = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(|source| file("list", &self.directory, source))? {
             let path = entry.map_err(|source| file("list", &self.directory, source))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -101,12 +105,14 @@ impl Ledgers {
             match serde_json::from_slice(&content) {
                 Ok(ledger) => found.push((id, ledger)),
                 Err(error) => {
-                    let aside = path.with_extension("damaged");
+                    let aside = path.with_extension(DAMAGED);
                     tracing::error!(path = %path.display(), %error, "a ledger is damaged; set aside");
                     fs::rename(&path, &aside).map_err(|source| file("rename", &path, source))?;
                 }
             }
         }
+        // A directory lists in an order of its own; whatever follows from the ledgers should not.
+        found.sort_by_key(|(id, _)| *id);
         Ok(found)
     }
 
@@ -117,11 +123,13 @@ impl Ledgers {
 
     pub(crate) fn save(&self, id: InstanceId, ledger: &Ledger, durability: Durability) -> io::Result<()> {
         let content = serde_json::to_vec(&Written { version: VERSION, ledger })?;
-        files::replace(&self.path(id), &content, durability)
+        self.disk.replace(&self.path(id), &content, durability)
     }
 
     pub(crate) fn remove(&self, id: InstanceId) -> io::Result<()> {
-        files::remove(&self.path(id))
+        self.disk.remove(&self.path(id))?;
+        // What was damaged has served its purpose once the instance is gone.
+        files::remove(&self.path(id).with_extension(DAMAGED))
     }
 
     fn path(&self, id: InstanceId) -> PathBuf {
@@ -136,7 +144,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded_and_damage_is_set_aside() {
         let directory = tempfile::tempdir().unwrap();
-        let ledgers = Ledgers::new(directory.path());
+        let ledgers = Ledgers::new(directory.path(), Disk::default());
         assert!(ledgers.load().unwrap().is_empty());
         let (good, bad) = (InstanceId::random(), InstanceId::random());
         let ledger = Ledger {
@@ -149,6 +157,8 @@ mod tests {
         fs::write(ledgers.path(bad), b"").unwrap();
         assert_eq!(ledgers.load().unwrap(), [(good, ledger)]);
         assert!(ledgers.directory().join(format!("{bad}.damaged")).exists());
+        ledgers.remove(bad).unwrap();
+        assert!(!ledgers.directory().join(format!("{bad}.damaged")).exists());
         ledgers.remove(good).unwrap();
         ledgers.remove(good).unwrap();
         assert!(ledgers.load().unwrap().is_empty());

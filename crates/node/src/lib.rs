@@ -21,12 +21,12 @@
 pub mod agent;
 pub mod config;
 pub mod error;
+pub mod files;
 
 mod board;
 mod dispatch;
 mod fabrics;
 mod facts;
-mod files;
 mod firewall;
 mod ids;
 mod images;

@@ -189,6 +189,7 @@ pub(crate) async fn watch_memory(shared: Arc<Shared>) {
     let period = Duration::from_secs(nodeapi::HEARTBEAT_SECONDS);
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(period) => {}
             () = shared.shutdown.wait() => return,
         }

@@ -231,6 +231,8 @@ pub(crate) async fn own_filters(
     let mut begun = false;
     loop {
         let first = tokio::select! {
+            biased;
+            () = shared.shutdown.wait() => return,
             first = changes.recv() => match first {
                 Some(first) => first,
                 None => return,
@@ -248,7 +250,6 @@ pub(crate) async fn own_filters(
                 }
                 continue;
             }
-            () = shared.shutdown.wait() => return,
         };
         if !begun {
             // All of them at once: none may be without its filters while the others get theirs back.

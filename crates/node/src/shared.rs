@@ -8,10 +8,10 @@ use std::{
     },
 };
 
-use base::{clock::Clock, shutdown::Shutdown};
+use base::{clock::Clock, shutdown::Shutdown, watch};
 use model::{id::ServerId, part::Part, target::Target, time::Timestamp};
 use nodeapi::link::HeadnodeLink;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::{
     board::Board, config::AgentConfig, ids::IdPool, images::Images, ledger::Ledgers, metadata::Metadata,

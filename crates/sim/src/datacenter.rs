@@ -1,204 +1,175 @@
-//! The parts: a machine and a store that survive everything, a headnode and an agent that come and go.
+//! The parts: machines and a store that survive everything, a headnode and agents that come and go.
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    path::Path,
-    sync::{Arc, atomic::Ordering},
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use base::{
+    shutdown::{Shutdown, Trigger},
+    task::Group,
+    watch,
 };
-
-use base::shutdown::{Shutdown, Trigger};
-use bytes::Bytes;
-use control::{Control, ControlConfig, accounts, images, networks, packages, servers};
-use host::fake::{FakeMachine, Mortal};
+use control::{Control, ControlConfig};
 use model::{
     id::{AccountId, ImageId, NetworkId, ServerId},
-    image::{Compression, ImageKind, Requirements, manifest},
-    time::Timestamp,
-    unit::{CpuShares, Mib},
+    unit::Mib,
 };
-use node::{Agent, AgentConfig, Execution, IdRanges};
 use store::{Store, memory::Memory};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::{
+    chance::Chance,
     clock::VirtualClock,
-    link::{Cable, SimLink},
+    furnish,
+    link::{Cable, Headnode},
+    machine::Node,
 };
 
-/// An empty tar archive, and its SHA-256.
-const ARCHIVE: [u8; 1024] = [0; 1024];
-const ARCHIVE_SHA256: &str = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+/// Memory of a machine: so little that they fill up.
+const MEMORY_GIB: [u64; 3] = [2, 3, 4];
 
-/// Addresses of the network: few, so that they are used again all the time.
-const SUBNET: &str = "10.88.0.0/27";
+/// How wrong a machine's clock may be, milliseconds.
+const CLOCK_WRONG_MS: i64 = 24 * 60 * 60 * 1_000;
 
-/// Names of the packages, smallest first.
-pub const PACKAGES: [&str; 3] = ["small", "medium", "large"];
+/// Machines whose clock is wrong, in a hundred.
+const CLOCK_WRONG_PERCENT: u64 = 10;
 
-/// A datacenter with one machine.
-pub struct Datacenter {
-    /// The machine; survives agents.
-    pub machine: FakeMachine,
-    /// The tenant.
-    pub account: AccountId,
+/// A datacenter.
+pub(crate) struct Datacenter {
+    /// Its machines; they survive agents.
+    pub(crate) nodes: Vec<Node>,
+    /// The tenants.
+    pub(crate) accounts: Vec<AccountId>,
     /// The image there is.
-    pub image: ImageId,
-    /// The networks there are.
-    pub networks: Vec<NetworkId>,
+    pub(crate) image: ImageId,
+    /// The operator's networks.
+    pub(crate) networks: Vec<NetworkId>,
     /// The control plane's newest handle, for looking.
-    pub control: Control,
-    pub(crate) cable: Arc<Cable>,
+    pub(crate) control: Control,
+    /// Highest generation of each machine's document that was seen; must never fall.
+    pub(crate) generations: BTreeMap<ServerId, u64>,
+    headnode: Arc<watch::Sender<Option<Arc<Headnode>>>>,
+    running: Option<Running>,
+    runs: u64,
     engine: Arc<Memory>,
-    clock: Arc<VirtualClock>,
+    clock: VirtualClock,
     config: ControlConfig,
-    server: ServerId,
-    headnode: Option<Headnode>,
-    agent: Option<Running>,
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
-struct Headnode {
+struct Running {
+    group: Group,
     trigger: Trigger,
     tasks: Vec<JoinHandle<()>>,
 }
 
-struct Running {
-    mortal: Mortal,
-    alive: watch::Sender<bool>,
-    _trigger: Trigger,
-}
-
 impl Datacenter {
-    /// A datacenter ready for tenants: account, packages, networks, image and machine are there, headnode and agent run.
-    pub async fn start(seed: u64) -> Result<Self, control::Error> {
+    /// A datacenter ready for tenants: accounts, packages, networks, image and machines are there, headnode and agents run.
+    pub(crate) async fn start(seed: u64, nodes: usize) -> Result<Self, control::Error> {
         let directory = tempfile::tempdir().map_err(|source| control::Error::File {
             operation: "make a directory for a simulation".to_owned(),
             source,
         })?;
         let config = ControlConfig::new("sim", directory.path().join("images"));
-        let clock = Arc::new(VirtualClock::new());
+        let clock = VirtualClock::new();
         let engine = Arc::new(Memory::new());
-        let (control, headnode) = start_headnode(engine.clone(), clock.clone(), config.clone()).await?;
-        let server = ServerId::from_random(base::random::wide_bits());
-        let (account, image, networks) = furnish(&control, server).await?;
-        let cable = Cable::new(seed);
-        cable.headnode.send_replace(Some(control.clone()));
+        let (control, running) = start_headnode(engine.clone(), clock, config.clone()).await?;
+        let (accounts, image, networks) = furnish::datacenter(&control, 1 + nodes.div_ceil(10).min(11)).await?;
+        let headnode = Arc::new(watch::Sender::new(None));
+        let mut chance = Chance::new(!seed);
+        let mut made = Vec::with_capacity(nodes);
+        for number in 0..u16::try_from(nodes).unwrap_or(u16::MAX) {
+            let server = ServerId::from_random(base::random::wide_bits());
+            furnish::server(&control, server, number).await?;
+            let memory = Mib(1_024 * chance.pick(&MEMORY_GIB).copied().unwrap_or(2));
+            let wrong = i64::try_from(chance.below(2 * CLOCK_WRONG_MS.unsigned_abs())).unwrap_or(0) - CLOCK_WRONG_MS;
+            let clock = clock.wrong_by(if chance.percent(CLOCK_WRONG_PERCENT) { wrong } else { 0 });
+            let cable = Cable::new(chance.bits(), headnode.clone());
+            made.push(Node::new(number, server, memory, cable, clock, directory.path()));
+        }
         let mut this = Self {
-            machine: FakeMachine::new(),
-            account,
+            nodes: made,
+            accounts,
             image,
             networks,
             control,
-            cable,
+            generations: BTreeMap::new(),
+            headnode,
+            running: Some(running),
+            runs: 0,
             engine,
             clock,
             config,
-            server,
-            headnode: Some(headnode),
-            agent: None,
-            directory,
+            _directory: directory,
         };
-        this.start_agent();
+        this.listen();
+        for node in &mut this.nodes {
+            node.start_agent(None);
+        }
         Ok(this)
     }
 
-    /// Kills the agent on the spot, if one lives, as SIGKILL would.
-    pub fn kill_agent(&mut self) {
-        if let Some(running) = self.agent.take() {
-            running.mortal.kill();
-            running.alive.send_replace(false);
-        }
+    /// What runs on the headnode besides its own tasks belongs to this group, and ends with it.
+    pub(crate) fn group(&self) -> Group {
+        self.running.as_ref().map(|running| running.group.clone()).unwrap_or_default()
     }
 
-    /// Starts an agent, unless one lives.
-    pub fn start_agent(&mut self) {
-        if self.agent.is_some() {
-            return;
-        }
-        self.tell_time();
-        let mortal = Mortal::new(self.machine.host(), None);
-        let (alive, living) = watch::channel(true);
-        let link = SimLink { cable: self.cable.clone(), alive: living, server: self.server };
-        let data = self.node_dir();
-        let config = AgentConfig {
-            id_ranges: IdRanges { first: 1 << 28, count: 64 },
-            execution: Execution::Inline,
-            ..AgentConfig::new(self.server, data.join("data"), data.join("control"))
-        };
-        let agent = Agent::new(mortal.host(), Arc::new(link), config, self.clock.clone());
-        let (trigger, shutdown) = Shutdown::new();
-        base::task::spawn("simulated agent", agent.run(shutdown));
-        self.agent = Some(Running { mortal, alive, _trigger: trigger });
-    }
-
-    /// The machine loses power and boots; its agent starts with it.
-    pub fn reboot_machine(&mut self) {
-        self.kill_agent();
-        self.machine.reboot();
-        self.start_agent();
-    }
-
-    /// Ends the headnode in order and starts it again on the same store.
-    pub async fn restart_headnode(&mut self) -> Result<(), control::Error> {
-        self.cable.headnode.send_replace(None);
-        if let Some(headnode) = self.headnode.take() {
-            headnode.trigger.fire();
-            for task in headnode.tasks {
-                // A task that panicked was told where it happened; the invariants see what it left.
-                let _ = task.await;
+    /// Ends the headnode, in order or on the spot, and starts it again on the same store.
+    pub(crate) async fn restart_headnode(&mut self, in_order: bool) -> Result<(), control::Error> {
+        self.headnode.send_replace(None);
+        if let Some(running) = self.running.take() {
+            if in_order {
+                running.trigger.fire();
+                for task in running.tasks {
+                    // A task that panicked was told where it happened; the invariants see what it left.
+                    let _ = task.await;
+                }
             }
+            running.group.end();
         }
-        let (control, headnode) = start_headnode(self.engine.clone(), self.clock.clone(), self.config.clone()).await?;
-        self.control = control.clone();
-        self.headnode = Some(headnode);
-        self.cable.headnode.send_replace(Some(control));
+        let (control, running) = start_headnode(self.engine.clone(), self.clock, self.config.clone()).await?;
+        self.control = control;
+        self.running = Some(running);
+        self.listen();
         Ok(())
     }
 
-    /// Cuts the cable.
-    pub fn cut(&self) {
-        self.cable.headnode.send_replace(None);
+    /// What happens by itself on machines as time passes.
+    pub(crate) fn tick(&mut self) {
+        self.nodes.iter_mut().for_each(Node::tick);
     }
 
-    /// Mends the cable; it may stay bad.
-    pub fn mend(&self, bad: bool) {
-        self.cable.bad.store(bad, Ordering::Relaxed);
-        self.cable.headnode.send_replace(Some(self.control.clone()));
-    }
-
-    /// Whether the cable is cut.
-    pub fn is_cut(&self) -> bool {
-        self.cable.headnode.borrow().is_none()
-    }
-
-    /// Whether an agent lives.
-    pub fn has_agent(&self) -> bool {
-        self.agent.is_some()
-    }
-
-    /// Sets the machine's clock.
-    pub fn tell_time(&self) {
-        use base::clock::Clock as _;
-        self.machine.set_now(Timestamp(self.clock.now_ms()));
-    }
-
-    /// Where the agent keeps its files.
-    pub fn node_dir(&self) -> std::path::PathBuf {
-        self.directory.path().join("node")
+    fn listen(&mut self) {
+        self.runs += 1;
+        let (control, group) = (self.control.clone(), self.group());
+        self.headnode.send_replace(Some(Arc::new(Headnode { control, group, run: self.runs })));
     }
 }
 
 /// Opens the store and starts everything a headnode runs.
 async fn start_headnode(
     engine: Arc<Memory>,
-    clock: Arc<VirtualClock>,
+    clock: VirtualClock,
     config: ControlConfig,
-) -> Result<(Control, Headnode), control::Error> {
+) -> Result<(Control, Running), control::Error> {
+    let group = Group::default();
+    let (trigger, shutdown) = Shutdown::new();
+    let opening = group.spawn("simulated headnode", open(engine, clock, config, shutdown));
+    let (control, tasks) = match opening.await {
+        Ok(opened) => opened?,
+        Err(error) => return Err(control::Error::Unavailable(format!("the headnode died while it started: {error}"))),
+    };
+    Ok((control, Running { group, trigger, tasks }))
+}
+
+async fn open(
+    engine: Arc<Memory>,
+    clock: VirtualClock,
+    config: ControlConfig,
+    shutdown: Shutdown,
+) -> Result<(Control, Vec<JoinHandle<()>>), control::Error> {
     let store = Store::open(engine, control::schema())
         .await
         .map_err(|error| control::Error::Unavailable(base::errors::chain(&error)))?;
-    let (trigger, shutdown) = Shutdown::new();
+    let clock = Arc::new(clock);
     let control = Control::start(store.clone(), clock.clone(), config, shutdown.clone());
     let flows = control::flows::register(flow::Engine::new(store, clock.clone(), control.clone()));
     let mut loops = flow::loops::Loops::new(clock);
@@ -207,91 +178,7 @@ async fn start_headnode(
         base::task::spawn("simulated flows", flows.run(shutdown.clone())),
         base::task::spawn("simulated loops", loops.run(shutdown)),
     ];
-    Ok((control, Headnode { trigger, tasks }))
-}
-
-/// Makes what tenants need.
-async fn furnish(control: &Control, server: ServerId) -> Result<(AccountId, ImageId, Vec<NetworkId>), control::Error> {
-    let new = accounts::NewAccount { login: "tenant".to_owned(), ..accounts::NewAccount::default() };
-    let account = accounts::create(control, new).await?.id;
-    for (name, size) in PACKAGES.into_iter().zip(1u64..) {
-        packages::create(control, package(name, size)).await?;
-    }
-    let mut made = Vec::new();
-    for (name, tag) in [("external", "ext"), ("private", "priv")] {
-        made.push(networks::create(control, network(name, tag)).await?.id);
-    }
-    let image = ImageId::from_random(base::random::wide_bits());
-    images::create(control, account, manifest_of(image)).await?;
-    let content = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from_static(&ARCHIVE))]);
-    images::add_file(control, image, content).await?;
-    servers::register(control, server, servers::NewServer { hostname: "sim".to_owned(), ..Default::default() }).await?;
-    Ok((account, image, made))
-}
-
-fn package(name: &str, size: u64) -> packages::NewPackage {
-    packages::NewPackage {
-        id: None,
-        name: name.to_owned(),
-        version: "1.0.0".to_owned(),
-        group: None,
-        description: None,
-        memory: Mib(128 * size),
-        swap: None,
-        disk: Mib(1024 * size),
-        max_processes: 500,
-        vcpus: 0,
-        cpu_cap: None,
-        cpu_shares: CpuShares(100),
-        traits: std::collections::BTreeMap::new(),
-        brand: None,
-    }
-}
-
-fn network(name: &str, tag: &str) -> networks::NewNetwork {
-    let subnet = SUBNET.parse().expect("the constant is a subnet");
-    networks::NewNetwork {
-        name: name.to_owned(),
-        description: None,
-        owners: Vec::new(),
-        public: false,
-        nic_tag: tag.to_owned(),
-        vlan: 0,
-        subnet,
-        range_start: None,
-        range_end: None,
-        gateway: Some(Ipv4Addr::new(10, 88, 0, 1)),
-        resolvers: Vec::new(),
-        routes: std::collections::BTreeMap::new(),
-        mtu: 1500,
-        host_gateway: tag == "ext",
-        nat: tag == "ext",
-        ..networks::NewNetwork::default()
-    }
-}
-
-fn manifest_of(id: ImageId) -> manifest::Manifest {
-    manifest::Manifest {
-        id,
-        name: "empty".to_owned(),
-        version: "1".to_owned(),
-        description: None,
-        homepage: None,
-        eula: None,
-        os: "linux".to_owned(),
-        kind: ImageKind::LxDataset,
-        public: true,
-        acl: Vec::new(),
-        tags: std::collections::BTreeMap::new(),
-        requirements: Requirements::default(),
-        published_at: None,
-        file: manifest::ExpectedFile {
-            sha1: None,
-            sha256: Some(ARCHIVE_SHA256.to_owned()),
-            size: Some(ARCHIVE.len() as u64),
-            compression: Compression::None,
-        },
-    }
+    Ok((control, tasks))
 }
 
 /// Files left in a directory.

@@ -1,13 +1,15 @@
-//! The cable between node and headnode: slow, sometimes cut, sometimes losing the answer to what was done.
+//! The cable between a node and the headnode: slow, sometimes cut in one direction or both, sometimes losing what goes over it,
+//! sometimes delivering it much later.
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use base::{task::Group, watch};
 use bytes::Bytes;
 use control::Control;
 use model::{
@@ -19,40 +21,75 @@ use nodeapi::{
     inquiry::{Answer, Inquiry},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
-use tokio::sync::watch;
 
 use crate::chance::Chance;
 
-/// Longest a message travels, milliseconds.
-const TRAVEL_MS: u64 = 40;
+/// How long a node waits for a word that does not come, seconds: what the client over the network waits.
+const PATIENCE_SECONDS: u64 = 15;
 
-/// Answers lost, in a hundred, while the cable is bad.
-const LOST_PERCENT: u64 = 10;
+/// How long a connection without a sign of life is taken for one.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How late what was held up may be delivered, milliseconds.
+const LATE_MS: u64 = 90_000;
 
 /// Bytes of one piece of an image.
 const PIECE_BYTES: usize = 300;
 
-/// What both ends share and the story changes.
+/// The headnode as cables see it.
+pub(crate) struct Headnode {
+    pub(crate) control: Control,
+    /// Its tasks; what is still on the way to it ends with them.
+    pub(crate) group: Group,
+    /// Grows with each start.
+    pub(crate) run: u64,
+}
+
+/// How a cable is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Weather {
+    /// Whether what the node sends arrives.
+    pub(crate) up: bool,
+    /// Whether what the headnode answers arrives.
+    pub(crate) down: bool,
+    /// Longest a message travels, milliseconds.
+    pub(crate) travel_ms: u64,
+    /// Answers lost, in a hundred.
+    pub(crate) lost_percent: u64,
+    /// Reports that arrive long after their sender gave up, in a hundred.
+    pub(crate) late_percent: u64,
+}
+
+impl Weather {
+    /// As a cable should be.
+    pub(crate) const FAIR: Self = Self { up: true, down: true, travel_ms: 40, lost_percent: 0, late_percent: 0 };
+}
+
+/// What both ends of one cable share and the story changes.
 pub(crate) struct Cable {
-    /// The headnode at the other end; `None` while it is down or the cable is cut.
-    pub(crate) headnode: watch::Sender<Option<Control>>,
-    pub(crate) bad: AtomicBool,
+    headnode: Arc<watch::Sender<Option<Arc<Headnode>>>>,
+    pub(crate) weather: watch::Sender<Weather>,
     chance: Mutex<Chance>,
-    /// Highest generation a node said it has; must never fall.
+    /// Highest generation the node said it has; must never fall.
     highest: AtomicU64,
     /// What must not happen on a cable and did.
-    pub(crate) violations: Mutex<Vec<String>>,
+    violations: Mutex<Vec<String>>,
 }
 
 impl Cable {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, headnode: Arc<watch::Sender<Option<Arc<Headnode>>>>) -> Arc<Self> {
         Arc::new(Self {
-            headnode: watch::Sender::new(None),
-            bad: AtomicBool::new(false),
+            headnode,
+            weather: watch::Sender::new(Weather::FAIR),
             chance: Mutex::new(Chance::new(seed)),
             highest: AtomicU64::new(0),
             violations: Mutex::default(),
         })
+    }
+
+    /// What must not happen and did since the last look.
+    pub(crate) fn take_violations(&self) -> Vec<String> {
+        std::mem::take(&mut *self.violations.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn chance<T>(&self, draw: impl FnOnce(&mut Chance) -> T) -> T {
@@ -63,22 +100,36 @@ impl Cable {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
-    /// Travels to the headnode.
-    async fn travel(&self, doing: &str) -> Result<Control, LinkError> {
-        let ms = self.chance(|chance| chance.below(TRAVEL_MS));
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-        self.headnode.borrow().clone().ok_or_else(|| broken(doing, "no way to the headnode"))
+    fn weather(&self) -> Weather {
+        *self.weather.borrow()
     }
 
-    /// Waits for `work` at the headnode, unless the cable is cut meanwhile; then perhaps loses the answer.
-    async fn answer<T>(&self, doing: &str, work: impl Future<Output = control::Result<T>>) -> Result<T, LinkError> {
+    /// Travels to the headnode.
+    async fn travel(&self, doing: &str) -> Result<Arc<Headnode>, LinkError> {
+        let ms = self.chance(|chance| chance.below(self.weather().travel_ms));
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        if !self.weather().up {
+            return Err(self.unheard(doing).await);
+        }
+        let headnode = self.headnode.borrow().clone();
+        headnode.ok_or_else(|| broken(doing, "nobody listens at the headnode"))
+    }
+
+    /// Waits for `work` at the headnode, unless the cable breaks meanwhile; then perhaps loses the answer.
+    async fn answer<T>(
+        &self,
+        doing: &str,
+        headnode: &Headnode,
+        work: impl Future<Output = control::Result<T>>,
+    ) -> Result<T, LinkError> {
         let result = tokio::select! {
             biased;
             result = work => result,
-            () = becomes(self.headnode.subscribe(), Option::is_none) => return Err(broken(doing, "cut while waiting")),
+            why = self.breaks(headnode.run) => return Err(broken(doing, why)),
         };
-        if self.bad.load(Ordering::Relaxed) && self.chance(|chance| chance.percent(LOST_PERCENT)) {
-            return Err(broken(doing, "the answer was lost"));
+        let weather = self.weather();
+        if !weather.down || self.chance(|chance| chance.percent(weather.lost_percent)) {
+            return Err(self.unheard(doing).await);
         }
         result.map_err(|error| LinkError::Refused {
             doing: doing.to_owned(),
@@ -86,47 +137,68 @@ impl Cable {
             message: base::errors::chain(&error),
         })
     }
-}
 
-/// Waits until the watched value is so, or nobody can change it any more.
-async fn becomes<T>(mut watched: watch::Receiver<T>, so: impl FnMut(&T) -> bool) {
-    let _ = watched.wait_for(so).await;
+    /// Resolves when a conversation with this run of the headnode is over.
+    async fn breaks(&self, run: u64) -> &'static str {
+        let (mut headnode, mut weather) = (self.headnode.subscribe(), self.weather.subscribe());
+        let gone = headnode.wait_for(|now| now.as_ref().is_none_or(|now| now.run != run));
+        let silent = async {
+            loop {
+                let _ = weather.wait_for(|weather| !weather.up || !weather.down).await;
+                let mended = weather.wait_for(|weather| weather.up && weather.down);
+                if tokio::time::timeout(SILENCE, mended).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = gone => "the headnode has gone",
+            () = silent => "no sign of life from the headnode",
+        }
+    }
+
+    /// What becomes of who hears nothing: the network says so at once, or the wait ends some time.
+    async fn unheard(&self, doing: &str) -> LinkError {
+        if self.chance(|chance| chance.percent(50)) {
+            return broken(doing, "no way to the headnode and back");
+        }
+        tokio::time::sleep(Duration::from_secs(PATIENCE_SECONDS)).await;
+        LinkError::Slow { doing: doing.to_owned(), seconds: PATIENCE_SECONDS }
+    }
+
+    /// Has `report` delivered when nobody waits for it any more.
+    fn deliver_late(&self, headnode: &Headnode, server: model::id::ServerId, report: ReportNews) {
+        let (ms, control) = (self.chance(|chance| chance.below(LATE_MS)), headnode.control.clone());
+        headnode.group.spawn("late report", async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            // Nobody is there any more who could be told of an error.
+            let _ = control::servers::apply_news(&control, server, &report).await;
+        });
+    }
 }
 
 fn broken(doing: &str, why: &str) -> LinkError {
     LinkError::Unreachable { doing: doing.to_owned(), source: why.into() }
 }
 
-/// One agent's end of the cable.
+/// A node's end of the cable.
 pub(crate) struct SimLink {
     pub(crate) cable: Arc<Cable>,
-    /// Who it is for; a dead agent's requests never end.
-    pub(crate) alive: watch::Receiver<bool>,
     pub(crate) server: model::id::ServerId,
-}
-
-impl SimLink {
-    async fn while_alive<T>(&self, work: impl Future<Output = T>) -> T {
-        tokio::select! {
-            biased;
-            // The work is dropped first, as a headnode drops a request whose node is gone.
-            () = becomes(self.alive.clone(), |alive| !alive) => std::future::pending().await,
-            result = work => result,
-        }
-    }
 }
 
 impl HeadnodeLink for SimLink {
     fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>> {
-        Box::pin(self.while_alive(async move {
+        Box::pin(async move {
             let have = held.generation;
             let highest = self.cable.highest.fetch_max(have, Ordering::SeqCst);
             if have < highest {
-                self.cable.violated(format!("a node that had generation {highest} now has {have}"));
+                self.cable.violated(format!("{} had generation {highest} and now has {have}", self.server));
             }
-            let control = self.cable.travel("fetch the target").await?;
-            let waiting = control::servers::watch_news(&control, self.server, held);
-            let news = self.cable.answer("fetch the target", waiting).await?;
+            let headnode = self.cable.travel("fetch the target").await?;
+            let waiting = control::servers::watch_news(&headnode.control, self.server, held);
+            let news = self.cable.answer("fetch the target", &headnode, waiting).await?;
             let sent = news.as_ref().map(|news| match news {
                 TargetNews::Whole(target) => target.generation,
                 TargetNews::Delta(delta) => delta.generation,
@@ -135,29 +207,35 @@ impl HeadnodeLink for SimLink {
                 self.cable.violated(format!("asked for newer than {have}, a headnode sent {sent}"));
             }
             Ok(news)
-        }))
+        })
     }
 
     fn report<'a>(&'a self, report: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {
-        Box::pin(self.while_alive(async move {
-            let control = self.cable.travel("report").await?;
-            self.cable.answer("report", control::servers::apply_news(&control, self.server, report)).await
-        }))
+        Box::pin(async move {
+            let headnode = self.cable.travel("report").await?;
+            let late = self.cable.weather().late_percent;
+            if self.cable.chance(|chance| chance.percent(late)) {
+                self.cable.deliver_late(&headnode, self.server, report.clone());
+                return Err(self.cable.unheard("report").await);
+            }
+            let applied = control::servers::apply_news(&headnode.control, self.server, report);
+            self.cable.answer("report", &headnode, applied).await
+        })
     }
 
     fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>> {
-        Box::pin(self.while_alive(async move {
-            let control = self.cable.travel("fetch an image").await?;
+        Box::pin(async move {
+            let headnode = self.cable.travel("fetch an image").await?;
             let read = async {
-                let path = control::images::file_path(&control, sha256)?;
+                let path = control::images::file_path(&headnode.control, sha256)?;
                 std::fs::read(&path)
                     .map_err(|source| control::Error::File { operation: format!("read {}", path.display()), source })
             };
-            let file = self.cable.answer("fetch an image", read).await?;
+            let file = self.cable.answer("fetch an image", &headnode, read).await?;
             let pieces: Vec<_> = file.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
             let chunks: Box<dyn Chunks> = Box::new(Pieces { cable: self.cable.clone(), left: pieces.into_iter() });
             Ok(chunks)
-        }))
+        })
     }
 
     // Nobody asks anything here: questions change nothing, and change is what a simulation is about.

@@ -1,19 +1,23 @@
-//! `cargo xtask sim [--seed N] [--runs N] [--steps N]`: plays stories, one seed after the other.
+//! `cargo xtask sim [--seed N] [--nodes N] [--runs N] [--steps N]`: plays stories, one seed after the other.
 
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
-const USAGE: &str = "usage: sim [--seed N] [--runs N] [--steps N]   (runs seeds N, N+1, …; steps per seed)";
+const USAGE: &str =
+    "usage: sim [--seed N] [--nodes N] [--runs N] [--steps N]   (runs seeds N, N+1, …; machines and steps per seed)";
 
-/// Steps of a story unless told otherwise: some seconds.
-const STEPS: usize = 500;
+/// Machines unless told otherwise.
+const NODES: usize = 200;
+
+/// Steps of a story unless told otherwise: less than a minute for all those machines.
+const STEPS: usize = 120;
 
 fn main() -> ExitCode {
     // What the parts say is noise here, unless somebody asks: NESO_LOG=debug.
     base::log::init("off");
-    let (seed, runs, steps) = match arguments() {
+    let (plan, runs) = match arguments() {
         Ok(arguments) => arguments,
         Err(complaint) => {
             let _ = writeln!(io::stderr(), "{complaint}\n{USAGE}");
@@ -21,8 +25,8 @@ fn main() -> ExitCode {
         }
     };
     let mut failed = 0;
-    for seed in seed..seed.saturating_add(runs) {
-        let outcome = sim::run(seed, steps);
+    for seed in plan.seed..plan.seed.saturating_add(runs) {
+        let outcome = sim::run(sim::Plan { seed, ..plan });
         failed += usize::from(!outcome.violations.is_empty());
         if writeln!(io::stdout(), "{outcome}").is_err() {
             return ExitCode::FAILURE;
@@ -31,18 +35,20 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn arguments() -> Result<(u64, u64, usize), String> {
-    let (mut seed, mut runs, mut steps) = (1, 1, STEPS);
+fn arguments() -> Result<(sim::Plan, u64), String> {
+    let (mut plan, mut runs) = (sim::Plan { seed: 1, nodes: NODES, steps: STEPS }, 1);
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{flag} needs a number"))?;
         let number: u64 = value.parse().map_err(|_| format!("\"{value}\" is not a number"))?;
+        let size = || usize::try_from(number).map_err(|_| format!("\"{value}\" is too large"));
         match flag.as_str() {
-            "--seed" => seed = number,
+            "--seed" => plan.seed = number,
             "--runs" => runs = number,
-            "--steps" => steps = usize::try_from(number).map_err(|_| format!("\"{value}\" is too large"))?,
+            "--nodes" => plan.nodes = size()?,
+            "--steps" => plan.steps = size()?,
             _ => return Err(format!("there is no {flag}")),
         }
     }
-    Ok((seed, runs, steps))
+    Ok((plan, runs))
 }

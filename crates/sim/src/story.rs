@@ -1,99 +1,62 @@
-//! What happens: a tenant who wants things, and fate.
+//! What happens: people who want things, and fate.
+//!
+//! Requests are carried out beside each other, as tasks of the headnode: one that crashes leaves those who asked without an answer.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
-use control::{Error, Scope, instances, tables::INSTANCES};
-use model::{id::InstanceId, instance::Caller};
+use control::{Error, tables::INSTANCES};
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
 
 use crate::{
-    Outcome,
+    Outcome, Plan,
     chance::Chance,
-    datacenter::{Datacenter, PACKAGES},
+    datacenter::Datacenter,
+    fate::{self, Tally},
     invariants,
+    tenant::{self, Request},
     trace::Trace,
 };
 
-/// Instances at once; a few more than the network has addresses, so that it runs out.
-const INSTANCES_MAX: usize = 32;
+/// Instances at once, per machine; a few more than there is room for, so that it runs out.
+const INSTANCES_PER_NODE: usize = 24;
+
+/// Instances at once in all: each has a socket of its own, and a process has not many files.
+const INSTANCES_MAX: usize = 260;
 
 /// Longest pause between two steps, milliseconds.
 const PAUSE_MS: u64 = 3000;
 
+/// Machines for which one thing happens in a step.
+const NODES_PER_EVENT: usize = 12;
+
 /// How long after the faults everything may take to come to rest, virtual time. Longer than the longest deadline of a flow.
-const REST: Duration = Duration::from_secs(40 * 60);
+const REST: Duration = Duration::from_secs(25 * 60);
 
 /// Between two looks while waiting for rest.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Lines of the diary that are kept.
-const DIARY_LINES: usize = 60;
-
-/// Verbs of the machine that fail now and then.
-const VERBS: [&str; 12] = [
-    "zones.prepare",
-    "zones.start",
-    "zones.stop",
-    "zones.set_limits",
-    "zones.destroy",
-    "datasets.import",
-    "datasets.clone_image",
-    "datasets.set_quota",
-    "datasets.remove_root",
-    "links.attach",
-    "links.detach",
-    "filters.apply",
-];
-
-/// How often what happened.
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Tally {
-    pub requests: usize,
-    pub refused: usize,
-    pub created: usize,
-    pub agents_killed: usize,
-    pub machine_boots: usize,
-    pub headnode_restarts: usize,
-    pub cuts: usize,
-    pub verbs_failed: usize,
-    pub zones_ended: usize,
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} requests ({} refused), {} instances, {} agents killed, {} boots of the machine, {} of the headnode, {} cuts, \
-             {} failing verbs, {} zones ended by themselves",
-            self.requests,
-            self.refused,
-            self.created,
-            self.agents_killed,
-            self.machine_boots,
-            self.headnode_restarts,
-            self.cuts,
-            self.verbs_failed,
-            self.zones_ended
-        )
-    }
-}
+const DIARY_LINES: usize = 200;
 
 struct Story {
     datacenter: Datacenter,
+    plan: Plan,
     chance: Chance,
     tally: Tally,
+    asked: Vec<(String, JoinHandle<Result<String, Error>>)>,
     diary: VecDeque<String>,
     trace: Trace,
     begun: tokio::time::Instant,
 }
 
-/// Plays the story of `seed` on a paused runtime.
-pub async fn play(seed: u64, steps: usize) -> Outcome {
+/// Plays what `plan` says on a paused runtime.
+pub(crate) async fn play(plan: Plan) -> Outcome {
     let outcome = |tally, violations, diary: VecDeque<String>, trace: Trace| {
         let (trace, diary) = (trace.digest(), diary.into());
-        Outcome { seed, steps, tally, trace, violations, diary }
+        Outcome { plan, tally, trace, violations, diary }
     };
-    let datacenter = match Datacenter::start(seed).await {
+    let datacenter = match Datacenter::start(plan.seed, plan.nodes).await {
         Ok(datacenter) => datacenter,
         Err(error) => {
             let why = vec![base::errors::chain(&error)];
@@ -102,21 +65,25 @@ pub async fn play(seed: u64, steps: usize) -> Outcome {
     };
     let mut story = Story {
         datacenter,
-        chance: Chance::new(seed),
+        plan,
+        chance: Chance::new(plan.seed),
         tally: Tally::default(),
+        asked: Vec::new(),
         diary: VecDeque::new(),
         trace: Trace::new(),
         begun: tokio::time::Instant::now(),
     };
-    let violations = story.tell(steps).await;
+    let violations = story.tell().await;
     story.trace_records();
     outcome(story.tally, violations, story.diary, story.trace)
 }
 
 impl Story {
     /// The whole story; what went wrong in it.
-    async fn tell(&mut self, steps: usize) -> Vec<String> {
-        for _ in 0..steps {
+    async fn tell(&mut self) -> Vec<String> {
+        // Machines say what they are before anybody asks for anything.
+        tokio::time::sleep(LOOK).await;
+        for _ in 0..self.plan.steps {
             if let Err(violation) = self.step().await {
                 return vec![violation];
             }
@@ -127,23 +94,19 @@ impl Story {
             }
         }
         self.note("the faults stop".to_owned());
-        self.datacenter.machine.faults.clear();
-        self.datacenter.start_agent();
-        self.datacenter.mend(false);
-        let open = self.rest(invariants::open).await;
+        fate::rest(&mut self.datacenter);
+        let open = self.rest(invariants::rest::open).await;
         if !open.is_empty() {
             return open;
         }
         self.note("everything is deleted".to_owned());
-        let mut wrong = self.delete_all().await;
+        let mut wrong = tenant::delete_instances(&self.datacenter.control).await;
         if wrong.is_empty() {
-            wrong = self
-                .rest(|datacenter| {
-                    let mut left = invariants::open(datacenter);
-                    left.extend(invariants::leaks(datacenter));
-                    left
-                })
-                .await;
+            wrong = self.rest(invariants::rest::left).await;
+        }
+        if wrong.is_empty() {
+            wrong = tenant::delete_networks(&self.datacenter.control).await;
+            wrong.extend(invariants::rest::claimed(&self.datacenter));
         }
         wrong
     }
@@ -167,177 +130,99 @@ impl Story {
     /// Lets time pass and looks.
     async fn pass(&mut self, time: Duration) -> Vec<String> {
         tokio::time::sleep(time).await;
-        self.datacenter.tell_time();
+        self.datacenter.tick();
         self.trace.take(&self.datacenter.control.snapshot().revision().0.to_string());
-        invariants::at_every_tick(&self.datacenter)
+        let mut wrong = self.hear();
+        wrong.extend(invariants::tick::look(&mut self.datacenter));
+        wrong.extend(invariants::tick::documents(&mut self.datacenter, &mut self.chance).await);
+        wrong
     }
 
     /// Waits until `open` finds nothing; what it still finds at the end.
-    async fn rest(&mut self, open: impl Fn(&Datacenter) -> Vec<String>) -> Vec<String> {
+    async fn rest(&mut self, open: impl AsyncFn(&Datacenter) -> Vec<String>) -> Vec<String> {
         let until = tokio::time::Instant::now() + REST;
         loop {
             let wrong = self.pass(LOOK).await;
             if !wrong.is_empty() {
                 return wrong;
             }
-            let left = open(&self.datacenter);
+            let left = open(&self.datacenter).await;
             if left.is_empty() || tokio::time::Instant::now() >= until {
                 return left;
             }
         }
     }
 
-    /// One thing happens. An error is something that must not happen.
+    /// One thing happens, or several where there are many machines. An error is something that must not happen.
     async fn step(&mut self) -> Result<(), String> {
-        match self.chance.below(100) {
-            0..75 => self.request().await,
-            75..80 => {
-                self.datacenter.kill_agent();
-                self.tally.agents_killed += 1;
-                self.note("the agent is killed".to_owned());
-                Ok(())
-            }
-            80..86 => {
-                self.datacenter.start_agent();
-                self.note("an agent is there".to_owned());
-                Ok(())
-            }
-            86..88 => {
-                self.datacenter.reboot_machine();
-                self.tally.machine_boots += 1;
-                self.note("the machine boots".to_owned());
-                Ok(())
-            }
-            88..91 => self.end_a_zone(),
-            91..93 => {
-                self.tally.headnode_restarts += 1;
-                self.note("the headnode starts again".to_owned());
-                let again = self.datacenter.restart_headnode().await;
-                again.map_err(|error| format!("the headnode does not start: {}", base::errors::chain(&error)))
-            }
-            93..95 => self.fail_a_verb(),
-            _ => self.change_the_cable(),
-        }
-    }
-
-    fn change_the_cable(&mut self) -> Result<(), String> {
-        if self.datacenter.is_cut() {
-            let bad = self.chance.percent(50);
-            self.datacenter.mend(bad);
-            self.note(format!("the cable is mended (bad: {bad})"));
-        } else {
-            self.datacenter.cut();
-            self.tally.cuts += 1;
-            self.note("the cable is cut".to_owned());
-        }
-        Ok(())
-    }
-
-    fn fail_a_verb(&mut self) -> Result<(), String> {
-        let verb = self.chance.pick(&VERBS).copied().unwrap_or_default();
-        let times = u32::try_from(1 + self.chance.below(8)).unwrap_or(1);
-        self.datacenter.machine.faults.arm(verb, times, "fate");
-        self.tally.verbs_failed += 1;
-        self.note(format!("{verb} fails {times} times"));
-        Ok(())
-    }
-
-    fn end_a_zone(&mut self) -> Result<(), String> {
-        let zones = self.datacenter.machine.host().zones.list().unwrap_or_default();
-        let running: Vec<_> = zones.iter().filter(|zone| zone.running).map(|zone| zone.instance).collect();
-        let Some(id) = self.chance.pick(&running).copied() else { return Ok(()) };
-        let ways = [("halted", None, Some(2)), ("rebooted", None, Some(1)), ("exited with code 1", Some(1), None)];
-        let Some((reason, code, signal)) = self.chance.pick(&ways).copied() else { return Ok(()) };
-        self.datacenter.machine.zones.end_boot(id, code, signal, reason);
-        self.tally.zones_ended += 1;
-        self.note(format!("{id} {reason}"));
-        Ok(())
-    }
-
-    /// The tenant asks for something.
-    async fn request(&mut self) -> Result<(), String> {
-        self.tally.requests += 1;
-        let present = self.present();
-        let (what, result) = match self.chance.pick(&present).copied() {
-            Some(id) if present.len() >= INSTANCES_MAX || self.chance.percent(65) => self.change(id).await,
-            _ => ("create".to_owned(), self.create().await),
-        };
-        match result {
-            Ok(()) => self.note(what),
-            Err(error) => {
-                self.tally.refused += 1;
-                let text = base::errors::chain(&error);
-                self.note(format!("{what}: {text}"));
-                if matches!(error, Error::Store(_) | Error::File { .. } | Error::Unavailable(_)) {
-                    return Err(format!("{what}: {text}"));
+        for _ in 0..=self.plan.nodes / NODES_PER_EVENT {
+            match self.chance.below(100) {
+                0..70 => self.ask(),
+                70..98 => {
+                    let what = fate::strike(&mut self.datacenter, &mut self.chance, &mut self.tally)?;
+                    self.note(what);
                 }
+                _ if self.chance.percent(100 / (1 + self.plan.nodes as u64 / 50)) => self.restart_headnode().await?,
+                _ => {}
             }
         }
         Ok(())
     }
 
-    async fn create(&mut self) -> Result<(), Error> {
-        let networks = self.datacenter.networks.clone();
-        let count = usize::try_from(1 + self.chance.below(2)).unwrap_or(1);
-        let choices = networks.into_iter().take(count);
-        let request = instances::CreateInstance {
-            package: self.chance.pick(&PACKAGES).copied().unwrap_or_default().to_owned(),
-            image: self.datacenter.image.to_string(),
-            networks: choices.map(instances::NetworkChoice::any).collect(),
-            ..instances::CreateInstance::default()
+    async fn restart_headnode(&mut self) -> Result<(), String> {
+        let in_order = self.chance.percent(50);
+        if in_order {
+            self.tally.headnode_restarts += 1;
+        } else {
+            self.tally.headnode_crashes += 1;
+        }
+        self.note(format!("the headnode starts again; its end was in order: {in_order}"));
+        let again = self.datacenter.restart_headnode(in_order).await;
+        again.map_err(|error| format!("the headnode does not start: {}", base::errors::chain(&error)))
+    }
+
+    /// Somebody asks for something.
+    fn ask(&mut self) {
+        let instances_max = (self.plan.nodes * INSTANCES_PER_NODE).min(INSTANCES_MAX);
+        let Some(Request { what, wish }) = tenant::draw(&self.datacenter, &mut self.chance, instances_max) else {
+            return;
         };
-        let view =
-            instances::create(&self.datacenter.control, &Caller::System, self.datacenter.account, request).await?;
-        self.tally.created += 1;
-        self.note(format!("{} is asked for", view.instance.id));
-        Ok(())
+        self.tally.requests += 1;
+        self.note(format!("asked: {what}"));
+        self.asked.push((what, self.datacenter.group().spawn("request", wish)));
     }
 
-    /// Something is asked of one instance.
-    async fn change(&mut self, id: InstanceId) -> (String, Result<(), Error>) {
-        let control = self.datacenter.control.clone();
-        let (caller, scope) = (Caller::System, Scope::Account(self.datacenter.account));
-        let package = self.chance.pick(&PACKAGES).copied().unwrap_or_default();
-        let network = self.chance.pick(&self.datacenter.networks).copied();
-        match self.chance.below(10) {
-            0 | 1 => (format!("stop {id}"), instances::stop(&control, &caller, scope, id).await.map(drop)),
-            2 | 3 => (format!("start {id}"), instances::start(&control, &caller, scope, id).await.map(drop)),
-            4 => (format!("reboot {id}"), instances::reboot(&control, &caller, scope, id).await.map(drop)),
-            5 => {
-                let resized = instances::resize(&control, &caller, scope, id, package).await;
-                (format!("resize {id} to {package}"), resized.map(drop))
-            }
-            6 => {
-                let Some(network) = network else { return ("nothing".to_owned(), Ok(())) };
-                let choice = instances::NetworkChoice::any(network);
-                let added = instances::nics::add(&control, &caller, scope, id, choice).await;
-                (format!("add a NIC to {id}"), added.map(drop))
-            }
-            7 => {
-                let nics = instances::nics::list(&control, scope, id).unwrap_or_default();
-                let Some(mac) = self.chance.pick(&nics).map(|nic| nic.nic.mac) else { return (String::new(), Ok(())) };
-                let removed = instances::nics::remove(&control, &caller, scope, id, mac).await;
-                (format!("remove {mac} from {id}"), removed.map(drop))
-            }
-            _ => (format!("delete {id}"), instances::delete(&control, &caller, scope, id).await.map(drop)),
-        }
-    }
-
-    fn present(&self) -> Vec<InstanceId> {
-        let snapshot = self.datacenter.control.snapshot();
-        let mut present: Vec<_> = snapshot.scan(&INSTANCES).filter(|instance| instance.deleted_at.is_none()).collect();
-        present.sort_by_key(|instance| (instance.created_at, instance.id));
-        present.iter().map(|instance| instance.id).collect()
-    }
-
-    async fn delete_all(&mut self) -> Vec<String> {
+    /// Hears the answers there are. What no answer may be, in words.
+    fn hear(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();
-        for id in self.present() {
-            let scope = Scope::Account(self.datacenter.account);
-            match instances::delete(&self.datacenter.control, &Caller::System, scope, id).await {
-                Ok(_) | Err(Error::NotFound { .. } | Error::Gone(_)) => {}
-                Err(error) => wrong.push(format!("{id} cannot be deleted: {}", base::errors::chain(&error))),
-            }
+        for (what, mut asked) in std::mem::take(&mut self.asked) {
+            let answer = match (&mut asked).now_or_never() {
+                None => {
+                    self.asked.push((what, asked));
+                    continue;
+                }
+                Some(Ok(Ok(answer))) => {
+                    self.tally.created += usize::from(what == "create");
+                    answer
+                }
+                Some(Ok(Err(error))) => {
+                    self.tally.refused += 1;
+                    let text = base::errors::chain(&error);
+                    if matches!(error, Error::Store(_) | Error::File { .. } | Error::Unavailable(_)) {
+                        wrong.push(format!("{what}: {text}"));
+                    }
+                    text
+                }
+                Some(Err(error)) if error.is_panic() => {
+                    wrong.push(format!("{what}: the headnode panicked"));
+                    "a panic".to_owned()
+                }
+                Some(Err(_)) => {
+                    self.tally.unanswered += 1;
+                    "no answer".to_owned()
+                }
+            };
+            self.note(format!("{what}: {answer}"));
         }
         wrong
     }

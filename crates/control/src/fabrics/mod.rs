@@ -89,7 +89,7 @@ pub(crate) fn first(
         internet_nat: true,
         ..NewFabricNetwork::default()
     };
-    let network = networks::check(config.mtu, &vlan, NetworkId::random(), new, now)?;
+    let network = networks::check(config.mtu, &vlan, NetworkId::from_random(base::random::wide_bits()), new, now)?;
     account.default_network = Some(network.id);
     Ok(transaction.create(&VLANS, vlan).create(&NETWORKS, network))
 }

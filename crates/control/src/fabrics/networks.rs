@@ -73,7 +73,7 @@ pub async fn network_create(
     vlan: u16,
     new: NewFabricNetwork,
 ) -> Result<Arc<Entry<Network>>> {
-    let (id, now) = (NetworkId::random(), control.now());
+    let (id, now) = (NetworkId::from_random(base::random::wide_bits()), control.now());
     control
         .store
         .update(|snapshot| {

@@ -94,7 +94,7 @@ pub async fn create(control: &Control, owner: Option<AccountId>, new: NewRule) -
     let rule = parsed.map_err(|why| Error::invalid("rule", why))?;
     let now = control.now();
     let record = FirewallRule {
-        id: FirewallRuleId::random(),
+        id: FirewallRuleId::from_random(base::random::wide_bits()),
         owner,
         rule,
         enabled: new.enabled,
@@ -201,6 +201,7 @@ pub async fn wait_enforced(control: &Control, id: FirewallRuleId) -> Enforcement
             return now;
         }
         tokio::select! {
+            biased;
             changed = news.changed() => if changed.is_err() { return now },
             () = &mut deadline => return enforcement(control, id).await,
         }

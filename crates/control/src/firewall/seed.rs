@@ -26,7 +26,7 @@ pub async fn seed(control: &Control) -> Result<()> {
         .iter()
         .filter_map(|text| Rule::parse_as(text, Language::CURRENT).ok())
         .map(|rule| FirewallRule {
-            id: FirewallRuleId::random(),
+            id: FirewallRuleId::from_random(base::random::wide_bits()),
             owner: None,
             rule,
             enabled: true,

@@ -44,7 +44,7 @@ pub async fn create(control: &Control, new: NewPool) -> Result<PoolView> {
     faults.check("name", rules::check_name(&new.name));
     check_description(new.description.as_deref(), &mut faults);
     faults.finish()?;
-    let id = PoolId::random();
+    let id = PoolId::from_random(base::random::wide_bits());
     let pool = Pool {
         id,
         name: new.name,

@@ -223,7 +223,7 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
                 return Err(Error::not_found("server", id));
             };
             let mut transaction = Transaction::new().may_use_reserve();
-            let (mut reserved, mut look) = (server.reserved.clone(), Look::Enough);
+            let (mut reserved, mut look, mut left) = (server.reserved.clone(), Look::Enough, false);
             for instance in some {
                 let Some(entry) = snapshot.get(&INSTANCES, &instance.to_string()) else { continue };
                 let Some(news) = news_of(control, snapshot, &entry, report) else { continue };
@@ -231,11 +231,14 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
                     look = Look::Again;
                     continue;
                 }
-                transaction = take_in(snapshot, &entry, news, &mut reserved, now, transaction);
+                let instance = take_in(snapshot, &entry, news, &mut reserved, now, &mut transaction);
+                left |= entry.is_on_machine() && !instance.is_on_machine();
+                transaction = transaction.replace(&INSTANCES, &entry, instance);
             }
             let refreshed = refreshed(&server, report, now).unwrap_or_else(|| server.value.clone());
             let changed = placement::with_room(control, Server { reserved, ..refreshed });
-            if changed != server.value {
+            // What leaves the machine's document leaves a mark in a record that stays, so that generations never fall.
+            if changed != server.value || left {
                 transaction = transaction.replace(&SERVERS, &server, changed);
             }
             Ok((transaction, look))
@@ -306,15 +309,15 @@ fn has_strays(snapshot: &Snapshot, instance: &Instance, fact: &ZoneFact) -> bool
         && fact.nics.iter().all(|mac| in_force(*mac))
 }
 
-/// Puts `news` into the record.
+/// The record with `news` in it; what else goes with that is added to `transaction`.
 fn take_in(
     snapshot: &Snapshot,
     entry: &Entry<Instance>,
     news: News,
     reserved: &mut Reserved,
     now: Timestamp,
-    mut transaction: Transaction,
-) -> Transaction {
+    transaction: &mut Transaction,
+) -> Instance {
     let mut instance = entry.value.clone();
     if let Some(mut fact) = news.fact {
         count_up(&mut instance, &fact);
@@ -331,13 +334,13 @@ fn take_in(
         instance.metadata_edits_served = instance.metadata_edits;
     }
     if news.gone {
-        let (freed, with_release) = release::release(snapshot, &mut instance, now, transaction);
-        transaction = with_release;
+        let (freed, with_release) = release::release(snapshot, &mut instance, now, std::mem::take(transaction));
+        *transaction = with_release;
         *reserved = freed.map_or_else(|| reserved.clone(), |demand: Demand| reserved.minus(demand));
     } else if news.strays {
-        transaction = allocate::give_back(snapshot, instance.id, &instance.nics, transaction);
+        *transaction = allocate::give_back(snapshot, instance.id, &instance.nics, std::mem::take(transaction));
     }
-    transaction.replace(&INSTANCES, entry, instance)
+    instance
 }
 
 /// An entry for the history about an end nobody outside asked for: halted or rebooted from inside, or died.

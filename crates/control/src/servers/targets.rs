@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use base::shutdown::Shutdown;
+use base::{shutdown::Shutdown, watch};
 use model::{
     compile,
     delta::{Held, TargetDelta, TargetNews},
@@ -34,7 +34,6 @@ use model::{
     target::{ImageTarget, NetworkTarget, Peer, Target, ZoneTarget},
 };
 use store::{Entry, Snapshot};
-use tokio::sync::watch;
 
 use super::peers::{Member, Peers};
 
@@ -69,7 +68,8 @@ pub struct Targets {
 struct State {
     /// Revision up to which changes have been followed.
     revision: u64,
-    machines: HashMap<ServerId, Machine>,
+    /// In order, so that who waits is woken in the same order each time.
+    machines: BTreeMap<ServerId, Machine>,
     place_of: HashMap<InstanceId, ServerId>,
     walls: Walls,
     peers: Peers,

@@ -9,7 +9,7 @@ use model::{
     id::InstanceId,
     instance::Wanted,
     state::PublicState,
-    target::Target,
+    target::{Target, ZoneFact, ZoneState},
 };
 
 use crate::world::{Machine, World, caller, start};
@@ -120,6 +120,33 @@ async fn strangers_are_refused() {
         servers::forget(&world.control, world.server, &BTreeSet::new(), &caller()).await.is_err(),
         "it has an instance"
     );
+}
+
+#[tokio::test]
+async fn generations_do_not_fall_after_a_root_came_back_and_went_again() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    let id = world.running(&mut machine, "web").await;
+    let there = machine.zones[&id].clone();
+    instances::delete(&world.control, &caller(), world.scope, id).await.expect("it can be deleted");
+    machine.obey(&world, id).await;
+    world.until(id, |view| view.state == PublicState::Deleted).await;
+    machine.fetch(&world).await;
+    assert_eq!(machine.told(id), None, "it is gone");
+    // As when power is lost right after its root was removed: the pool has it again.
+    machine.zones.insert(id, ZoneFact { state: ZoneState::Stopped, ..there });
+    machine.report(&world).await;
+    machine.fetch(&world).await;
+    assert_eq!(machine.told(id).map(|zone| zone.wanted), Some(Wanted::Absent), "told to go once more");
+    machine.converge();
+    machine.report(&world).await;
+    machine.fetch(&world).await;
+    assert_eq!(machine.told(id), None);
+    let seen = machine.target.as_ref().map_or(0, |target| target.generation);
+    let (_trigger, shutdown) = Shutdown::new();
+    let again = start(world.control.store.clone(), world.control.clock.clone(), &world.dir, shutdown);
+    let after = servers::watch_target(&again, world.server, 0).await.expect("known").expect("there is one");
+    assert!(after.generation >= seen, "{} after a restart, {seen} before", after.generation);
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
 //! A pool in memory: sizes are counted, archives are checked, nothing is unpacked to a disk.
+//!
+//! A real pool writes what changed to its disks every few seconds, in order; the loss of power takes back the last changes. Here
+//! somebody says when it writes ([`DatasetMachine::sync`]) and how much is lost ([`DatasetMachine::lose_power`]).
 
 use std::{
     collections::BTreeMap,
@@ -33,8 +36,17 @@ struct State {
     size_bytes: u64,
     images: BTreeMap<ImageId, u64>,
     roots: BTreeMap<InstanceId, Root>,
+    /// What was there before each change since the last write; nothing is noted unless somebody asked for it.
+    unwritten: Option<Vec<Before>>,
 }
 
+/// What a change replaced.
+enum Before {
+    Image(ImageId, Option<u64>),
+    Root(InstanceId, Option<Root>),
+}
+
+#[derive(Clone)]
 struct Root {
     image: ImageId,
     quota: Mib,
@@ -43,7 +55,7 @@ struct Root {
 
 impl Default for State {
     fn default() -> Self {
-        Self { size_bytes: POOL_BYTES, images: BTreeMap::new(), roots: BTreeMap::new() }
+        Self { size_bytes: POOL_BYTES, images: BTreeMap::new(), roots: BTreeMap::new(), unwritten: None }
     }
 }
 
@@ -77,12 +89,56 @@ impl DatasetMachine {
         self.lock().roots.get(&instance).map(|root| (root.image, root.quota))
     }
 
+    /// Everything is on its disks from here on; what changes later is not until this is called again.
+    pub fn sync(&self) {
+        self.lock().unwritten = Some(Vec::new());
+    }
+
+    /// The machine loses power: of the changes since the last [`DatasetMachine::sync`], as many of the last ones are lost as
+    /// `lost` says of their number.
+    pub fn lose_power(&self, lost: impl FnOnce(usize) -> usize) {
+        let mut state = self.lock();
+        let unwritten = state.unwritten.take().unwrap_or_default();
+        let lost = lost(unwritten.len()).min(unwritten.len());
+        for before in unwritten.into_iter().rev().take(lost) {
+            match before {
+                Before::Image(image, Some(bytes)) => drop(state.images.insert(image, bytes)),
+                Before::Image(image, None) => drop(state.images.remove(&image)),
+                Before::Root(instance, Some(root)) => drop(state.roots.insert(instance, root)),
+                Before::Root(instance, None) => drop(state.roots.remove(&instance)),
+            }
+        }
+        state.unwritten = Some(Vec::new());
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    fn note(&mut self, before: Before) {
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.push(before);
+        }
+    }
+
+    fn set_image(&mut self, image: ImageId, bytes: Option<u64>) {
+        let before = match bytes {
+            Some(bytes) => self.images.insert(image, bytes),
+            None => self.images.remove(&image),
+        };
+        self.note(Before::Image(image, before));
+    }
+
+    fn set_root(&mut self, instance: InstanceId, root: Option<Root>) {
+        let before = match root {
+            Some(root) => self.roots.insert(instance, root),
+            None => self.roots.remove(&instance),
+        };
+        self.note(Before::Root(instance, before));
+    }
+
     fn used(&self) -> u64 {
         self.images.values().sum::<u64>() + self.roots.values().map(|root| root.used_bytes).sum::<u64>()
     }
@@ -119,7 +175,7 @@ impl Datasets for FakeDatasets {
         if state.used().saturating_add(bytes) > state.size_bytes {
             return Err(Error::NoSpace { doing: format!("import image {image}") });
         }
-        state.images.insert(image, bytes);
+        state.set_image(image, Some(bytes));
         Ok(())
     }
 
@@ -128,7 +184,7 @@ impl Datasets for FakeDatasets {
     }
 
     fn remove_image(&self, image: ImageId) -> Result<()> {
-        self.enter("datasets.remove_image", &image.to_string())?.images.remove(&image);
+        self.enter("datasets.remove_image", &image.to_string())?.set_image(image, None);
         Ok(())
     }
 
@@ -144,15 +200,15 @@ impl Datasets for FakeDatasets {
         if state.used() >= state.size_bytes {
             return Err(Error::NoSpace { doing: format!("clone image {image} for {instance}") });
         }
-        state.roots.insert(instance, Root { image, quota, used_bytes: 0 });
+        state.set_root(instance, Some(Root { image, quota, used_bytes: 0 }));
         Ok(path)
     }
 
     fn set_quota(&self, instance: InstanceId, quota: Mib) -> Result<()> {
         let mut state = self.enter("datasets.set_quota", &instance.to_string())?;
-        let root = state.roots.get_mut(&instance).ok_or_else(|| missing(instance))?;
+        let root = state.roots.get(&instance).ok_or_else(|| missing(instance))?.clone();
         room_for(root.used_bytes, quota)?;
-        root.quota = quota;
+        state.set_root(instance, Some(Root { quota, ..root }));
         Ok(())
     }
 
@@ -166,7 +222,7 @@ impl Datasets for FakeDatasets {
     }
 
     fn remove_root(&self, instance: InstanceId) -> Result<()> {
-        self.enter("datasets.remove_root", &instance.to_string())?.roots.remove(&instance);
+        self.enter("datasets.remove_root", &instance.to_string())?.set_root(instance, None);
         Ok(())
     }
 

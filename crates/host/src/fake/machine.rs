@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{Host, error::Result, machine::Machine};
 
-/// Memory of a fake machine unless told otherwise.
+/// Memory of a fake machine unless it was given another.
 const MEMORY: Mib = Mib(64 * 1024);
 
 /// CPUs of a fake machine.
@@ -40,6 +40,7 @@ struct State {
     now: Timestamp,
     boots: u64,
     hostname: Option<String>,
+    memory: Option<Mib>,
 }
 
 impl FakeMachine {
@@ -70,6 +71,11 @@ impl FakeMachine {
         self.lock().hostname = Some(hostname.to_owned());
     }
 
+    /// Gives it another amount of memory; who has looked already is not told.
+    pub fn set_memory(&self, memory: Mib) {
+        self.lock().memory = Some(memory);
+    }
+
     /// Loses power and boots again: zones, links and filters are gone, datasets remain, the boot id is another.
     pub fn reboot(&self) {
         self.zones.lose_power();
@@ -87,7 +93,7 @@ impl Machine for FakeMachine {
     fn hardware(&self) -> Result<Hardware> {
         self.faults.pass("machine.hardware", "")?;
         Ok(Hardware {
-            memory: MEMORY,
+            memory: self.lock().memory.unwrap_or(MEMORY),
             cpus: CPUS,
             cpu_model: "Fake CPU".to_owned(),
             pool_size: Mib::from_bytes(self.datasets.usage().size_bytes),

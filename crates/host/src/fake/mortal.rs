@@ -70,6 +70,11 @@ impl Mortal {
         self.died.notify_one();
     }
 
+    /// Whether the life has ended.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
     /// Waits for the end of the life.
     pub async fn died(&self) {
         self.died.notified().await;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use model::{id::InstanceId, target::GuestMetadata};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, Durability};
+use crate::files::{self, Disk, Durability};
 
 /// Changes that may wait. A guest that writes this many different keys while no headnode answers is told to wait.
 pub(crate) const PENDING_MAX: usize = 128;
@@ -84,8 +84,8 @@ pub(crate) fn read(path: &Path) -> Queue {
     }
 }
 
-pub(crate) fn write(path: &Path, queue: &Queue) -> std::io::Result<()> {
-    files::replace(path, &serde_json::to_vec(queue)?, Durability::Power)
+pub(crate) fn write(disk: &Disk, path: &Path, queue: &Queue) -> std::io::Result<()> {
+    disk.replace(path, &serde_json::to_vec(queue)?, Durability::Power)
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use model::{
 };
 use tokio::net::UnixListener;
 
-use crate::shared::Shared;
+use crate::{files::Disk, shared::Shared};
 
 use guest::Queue;
 
@@ -43,6 +43,7 @@ const SOCKET: &str = "metadata.sock";
 pub(crate) struct Metadata {
     control_dir: PathBuf,
     queues_dir: PathBuf,
+    disk: Disk,
     guests: Mutex<HashMap<InstanceId, Arc<Guest>>>,
 }
 
@@ -61,8 +62,9 @@ pub(crate) struct Guest {
 }
 
 impl Metadata {
-    pub(crate) fn new(control_dir: &Path, queues_dir: &Path) -> Self {
-        Self { control_dir: control_dir.to_owned(), queues_dir: queues_dir.to_owned(), guests: Mutex::default() }
+    pub(crate) fn new(control_dir: &Path, queues_dir: &Path, disk: Disk) -> Self {
+        let (control_dir, queues_dir) = (control_dir.to_owned(), queues_dir.to_owned());
+        Self { control_dir, queues_dir, disk, guests: Mutex::default() }
     }
 
     /// The directory a zone sees as `/.zonecontrol`.
@@ -78,7 +80,7 @@ impl Metadata {
     /// Stops serving a zone and removes its directory and what it changed.
     pub(crate) fn close(&self, id: InstanceId) -> io::Result<()> {
         self.lock().remove(&id);
-        crate::files::remove(&guest::path(&self.queues_dir, id))?;
+        self.disk.remove(&guest::path(&self.queues_dir, id))?;
         match fs::remove_dir_all(self.directory(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -199,12 +201,13 @@ fn keys(queue: &Queue, zone: &ZoneTarget) -> Vec<String> {
 
 async fn change(shared: &Arc<Shared>, guest: &Arc<Guest>, key: String, value: Option<String>, seen: u64) -> Answer {
     let writer = guest.clone();
+    let disk = shared.config.disk.clone();
     let written = shared
         .verbs
         .run("guest metadata", move |_| {
             let _alone = writer.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let queue = writer.queue().with(&key, value, seen).map_err(|guest::Full| None)?;
-            guest::write(&writer.queue_path, &queue).map_err(Some)?;
+            guest::write(&disk, &writer.queue_path, &queue).map_err(Some)?;
             *writer.queue.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(queue);
             Ok::<(), Option<io::Error>>(())
         })

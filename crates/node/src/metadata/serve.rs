@@ -41,6 +41,7 @@ pub(super) async fn listen(shared: Arc<Shared>, guest: Weak<Guest>, listener: Un
     let permits = Arc::new(Semaphore::new(CONVERSATIONS));
     loop {
         let accepted = tokio::select! {
+            biased;
             accepted = accept(&listener, &permits) => accepted,
             () = closed.wait() => return,
             () = shared.shutdown.wait() => return,
@@ -51,6 +52,7 @@ pub(super) async fn listen(shared: Arc<Shared>, guest: Weak<Guest>, listener: Un
                 let (shared, closed) = (shared.clone(), closed.clone());
                 base::task::spawn("metadata conversation", async move {
                     tokio::select! {
+                        biased;
                         result = converse(&shared, &guest, stream) => {
                             if let Err(error) = result {
                                 tracing::debug!(instance = %guest.id, %error, "a metadata conversation ended early");
