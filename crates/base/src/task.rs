@@ -224,7 +224,7 @@ mod tests {
                 }
             });
         });
-        let seen = async |seconds| {
+        let seen = async |seconds: u64| {
             tokio::time::sleep(Duration::from_millis(seconds * 1000 + 500)).await;
             ticks.load(Ordering::SeqCst)
         };
