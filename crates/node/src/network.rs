@@ -260,10 +260,7 @@ pub(crate) async fn own_filters(
         wanted.bridges = shared.network.bridge_filters();
         let more = std::iter::from_fn(|| changes.try_recv());
         for Change { what, done } in std::iter::once(first).chain(more) {
-            let whose = match &what {
-                What::Instance(id, ..) => Some(*id),
-                What::Bridges(_) => None,
-            };
+            let whose = if let What::Instance(id, ..) = &what { Some(*id) } else { None };
             match what {
                 What::Instance(id, nics, places) => {
                     wanted.nics.retain(|_, filter| filter.instance != id);
