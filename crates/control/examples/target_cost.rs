@@ -72,6 +72,8 @@ fn zone(number: usize, network: NetworkId, image: ImageId) -> ZoneTarget {
         network,
         address: "10.88.0.7/16".parse().expect("an address"),
         gateway: None,
+        addresses6: Vec::new(),
+        gateway6: None,
         primary: index == 0,
         mtu: 1500,
     };

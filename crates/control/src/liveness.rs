@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Mutex,
 };
 
@@ -38,7 +38,7 @@ pub struct Heard {
     /// Generation of the target whose firewall the machine enforces.
     pub firewall_seen: u64,
     /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.
-    pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
+    pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
 }
 
 /// Strangers of one machine that are remembered: enough to see that something is wrong, and what.
@@ -78,7 +78,7 @@ impl Liveness {
     pub(crate) fn addresses_of_strangers(&self, network: NetworkId) -> BTreeSet<IpAddr> {
         let heard = self.heard.lock().expect("no holder of this lock panics");
         let held = heard.values().flat_map(|heard| heard.strangers.values().flatten());
-        held.filter(|(on, _)| *on == network).map(|(_, ip)| IpAddr::V4(*ip)).collect()
+        held.filter(|(on, _)| *on == network).map(|(_, ip)| *ip).collect()
     }
 
     /// Forgets a machine that left.

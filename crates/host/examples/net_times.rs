@@ -118,7 +118,7 @@ fn network(instances: usize) -> Result<String, Failure> {
     };
     let mut set = FilterSet::default();
     let bridge = links.ensure_bridge(&network)?;
-    set.bridges.insert(bridge, BridgeFilter { subnet, host_address: network.host_address, nat: true });
+    set.bridges.insert(bridge, BridgeFilter::of(&network));
     let mut loading = Vec::new();
     timed(&mut loading, || filters.apply(&set))?;
     let (mut attaching, mut again, mut filtering, mut listing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -134,6 +134,8 @@ fn network(instances: usize) -> Result<String, Failure> {
             network: NetworkId::random(),
             address,
             gateway: network.host_address,
+            addresses6: Vec::new(),
+            gateway6: None,
             primary: true,
             mtu: 1500,
         };
@@ -146,7 +148,7 @@ fn network(instances: usize) -> Result<String, Failure> {
         let setup = NetworkSetup { nics: vec![(nic, network.clone())], routes: Default::default() };
         timed(&mut attaching, || links.attach(id, &path, &setup))?;
         timed(&mut again, || links.attach(id, &path, &setup))?;
-        set.nics.insert(mac, NicFilter { instance: id, addresses: vec![address.addr()] });
+        set.nics.insert(mac, NicFilter { instance: id, addresses: vec![address.addr().into()] });
         timed(&mut filtering, || filters.apply(&set))?;
         timed(&mut listing, || links.nics())?;
         zones.push((id, namespace));

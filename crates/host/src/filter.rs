@@ -5,14 +5,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     firewall::FirewallTarget,
     id::{InstanceId, MacAddr},
+    target::{NetworkTarget, Outside6},
 };
 
 use crate::error::Result;
@@ -31,12 +32,12 @@ pub struct FilterSet {
 pub struct NicFilter {
     /// Whose.
     pub instance: InstanceId,
-    /// Source addresses it may use, also in ARP.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Source addresses it may use, also in ARP and neighbour discovery.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// How a segment relates to the machine and the outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BridgeFilter {
     /// The subnet.
     pub subnet: Ipv4Net,
@@ -44,6 +45,31 @@ pub struct BridgeFilter {
     pub host_address: Option<Ipv4Addr>,
     /// Masquerade and forward what leaves the subnet; otherwise nothing is forwarded out of it.
     pub nat: bool,
+    /// The IPv6 subnet, if there is one.
+    pub subnet6: Option<Ipv6Net>,
+    /// The host's IPv6 address there, as above.
+    pub host_address6: Option<Ipv6Addr>,
+    /// What becomes of IPv6 that leaves the subnet.
+    pub outside6: Outside6,
+}
+
+impl BridgeFilter {
+    /// What `network` asks for.
+    pub fn of(network: &NetworkTarget) -> Self {
+        Self {
+            subnet: network.subnet,
+            host_address: network.host_address,
+            nat: network.nat,
+            subnet6: network.subnet6,
+            host_address6: network.host_address6,
+            outside6: network.outside6,
+        }
+    }
+
+    /// The IPv6 subnet if the host forwards for it as `outside` says.
+    pub(crate) fn forwards6(&self, outside: impl Fn(Outside6) -> bool) -> Option<Ipv6Net> {
+        self.subnet6.filter(|_| outside(self.outside6)).map(|subnet| subnet.trunc())
+    }
 }
 
 /// The distributed firewall on a machine.

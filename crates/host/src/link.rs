@@ -1,8 +1,8 @@
 //! Links: one bridge per segment that has a local NIC, one veth pair per NIC.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use model::{
     id::{InstanceId, MacAddr},
     target::{NetworkTarget, NicTarget},
@@ -32,7 +32,7 @@ pub struct NetworkSetup {
     /// In order of their interface number, each with the segment it is on.
     pub nics: Vec<(NicTarget, NetworkTarget)>,
     /// Static routes besides the default one.
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub routes: BTreeMap<IpNet, IpAddr>,
 }
 
 /// Bridges, veth pairs, addresses.

@@ -21,8 +21,8 @@ pub const FABRIC_SUBNETS: [Ipv4Net; 3] = [
     Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 16, 0, 0), 12),
     Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 0, 0), 16),
 ];
-/// The same for IPv6: unique local addresses, RFC 4193.
-pub const FABRIC_SUBNET6: Ipv6Net = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
+/// The same for IPv6: unique local addresses, RFC 4193, which mean nothing outside.
+pub const UNIQUE_LOCAL: Ipv6Net = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
 
 /// The addresses of one family that a network may give out automatically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +172,7 @@ pub fn check_plan(network: &Network) -> Vec<InvalidPlan> {
         let field = if network.fabric.is_some() { "internet_nat" } else { "nat" };
         faults.push(invalid(field, "a network without a gateway cannot masquerade; give one"));
     }
+    faults.extend(check_routes(network));
     let Some(subnet) = network.subnet6 else {
         if network.range6.is_some() || network.gateway6.is_some() {
             faults.push(invalid("subnet6", "has to be given when there is an IPv6 range or gateway"));
@@ -225,22 +226,34 @@ fn check_family(
     faults
 }
 
-/// Checks what holds for a tenant's own network alone: private addresses, and next hops that its instances can reach.
+/// Each route's next hop must be one that instances of the network can reach without it.
+fn check_routes(network: &Network) -> Option<InvalidPlan> {
+    for (to, hop) in &network.routes {
+        let subnet = match hop {
+            IpAddr::V4(_) => Some(IpNet::V4(network.subnet)),
+            IpAddr::V6(_) => network.subnet6.map(IpNet::V6),
+        };
+        let why = match subnet {
+            _ if to.addr() != to.network() => format!("{to} has host bits set; write {}", to.trunc()),
+            _ if to.addr().is_ipv4() != hop.is_ipv4() => format!("the next hop to {to}, {hop}, is of the other family"),
+            None => format!("the next hop to {to}, {hop}, is an IPv6 address, and there is no IPv6 subnet"),
+            Some(subnet) if !subnet.contains(hop) => format!("the next hop to {to}, {hop}, does not lie in {subnet}"),
+            Some(_) => continue,
+        };
+        return Some(invalid("routes", why));
+    }
+    None
+}
+
+/// Checks what holds for a tenant's own network alone: private addresses.
 pub fn check_fabric(network: &Network) -> Vec<InvalidPlan> {
     let mut faults = Vec::new();
     if !FABRIC_SUBNETS.iter().any(|private| private.contains(&network.subnet)) {
         let message = format!("{} must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", network.subnet);
         faults.push(invalid("subnet", message));
     }
-    if let Some(subnet) = network.subnet6.filter(|subnet| !FABRIC_SUBNET6.contains(subnet)) {
-        faults.push(invalid("subnet6", format!("{subnet} must lie in {FABRIC_SUBNET6}")));
-    }
-    if let Some((to, hop)) = network.routes.iter().find(|(_, hop)| !network.subnet.contains(*hop)) {
-        let message = format!("the next hop to {to}, {hop}, does not lie in {}", network.subnet);
-        faults.push(invalid("routes", message));
-    }
-    if let Some(to) = network.routes.keys().find(|to| to.addr() != to.network()) {
-        faults.push(invalid("routes", format!("{to} has host bits set; write {}", to.trunc())));
+    if let Some(subnet) = network.subnet6.filter(|subnet| !UNIQUE_LOCAL.contains(subnet)) {
+        faults.push(invalid("subnet6", format!("{subnet} must lie in {UNIQUE_LOCAL}")));
     }
     faults
 }

@@ -5,14 +5,15 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
+    address::UNIQUE_LOCAL,
     image::Image,
     instance::Instance,
     network::Network,
     rules,
-    target::{FabricTarget, ImageTarget, NetworkTarget, NicTarget, ZoneTarget},
+    target::{FabricTarget, ImageTarget, NetworkTarget, NicTarget, Outside6, ZoneTarget},
 };
 
 /// Name servers a guest gets at most: resolv.conf takes no more that matter.
@@ -37,25 +38,29 @@ pub fn zone<'a>(
     // The primary network's name servers come first.
     let by_importance =
         instance.nics.iter().filter(|nic| nic.primary).chain(instance.nics.iter().filter(|nic| !nic.primary));
-    for network in by_importance.filter_map(|nic| network_of(nic.network)) {
+    for (nic, network) in by_importance.filter_map(|nic| Some((nic, network_of(nic.network)?))) {
         for resolver in &network.resolvers {
             if resolvers.len() < RESOLVERS_MAX && !resolvers.contains(resolver) {
                 resolvers.push(*resolver);
             }
         }
-        for (destination, next_hop) in &network.routes {
+        // Of the families it can reach.
+        for (destination, next_hop) in network.routes.iter().filter(|(_, hop)| hop.is_ipv4() || nic.ip6.is_some()) {
             routes.entry(*destination).or_insert(*next_hop);
         }
     }
     for nic in &instance.nics {
         let Some(network) = network_of(nic.network) else { continue };
         let Ok(address) = Ipv4Net::new(nic.ip, network.subnet.prefix_len()) else { continue };
+        let address6 = nic.ip6.zip(network.subnet6).and_then(|(ip, net)| Ipv6Net::new(ip, net.prefix_len()).ok());
         nics.push(NicTarget {
             mac: nic.mac,
             interface: nic.interface.clone(),
             network: nic.network,
             address,
-            gateway: if nic.primary { network.gateway } else { None },
+            gateway: network.gateway.filter(|_| nic.primary),
+            addresses6: address6.into_iter().collect(),
+            gateway6: network.gateway6.filter(|_| nic.primary && address6.is_some()),
             primary: nic.primary,
             mtu: network.mtu,
         });
@@ -108,6 +113,19 @@ pub fn network(network: &Network) -> NetworkTarget {
         gateway: network.fabric.and(network.gateway),
         subnet6: network.subnet6,
         gateway6: network.fabric.and(network.gateway6),
+        host_address6: network.gateway6.filter(|_| network.host_gateway),
+        outside6: outside6(network),
+    }
+}
+
+/// Whether the machine forwards a network's IPv6, and as whom. It does where it does so for IPv4; addresses that mean something
+/// to the whole world are left as they are. A fabric's router sees to its own.
+fn outside6(network: &Network) -> Outside6 {
+    let leads_out = network.nat && network.host_gateway && network.gateway6.is_some() && network.fabric.is_none();
+    match network.subnet6.filter(|_| leads_out) {
+        None => Outside6::None,
+        Some(subnet) if UNIQUE_LOCAL.contains(&subnet) => Outside6::Masqueraded,
+        Some(_) => Outside6::Routed,
     }
 }
 

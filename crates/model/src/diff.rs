@@ -19,9 +19,9 @@
 //! A stopped zone keeps no NIC: a network namespace answers pings without any process in it, and its address may be
 //! given to somebody else.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -37,7 +37,7 @@ pub struct Wiring {
     /// In order of their interface number.
     pub nics: Vec<(NicTarget, NetworkTarget)>,
     /// Static routes besides the default one.
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub routes: BTreeMap<IpNet, IpAddr>,
 }
 
 /// A NIC names a segment that the target does not describe.

@@ -2,7 +2,7 @@
 //!
 //! All are UUIDs on the wire and in the store. A bare `Uuid` does not leave this module.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -106,6 +106,13 @@ impl MacAddr {
     pub const fn from_suffix(suffix: u32) -> Self {
         let [_, a, b, c] = suffix.to_be_bytes();
         Self([Self::OUI[0], Self::OUI[1], Self::OUI[2], a, b, c])
+    }
+
+    /// The link-local IPv6 address of an interface with this address: RFC 4291's modified EUI-64.
+    pub fn link_local(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let part = |high, low| u16::from_be_bytes([high, low]);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, part(a ^ 2, b), part(c, 0xff), part(0xfe, d), part(e, f))
     }
 
     /// Twelve hex digits without separators, as in `/machines/:id/nics/:mac`.

@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -48,8 +48,8 @@ pub struct Network {
     pub gateway: Option<Ipv4Addr>,
     /// Name servers for instances, at most 4.
     pub resolvers: Vec<IpAddr>,
-    /// Static routes: destination subnet to next hop.
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Static routes: destination subnet to next hop, both of one family.
+    pub routes: BTreeMap<IpNet, IpAddr>,
     /// Bytes; 1500 unless set.
     pub mtu: u16,
     /// The node holds the gateway address on its bridge (a single machine, or an isolated network).

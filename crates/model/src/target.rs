@@ -13,7 +13,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -106,6 +106,32 @@ pub struct NetworkTarget {
     /// The gateway's IPv6 address, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway6: Option<Ipv6Addr>,
+    /// IPv6 address the node itself holds on the bridge, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address6: Option<Ipv6Addr>,
+    /// What becomes of IPv6 that leaves the subnet.
+    #[serde(default, skip_serializing_if = "leads_nowhere")]
+    pub outside6: Outside6,
+}
+
+/// How the IPv6 subnet of an operator's network relates to the world outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outside6 {
+    /// Nothing leaves it, nothing comes in.
+    #[default]
+    None,
+    /// The machine puts its own address in place of the instance's, as in IPv4.
+    Masqueraded,
+    /// The addresses are good everywhere: the machine forwards both ways.
+    Routed,
+}
+
+impl Outside6 {
+    /// Whether nothing is forwarded.
+    pub const fn is_none(self) -> bool {
+        matches!(self, Self::None)
+    }
 }
 
 impl NetworkTarget {
@@ -163,7 +189,7 @@ pub struct ZoneTarget {
     /// Search domain.
     pub dns_domain: Option<String>,
     /// Static routes besides the default one.
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub routes: BTreeMap<IpNet, IpAddr>,
     /// Tenant's metadata.
     pub metadata: BTreeMap<String, String>,
     /// Metadata the guest may read but tenants do not see.
@@ -206,11 +232,33 @@ pub struct NicTarget {
     pub address: Ipv4Net,
     /// Next hop of the default route, when this NIC is the primary one.
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6 addresses with the subnet's prefix length.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses6: Vec<Ipv6Net>,
+    /// Next hop of the IPv6 default route, when this NIC is the primary one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
     /// Whether the default route goes here.
     pub primary: bool,
     /// Bytes.
     pub mtu: u16,
 }
+
+impl NicTarget {
+    /// All its addresses with their prefix lengths, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpNet> + '_ {
+        std::iter::once(IpNet::V4(self.address)).chain(self.addresses6.iter().copied().map(IpNet::V6))
+    }
+
+    /// Its link-local address, which the kernel needs for neighbour discovery; only where there is IPv6.
+    pub fn link_local(&self) -> Option<Ipv6Net> {
+        let address = (!self.addresses6.is_empty()).then(|| self.mac.link_local())?;
+        Ipv6Net::new(address, LINK_LOCAL_BITS).ok()
+    }
+}
+
+/// Prefix length of link-local addresses.
+pub const LINK_LOCAL_BITS: u8 = 64;
 
 /// What a node says of itself, on every change and as a heartbeat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -242,7 +290,7 @@ pub struct Report {
     pub leaving: bool,
     /// Addresses held by instances the target does not speak of, so that they are not given to others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
+    pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
 }
 
 /// What a node says of one instance.
@@ -335,6 +383,11 @@ pub struct Exit {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 const fn is_false(value: &bool) -> bool {
     !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn leads_nowhere(value: &Outside6) -> bool {
+    value.is_none()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]

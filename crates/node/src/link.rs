@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -14,6 +14,7 @@ use std::{
 use base::backoff::Backoff;
 use model::{
     delta::{Held, ReportNews, Said, TargetDelta, TargetNews},
+    diff::Wiring,
     id::{InstanceId, NetworkId},
     target::{Report, Target},
 };
@@ -209,12 +210,13 @@ fn untold_addresses(
     shared: &Shared,
     target: &Target,
     here: impl Iterator<Item = InstanceId>,
-) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
+) -> BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>> {
     let untold = here.filter(|id| !target.zones.contains_key(id));
     let wirings = untold.filter_map(|id| Some((id, shared.ledgers.read(id)?.remembered.wiring?)));
-    wirings
-        .map(|(id, wiring)| (id, wiring.nics.iter().map(|(nic, _)| (nic.network, nic.address.addr())).collect()))
-        .collect()
+    let held = |wiring: &Wiring| {
+        wiring.nics.iter().flat_map(|(nic, _)| nic.addresses().map(|net| (nic.network, net.addr()))).collect()
+    };
+    wirings.map(|(id, wiring)| (id, held(&wiring))).collect()
 }
 
 /// A report of now, and how long until something that is held back should be said.

@@ -142,28 +142,26 @@ impl Network {
 
     /// Rules of all bridges made so far.
     fn bridge_filters(&self) -> BTreeMap<String, BridgeFilter> {
-        let filter = |network: &NetworkTarget| BridgeFilter {
-            subnet: network.subnet,
-            host_address: network.host_address,
-            nat: network.nat,
-        };
-        self.bridges().iter().map(|bridge| (bridge.name.clone(), filter(&bridge.network))).collect()
+        let bridges = self.bridges();
+        bridges.iter().map(|bridge| (bridge.name.clone(), BridgeFilter::of(&bridge.network))).collect()
     }
 
     /// Where a zone has its addresses, on bridges made so far.
     fn places(&self, wiring: &Wiring) -> Vec<Place> {
         let bridges = self.bridges();
         let place = |(nic, network): &(NicTarget, NetworkTarget)| {
-            let bridge = bridges.iter().find(|bridge| same_segment(&bridge.network, network))?.name.clone();
-            Some(Place { bridge, mac: nic.mac, address: nic.address.addr().into() })
+            let bridge = bridges.iter().find(|bridge| same_segment(&bridge.network, network))?;
+            let at = |address| Place { bridge: bridge.name.clone(), mac: nic.mac, address };
+            Some(nic.addresses().map(|net| at(net.addr())).collect::<Vec<_>>())
         };
-        wiring.nics.iter().filter_map(place).collect()
+        wiring.nics.iter().filter_map(place).flatten().collect()
     }
 
     /// Bridges that lead nowhere but to their own segment: the same addresses may be in use on several.
     pub(crate) fn separate(&self) -> BTreeSet<String> {
         let bridges = self.bridges();
-        let is_separate = |network: &NetworkTarget| !network.nat && network.host_address.is_none();
+        let is_separate =
+            |network: &NetworkTarget| !network.nat && network.host_address.is_none() && network.host_address6.is_none();
         bridges.iter().filter(|bridge| is_separate(&bridge.network)).map(|bridge| bridge.name.clone()).collect()
     }
 
@@ -189,8 +187,9 @@ fn same_segment(one: &NetworkTarget, other: &NetworkTarget) -> bool {
 }
 
 fn nic_filters(id: InstanceId, wiring: &Wiring) -> BTreeMap<MacAddr, NicFilter> {
-    let filter = |addr| NicFilter { instance: id, addresses: vec![addr] };
-    wiring.nics.iter().map(|(nic, _)| (nic.mac, filter(nic.address.addr()))).collect()
+    let filter =
+        |nic: &NicTarget| NicFilter { instance: id, addresses: nic.addresses().map(|net| net.addr()).collect() };
+    wiring.nics.iter().map(|(nic, _)| (nic.mac, filter(nic))).collect()
 }
 
 /// Makes sure of the bridges and rules of zones that had NICs before this agent started.

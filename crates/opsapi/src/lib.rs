@@ -257,7 +257,7 @@ pub struct NewNetwork {
     pub resolvers: Vec<std::net::IpAddr>,
     /// See [`model::network::Network::routes`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub routes: BTreeMap<ipnet::Ipv4Net, std::net::Ipv4Addr>,
+    pub routes: BTreeMap<ipnet::IpNet, std::net::IpAddr>,
     /// See [`model::network::Network::mtu`]; 1500 when absent.
     #[serde(default)]
     pub mtu: Option<u16>,

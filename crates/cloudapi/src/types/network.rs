@@ -41,7 +41,7 @@ pub struct Network<'a> {
     pub resolvers: Option<Cow<'a, [IpAddr]>>,
     /// Destination subnet to next hop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub routes: Option<BTreeMap<String, Ipv4Addr>>,
+    pub routes: Option<BTreeMap<String, IpAddr>>,
     /// Whether instances reach outside through translation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internet_nat: Option<bool>,

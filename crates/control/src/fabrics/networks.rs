@@ -45,7 +45,7 @@ pub struct NewFabricNetwork {
     pub range6_end: Option<Ipv6Addr>,
     pub gateway6: Option<Ipv6Addr>,
     pub resolvers: Vec<IpAddr>,
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub routes: BTreeMap<IpNet, IpAddr>,
     pub internet_nat: bool,
     pub routed: bool,
 }
@@ -61,7 +61,7 @@ pub struct NetworkChange {
     pub range6_start: Option<Ipv6Addr>,
     pub range6_end: Option<Ipv6Addr>,
     pub resolvers: Option<Vec<IpAddr>>,
-    pub routes: Option<BTreeMap<Ipv4Net, Ipv4Addr>>,
+    pub routes: Option<BTreeMap<IpNet, IpAddr>>,
     pub internet_nat: Option<bool>,
     pub routed: Option<bool>,
 }

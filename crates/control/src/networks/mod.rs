@@ -66,7 +66,7 @@ pub struct NewNetwork {
     pub range6_end: Option<Ipv6Addr>,
     pub gateway6: Option<Ipv6Addr>,
     pub resolvers: Vec<IpAddr>,
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub routes: BTreeMap<IpNet, IpAddr>,
     pub mtu: u16,
     pub host_gateway: bool,
     pub nat: bool,

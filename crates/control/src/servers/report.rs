@@ -10,7 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use model::{
@@ -424,7 +424,7 @@ fn strangers(
     snapshot: &Snapshot,
     report: &Report,
     worth: &Worth,
-) -> BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>> {
+) -> BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>> {
     let is_own =
         |id: &InstanceId| snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == report.server);
     let known = match worth {

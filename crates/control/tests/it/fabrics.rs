@@ -251,6 +251,13 @@ async fn both_families_are_given_and_given_back() {
     assert_eq!(listed, expected);
     machine.obey(&world, id).await;
     world.until(id, |view| view.state == PublicState::Running && view.instance.flow.is_none()).await;
+    let nic = &machine.told(id).expect("told").nics[0];
+    let told: Vec<String> = nic.addresses().map(|net| net.to_string()).collect();
+    assert_eq!(told, ["10.7.0.2/24", "fd00:7::2/64"]);
+    assert_eq!(nic.gateway6, "fd00:7::1".parse().ok());
+    let segment = &machine.target.as_ref().expect("a target").networks[&network];
+    assert_eq!((segment.gateway6, segment.host_address6), (nic.gateway6, None), "its router holds it, not the machine");
+    assert!(segment.outside6.is_none() && segment.is_routed());
     let held = world.held().2;
     instances::delete(control, &caller(), world.scope, id).await.expect("asked for");
     machine.obey(&world, id).await;

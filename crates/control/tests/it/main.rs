@@ -13,5 +13,6 @@ mod placement;
 mod pools;
 mod races;
 mod restart;
+mod six;
 mod targets;
 mod world;

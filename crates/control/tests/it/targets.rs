@@ -163,7 +163,7 @@ async fn a_machine_that_lived_through_a_later_history_listens_again() {
     fact.starts_done += 7;
     let (starts, unknown) = (fact.starts_done, fact.clone());
     machine.zones.insert(stranger, unknown);
-    machine.untold.insert(stranger, vec![(world.network, Ipv4Addr::new(10, 9, 0, 3))]);
+    machine.untold.insert(stranger, vec![(world.network, Ipv4Addr::new(10, 9, 0, 3).into())]);
     machine.report(&world).await;
     machine.fetch(&world).await;
     assert!(machine.target.as_ref().is_some_and(|target| target.generation > seen));

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -274,7 +274,7 @@ pub(crate) struct Machine {
     pub(crate) target: Option<Target>,
     pub(crate) zones: BTreeMap<InstanceId, ZoneFact>,
     /// Addresses of instances the target does not speak of.
-    pub(crate) untold: BTreeMap<InstanceId, Vec<(NetworkId, Ipv4Addr)>>,
+    pub(crate) untold: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
     /// Instances it cannot make.
     pub(crate) broken: BTreeSet<InstanceId>,
     sequence: u64,

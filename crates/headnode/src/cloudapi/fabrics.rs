@@ -1,16 +1,11 @@
 //! Tenants' own VLANs and the networks on them.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    str::FromStr,
-};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, str::FromStr};
 
 use cloudapi::types::{FabricVlan, Network};
 use control::fabrics::{self, NetworkChange, NewFabricNetwork, NewVlan, VlanChange};
 use http::{StatusCode, header};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use model::{id::NetworkId, network::FABRIC_VLAN_MAX};
 use serde_json::Value;
 
@@ -173,7 +168,7 @@ fn resolvers(params: &Params) -> Result<Vec<IpAddr>, ApiError> {
 }
 
 /// An object of subnets and next hops, which may also be JSON text.
-fn routes(params: &Params) -> Result<Option<BTreeMap<Ipv4Net, Ipv4Addr>>, ApiError> {
+fn routes(params: &Params) -> Result<Option<BTreeMap<IpNet, IpAddr>>, ApiError> {
     let Some(value) = params.get("routes") else { return Ok(None) };
     let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
     let Value::Object(routes) = parsed.as_ref().unwrap_or(value) else {
@@ -181,12 +176,12 @@ fn routes(params: &Params) -> Result<Option<BTreeMap<Ipv4Net, Ipv4Addr>>, ApiErr
     };
     let route = |(to, via): (&String, &Value)| {
         // A lone address is a route to one host.
-        let subnet = to.parse().ok().or_else(|| to.parse::<Ipv4Addr>().ok().map(Ipv4Net::from));
+        let subnet = to.parse().ok().or_else(|| to.parse::<IpAddr>().ok().map(IpNet::from));
         let hop = via.as_str().and_then(|text| text.parse().ok());
         match (subnet, hop) {
             (Some(subnet), Some(hop)) => Ok((subnet, hop)),
             (None, _) => Err(ApiError::invalid("routes", format!("routes: \"{to}\" is not a subnet like 10.1.0.0/16"))),
-            (_, None) => Err(ApiError::invalid("routes", format!("routes: {via} is not an IPv4 address"))),
+            (_, None) => Err(ApiError::invalid("routes", format!("routes: {via} is not an IP address"))),
         }
     };
     routes.iter().map(route).collect::<Result<_, _>>().map(Some)

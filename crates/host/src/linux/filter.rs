@@ -14,9 +14,10 @@ use nix::{errno::Errno, sys::socket::SockProtocol};
 
 use super::{
     command,
-    filter_rules::{self as rules, NIC_ARP, NIC_IP, Sender},
+    filter_rules::{self as rules, NIC_SETS, Sender},
     filter_watch as watch,
     firewall::{self, Enforced},
+    forwarding,
     link::{set_sysctl, sysctl_is},
     netlink::{Message, Refusal, Socket, attrs, flag},
 };
@@ -43,7 +44,7 @@ pub(super) const LIST_ELEM: u16 = 1;
 pub(super) const SET_ELEM_KEY: u16 = 1;
 pub(super) const DATA_VALUE: u16 = 1;
 
-/// Most senders changed in one batch, each with two elements of about 60 bytes: an attribute holds 64 KiB.
+/// Most senders changed in one batch, each with two elements of at most 60 bytes: an attribute holds 64 KiB.
 const BATCH_MAX: usize = 500;
 
 /// Filters in the network namespace of the calling thread.
@@ -107,9 +108,11 @@ impl LinuxFilters {
         }
         let mut batch = vec![Message::new(BATCH_BEGIN, 0, &BATCH_HEADER).unanswered()];
         for (kind, flags, senders) in [(DELSETELEM, 0, gone), (NEWSETELEM, flag::CREATE, new)] {
-            if !senders.is_empty() {
-                batch.push(self.elements(kind, flags, NIC_IP, senders.iter().map(Sender::ip_key)));
-                batch.push(self.elements(kind, flags, NIC_ARP, senders.iter().map(Sender::arp_key)));
+            for set in NIC_SETS {
+                let keys: Vec<Vec<u8>> = senders.iter().filter_map(|sender| sender.key(set)).collect();
+                if !keys.is_empty() {
+                    batch.push(self.elements(kind, flags, set, keys.into_iter()));
+                }
             }
         }
         batch.push(Message::new(BATCH_END, 0, &BATCH_HEADER).unanswered());
@@ -129,11 +132,8 @@ impl LinuxFilters {
             return Ok(false);
         }
         let senders = rules::senders(&held.set, &self.names);
-        let keys: [(&str, BTreeSet<Vec<u8>>); 2] = [
-            (NIC_IP, senders.iter().map(Sender::ip_key).collect()),
-            (NIC_ARP, senders.iter().map(Sender::arp_key).collect()),
-        ];
-        for (set, wanted) in keys {
+        for set in NIC_SETS {
+            let wanted: BTreeSet<Vec<u8>> = senders.iter().filter_map(|sender| sender.key(set)).collect();
             if watch::keys(socket, &self.table, NFPROTO_BRIDGE, set)? != wanted {
                 return Ok(false);
             }
@@ -161,6 +161,11 @@ impl LinuxFilters {
 /// Whether the machine routes at all.
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
+/// Whether the machine is to route IPv6 for any segment.
+fn forwards6(set: &FilterSet) -> bool {
+    set.bridges.values().any(|bridge| !bridge.outside6.is_none())
+}
+
 /// Family unspecified, version 0, and the subsystem in network order.
 const BATCH_HEADER: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 
@@ -169,9 +174,12 @@ const BATCH_HEADER: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 impl Filters for LinuxFilters {
     fn apply(&self, wanted: &FilterSet) -> Result<()> {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        // Never turned off again: others on this machine may have come to need it.
         if wanted.bridges.values().any(|bridge| bridge.nat) {
-            // Never turned off again: others on this machine may have come to need it.
             set_sysctl(FORWARDING, "1")?;
+        }
+        if forwards6(wanted) {
+            forwarding::enable6()?;
         }
         if let Some(held) = applied.as_mut()
             && held.set.bridges == wanted.bridges
@@ -209,6 +217,9 @@ impl Filters for LinuxFilters {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(held) = applied.as_mut() else { return Ok(false) };
         if held.set.bridges.values().any(|bridge| bridge.nat) && !sysctl_is(FORWARDING, "1")? {
+            return Ok(false);
+        }
+        if forwards6(&held.set) && !sysctl_is(forwarding::FORWARDING6, "1")? {
             return Ok(false);
         }
         let mut socket = open()?;

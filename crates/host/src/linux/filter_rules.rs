@@ -2,23 +2,31 @@
 //!
 //! ```text
 //! table bridge <name>   from_nic     what leaves a NIC: exactly its MAC and addresses, in IPv4 and in ARP
+//!                       from_nic6    the same in IPv6; no router, no DHCP server, no redirect
+//!                       solicit      neighbour solicitations in the NIC's own name
+//!                       advertise    neighbour advertisements of the NIC's own addresses
 //! table inet <name>     input        what reaches the host from a segment: pings of its address there
 //!                       forward      what is routed: from a segment with NAT to the outside, and the answers
 //!                       postrouting  masquerade
 //! ```
+//! Neighbour discovery is held to the two shapes kernels send, without an option or with the one link-layer address it is about, by
+//! its exact length: so no second option can contradict the first. A first fragment must reach into its transport header, or
+//! nobody could say what it begins. A link-local address is for neighbour discovery alone, since
+//! the firewall knows instances by the addresses of their networks.
+//!
 //! Rules never change; only sets do. They name interfaces by prefix, so a NIC without an element may send nothing: the
 //! moment between making a NIC and filtering it is closed, and so is a bug that forgets one.
 //!
 //! `accept` in these chains only ends our own say: tables of others still see the packet. A host whose own rules drop
 //! what is forwarded (Docker's do) must let our bridges through there; we do not touch others' tables.
 
-use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
-use model::id::MacAddr;
+use model::{id::MacAddr, target::Outside6};
 
 use crate::{
     error::{Error, Result},
-    filter::{FilterSet, NicFilter},
+    filter::{BridgeFilter, FilterSet, NicFilter},
     link::LinkNames,
 };
 
@@ -28,8 +36,26 @@ pub(super) const NIC_IP: &str = "nic_ip";
 /// The set of what a NIC may say in ARP.
 pub(super) const NIC_ARP: &str = "nic_arp";
 
+/// The set of what a NIC may send in IPv6.
+pub(super) const NIC_IP6: &str = "nic_ip6";
+
+/// The set of what a NIC may say in neighbour discovery.
+pub(super) const NIC_ND: &str = "nic_nd";
+
+/// The sets about NICs, all in the `bridge` table.
+pub(super) const NIC_SETS: [&str; 4] = [NIC_IP, NIC_ARP, NIC_IP6, NIC_ND];
+
 /// The sets about bridges, all in the `inet` table.
-pub(super) const FIXED_SETS: [&str; 4] = ["host_address", "same_segment", "nat_source", "nat_subnet"];
+pub(super) const FIXED_SETS: [&str; 8] = [
+    "host_address",
+    "host_address6",
+    "same_segment",
+    "nat_source",
+    "nat_subnet",
+    "out_source6",
+    "nat_subnet6",
+    "routed_subnet6",
+];
 
 /// Longest name of an interface.
 const NAME_MAX: usize = 15;
@@ -39,33 +65,52 @@ const NAME_MAX: usize = 15;
 pub(super) struct Sender {
     name: String,
     mac: MacAddr,
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 impl Sender {
-    /// Key in [`NIC_IP`]: name, MAC, address, each padded to four bytes as the kernel's registers are.
-    pub(super) fn ip_key(&self) -> Vec<u8> {
-        let mut key = self.name_and_mac();
-        key.extend_from_slice(&self.address.octets());
-        key
-    }
-
-    /// Key in [`NIC_ARP`]: name, MAC, MAC of the ARP sender, address of the ARP sender.
-    pub(super) fn arp_key(&self) -> Vec<u8> {
-        let mut key = self.name_and_mac();
-        key.extend_from_slice(&self.mac.0);
-        key.extend_from_slice(&[0; 2]);
-        key.extend_from_slice(&self.address.octets());
-        key
-    }
-
-    fn name_and_mac(&self) -> Vec<u8> {
+    /// Key in one of [`NIC_SETS`], if it belongs there: name, MAC, where the protocol repeats it the MAC once more, address; each
+    /// padded to four bytes as the kernel's registers are.
+    pub(super) fn key(&self, set: &str) -> Option<Vec<u8>> {
+        if !self.belongs_in(set) {
+            return None;
+        }
         let mut key = self.name.as_bytes().to_vec();
         key.resize(16, 0);
-        key.extend_from_slice(&self.mac.0);
-        key.extend_from_slice(&[0; 2]);
-        key
+        for _ in 0..if says_mac_twice(set) { 2 } else { 1 } {
+            key.extend_from_slice(&self.mac.0);
+            key.extend_from_slice(&[0; 2]);
+        }
+        match self.address {
+            IpAddr::V4(address) => key.extend_from_slice(&address.octets()),
+            IpAddr::V6(address) => key.extend_from_slice(&address.octets()),
+        }
+        Some(key)
     }
+
+    fn belongs_in(&self, set: &str) -> bool {
+        match self.address {
+            IpAddr::V4(_) => matches!(set, NIC_IP | NIC_ARP),
+            IpAddr::V6(address) => set == NIC_ND || (set == NIC_IP6 && !address.is_unicast_link_local()),
+        }
+    }
+
+    /// The same as text.
+    fn element(&self, set: &str) -> Option<String> {
+        let Self { name, mac, address } = self;
+        self.belongs_in(set).then(|| match (set, address) {
+            // The kernel knows these two by their place in the packet and not by what they are.
+            (NIC_ND, IpAddr::V6(address)) => {
+                format!("\"{name}\" . {mac} . 0x{} . 0x{:032x}", mac.bare(), address.to_bits())
+            }
+            _ if says_mac_twice(set) => format!("\"{name}\" . {mac} . {mac} . {address}"),
+            _ => format!("\"{name}\" . {mac} . {address}"),
+        })
+    }
+}
+
+fn says_mac_twice(set: &str) -> bool {
+    matches!(set, NIC_ARP | NIC_ND)
 }
 
 /// What differs between two sets of senders: whom to forget, whom to add.
@@ -90,7 +135,10 @@ pub(super) fn senders(set: &FilterSet, names: &LinkNames) -> BTreeSet<Sender> {
 
 fn sent_by(mac: MacAddr, nic: &NicFilter, names: &LinkNames) -> impl Iterator<Item = Sender> {
     let name = names.nic(mac);
-    nic.addresses.iter().map(move |address| Sender { name: name.clone(), mac, address: *address })
+    let has_six = nic.addresses.iter().any(IpAddr::is_ipv6);
+    let link_local = has_six.then(|| IpAddr::V6(mac.link_local()));
+    let addresses = nic.addresses.iter().copied().chain(link_local);
+    addresses.map(move |address| Sender { name: name.clone(), mac, address })
 }
 
 /// The whole rule set as one transaction of `nft`, which replaces whatever our tables held.
@@ -119,13 +167,13 @@ pub(super) fn script(table: &str, names: &LinkNames, set: &FilterSet) -> Result<
 
 fn bridge_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     let senders = senders(set, names);
-    let ip = senders.iter().map(|s| format!("\"{}\" . {} . {}", s.name, s.mac, s.address));
-    let arp = senders.iter().map(|s| format!("\"{}\" . {} . {} . {}", s.name, s.mac, s.mac, s.address));
-    let (ip, arp, nics) = (elements(ip), elements(arp), names.nic_prefix());
+    let [ip, arp, ip6, nd] = NIC_SETS.map(|set| elements(senders.iter().filter_map(|sender| sender.element(set))));
+    let nics = names.nic_prefix();
     format!(
         r#"table bridge {table} {{
     counter spoofed {{ }}
     counter dhcp_server {{ }}
+    counter router {{ }}
     counter other {{ }}
     set {NIC_IP} {{
         type ifname . ether_addr . ipv4_addr{ip}
@@ -133,12 +181,44 @@ fn bridge_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     set {NIC_ARP} {{
         type ifname . ether_addr . ether_addr . ipv4_addr{arp}
     }}
+    set {NIC_IP6} {{
+        type ifname . ether_addr . ipv6_addr{ip6}
+    }}
+    set {NIC_ND} {{
+        typeof iifname . ether saddr . {OPTION_MAC} . {TARGET}{nd}
+    }}
+    chain solicit {{
+        ip6 nexthdr != icmpv6 counter name spoofed drop
+        ip6 saddr :: iifname . ether saddr . {FRAME_MAC} . {TARGET} @{NIC_ND} accept
+        ip6 saddr :: counter name other drop
+        ip6 length 24 iifname . ether saddr . {FRAME_MAC} . {SOURCE} @{NIC_ND} accept
+        ip6 length 32 {OPTION_HEAD} 0x0101 iifname . ether saddr . {OPTION_MAC} . {SOURCE} @{NIC_ND} accept
+        counter name spoofed drop
+    }}
+    chain advertise {{
+        ip6 nexthdr != icmpv6 counter name spoofed drop
+        iifname . ether saddr . {FRAME_MAC} . {SOURCE} != @{NIC_ND} counter name spoofed drop
+        ip6 length 24 iifname . ether saddr . {FRAME_MAC} . {TARGET} @{NIC_ND} accept
+        ip6 length 32 {OPTION_HEAD} 0x0201 iifname . ether saddr . {OPTION_MAC} . {TARGET} @{NIC_ND} accept
+        counter name spoofed drop
+    }}
+    chain from_nic6 {{
+        icmpv6 type 135 goto solicit
+        icmpv6 type 136 goto advertise
+        icmpv6 type {{ 134, 137 }} counter name router drop
+        icmpv6 type {{ 130, 131, 132, 133, 143 }} drop
+        udp sport 547 counter name dhcp_server drop
+        {TRANSPORT} != 547 iifname . ether saddr . ip6 saddr @{NIC_IP6} accept
+        frag frag-off != 0 iifname . ether saddr . ip6 saddr @{NIC_IP6} accept
+        counter name spoofed drop
+    }}
     chain from_nic {{
         type filter hook prerouting priority -300; policy accept;
         iifname != "{nics}*" accept
         ether type vlan counter name other drop
         ether type arp iifname . ether saddr . arp saddr ether . arp saddr ip @{NIC_ARP} accept
         ether type arp counter name spoofed drop
+        ether type ip6 goto from_nic6
         ether type != ip counter name other drop
         udp sport 67 counter name dhcp_server drop
         iifname . ether saddr . ip saddr @{NIC_IP} accept
@@ -149,20 +229,88 @@ fn bridge_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     )
 }
 
+// Places in a packet of neighbour discovery that `nft` has no names for: in bits from a header's start, length in bits. The first
+// option follows the target; two bytes of it say what and how long it is.
+const FRAME_MAC: &str = "@ll,48,48";
+const SOURCE: &str = "@nh,64,128";
+const TARGET: &str = "@th,64,128";
+const OPTION_HEAD: &str = "@th,192,16";
+const OPTION_MAC: &str = "@th,208,48";
+/// First two bytes of the transport header: a port, or what kind of ICMPv6 it is. A rule with it fits only where they can be read.
+const TRANSPORT: &str = "@th,0,16";
+
 fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
-    let host = set.bridges.iter().filter_map(|(name, bridge)| Some(format!("\"{name}\" . {}", bridge.host_address?)));
-    let same = set.bridges.keys().map(|name| format!("\"{name}\" . \"{name}\""));
-    let nat = || set.bridges.iter().filter(|(_, bridge)| bridge.nat);
-    let sources = nat().map(|(name, bridge)| format!("\"{name}\" . {}", bridge.subnet.trunc()));
-    let subnets: BTreeSet<String> = nat().map(|(_, bridge)| bridge.subnet.trunc().to_string()).collect();
-    let (host, same) = (elements(host), elements(same));
-    let (sources, subnets, bridges) = (elements(sources), elements(subnets), names.bridge_prefix());
+    let (sets, bridges) = (bridge_sets(set), names.bridge_prefix());
     format!(
         r#"table inet {table} {{
     counter host_denied {{ }}
     counter forward_denied {{ }}
-    set host_address {{
+{sets}    chain input {{
+        type filter hook input priority filter - 10; policy accept;
+        iifname != "{bridges}*" accept
+        ct state established,related accept
+        icmp type echo-request iifname . ip daddr @host_address accept
+        icmpv6 type echo-request iifname . ip6 daddr @host_address6 accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        counter name host_denied drop
+    }}
+    chain forward {{
+        type filter hook forward priority filter - 10; policy accept;
+        iifname . oifname @same_segment accept
+        iifname "{bridges}*" jump from_segment
+        oifname "{bridges}*" jump to_segment
+    }}
+    chain from_segment {{
+        oifname "{bridges}*" counter name forward_denied drop
+        ct state invalid counter name forward_denied drop
+        ip daddr 169.254.0.0/16 counter name forward_denied drop
+        ip6 daddr {{ {METADATA6} }} counter name forward_denied drop
+        iifname . ip saddr @nat_source accept
+        iifname . ip6 saddr @out_source6 accept
+        counter name forward_denied drop
+    }}
+    chain to_segment {{
+        ct state established,related accept
+        oifname . ip6 daddr @routed_subnet6 accept
+        counter name forward_denied drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat - 10; policy accept;
+        oifname "{bridges}*" accept
+        oifname "lo" accept
+        ip saddr @nat_subnet masquerade
+        ip6 saddr @nat_subnet6 masquerade
+    }}
+}}
+"#
+    )
+}
+
+/// The sets about bridges, [`FIXED_SETS`].
+fn bridge_sets(set: &FilterSet) -> String {
+    fn of<T: ToString>(set: &FilterSet, what: impl Fn(&BridgeFilter) -> Option<T>) -> String {
+        elements(set.bridges.iter().filter_map(|(name, bridge)| {
+            let what = what(bridge)?.to_string();
+            Some(format!("\"{name}\" . {what}"))
+        }))
+    }
+    fn alone<T: ToString>(set: &FilterSet, what: impl Fn(&BridgeFilter) -> Option<T>) -> String {
+        let all: BTreeSet<String> = set.bridges.values().filter_map(|bridge| Some(what(bridge)?.to_string())).collect();
+        elements(all)
+    }
+    let (host, host6) = (of(set, |bridge| bridge.host_address), of(set, |bridge| bridge.host_address6));
+    let same = elements(set.bridges.keys().map(|name| format!("\"{name}\" . \"{name}\"")));
+    let nat = |bridge: &BridgeFilter| bridge.nat.then(|| bridge.subnet.trunc());
+    let (sources, subnets) = (of(set, nat), alone(set, nat));
+    let sources6 = of(set, |bridge| bridge.forwards6(|outside| !outside.is_none()));
+    let subnets6 = alone(set, |bridge| bridge.forwards6(|outside| outside == Outside6::Masqueraded));
+    let routed6 = of(set, |bridge| bridge.forwards6(|outside| outside == Outside6::Routed));
+    format!(
+        r#"    set host_address {{
         type ifname . ipv4_addr{host}
+    }}
+    set host_address6 {{
+        type ifname . ipv6_addr{host6}
     }}
     set same_segment {{
         type ifname . ifname{same}
@@ -176,40 +324,25 @@ fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
         flags interval
         auto-merge{subnets}
     }}
-    chain input {{
-        type filter hook input priority filter - 10; policy accept;
-        iifname != "{bridges}*" accept
-        ct state established,related accept
-        icmp type echo-request iifname . ip daddr @host_address accept
-        counter name host_denied drop
+    set out_source6 {{
+        type ifname . ipv6_addr
+        flags interval{sources6}
     }}
-    chain forward {{
-        type filter hook forward priority filter - 10; policy accept;
-        iifname . oifname @same_segment accept
-        iifname "{bridges}*" jump from_segment
-        oifname "{bridges}*" jump to_segment
+    set nat_subnet6 {{
+        type ipv6_addr
+        flags interval
+        auto-merge{subnets6}
     }}
-    chain from_segment {{
-        oifname "{bridges}*" counter name forward_denied drop
-        ct state invalid counter name forward_denied drop
-        ip daddr 169.254.0.0/16 counter name forward_denied drop
-        iifname . ip saddr @nat_source accept
-        counter name forward_denied drop
+    set routed_subnet6 {{
+        type ifname . ipv6_addr
+        flags interval{routed6}
     }}
-    chain to_segment {{
-        ct state established,related accept
-        counter name forward_denied drop
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority srcnat - 10; policy accept;
-        oifname "{bridges}*" accept
-        oifname "lo" accept
-        ip saddr @nat_subnet masquerade
-    }}
-}}
 "#
     )
 }
+
+/// Where clouds keep the metadata of their own machines in IPv6: Amazon's and Google's. In IPv4 it is link-local.
+pub(super) const METADATA6: &str = "fd00:ec2::254, fd20:ce::254";
 
 fn elements(all: impl IntoIterator<Item = String>) -> String {
     let all: Vec<String> = all.into_iter().collect();
@@ -236,8 +369,12 @@ mod tests {
     fn nic(addresses: &[&str]) -> NicFilter {
         NicFilter {
             instance: InstanceId::new(uuid::Uuid::nil()),
-            addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
         }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
     }
 
     fn example() -> FilterSet {
@@ -245,13 +382,31 @@ mod tests {
             subnet: subnet.parse().expect("a subnet"),
             host_address: host.map(|host| host.parse().expect("an address")),
             nat,
+            ..BridgeFilter::default()
+        };
+        let six = BridgeFilter {
+            subnet6: Some("fd00:7::/64".parse().expect("a subnet")),
+            host_address6: Some("fd00:7::1".parse().expect("an address")),
+            outside6: Outside6::Masqueraded,
+            ..bridge("10.7.0.0/24", None, false)
+        };
+        let routed = BridgeFilter {
+            subnet6: Some("2001:db8:8::/64".parse().expect("a subnet")),
+            outside6: Outside6::Routed,
+            ..bridge("10.8.0.0/24", None, false)
         };
         FilterSet {
-            nics: [(MacAddr::from_suffix(1), nic(&["10.88.0.5", "10.88.0.6"])), (MacAddr::from_suffix(2), nic(&[]))]
-                .into(),
+            nics: [
+                (MacAddr::from_suffix(1), nic(&["10.88.0.5", "10.88.0.6"])),
+                (MacAddr::from_suffix(2), nic(&[])),
+                (MacAddr::from_suffix(3), nic(&["10.7.0.5", "fd00:7::5"])),
+            ]
+            .into(),
             bridges: [
                 ("nb-ext".to_owned(), bridge("10.88.0.0/16", Some("10.88.0.1"), true)),
                 ("nb-priv".to_owned(), bridge("192.168.128.0/22", None, false)),
+                ("nb-routed".to_owned(), routed),
+                ("nb-six".to_owned(), six),
             ]
             .into(),
         }
@@ -265,13 +420,24 @@ mod tests {
             sets,
             [
                 "elements = { \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 10.88.0.5, \
-                 \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 10.88.0.6 }",
+                 \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 10.88.0.6, \
+                 \"nv90b8d0000003\" . 90:b8:d0:00:00:03 . 10.7.0.5 }",
                 "elements = { \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 90:b8:d0:00:00:01 . 10.88.0.5, \
-                 \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 90:b8:d0:00:00:01 . 10.88.0.6 }",
+                 \"nv90b8d0000001\" . 90:b8:d0:00:00:01 . 90:b8:d0:00:00:01 . 10.88.0.6, \
+                 \"nv90b8d0000003\" . 90:b8:d0:00:00:03 . 90:b8:d0:00:00:03 . 10.7.0.5 }",
+                "elements = { \"nv90b8d0000003\" . 90:b8:d0:00:00:03 . fd00:7::5 }",
+                "elements = { \"nv90b8d0000003\" . 90:b8:d0:00:00:03 . 0x90b8d0000003 . \
+                 0xfd000007000000000000000000000005, \
+                 \"nv90b8d0000003\" . 90:b8:d0:00:00:03 . 0x90b8d0000003 . 0xfe8000000000000092b8d0fffe000003 }",
                 "elements = { \"nb-ext\" . 10.88.0.1 }",
-                "elements = { \"nb-ext\" . \"nb-ext\", \"nb-priv\" . \"nb-priv\" }",
+                "elements = { \"nb-six\" . fd00:7::1 }",
+                "elements = { \"nb-ext\" . \"nb-ext\", \"nb-priv\" . \"nb-priv\", \
+                 \"nb-routed\" . \"nb-routed\", \"nb-six\" . \"nb-six\" }",
                 "elements = { \"nb-ext\" . 10.88.0.0/16 }",
                 "elements = { 10.88.0.0/16 }",
+                "elements = { \"nb-routed\" . 2001:db8:8::/64, \"nb-six\" . fd00:7::/64 }",
+                "elements = { fd00:7::/64 }",
+                "elements = { \"nb-routed\" . 2001:db8:8::/64 }",
             ]
         );
         assert!(text.starts_with("add table bridge neso\ndelete table bridge neso\nadd table inet neso\n"));
@@ -288,18 +454,28 @@ mod tests {
 
     #[test]
     fn keys_are_padded_registers() {
-        let sender = Sender { name: "nv1".to_owned(), mac: MacAddr([1, 2, 3, 4, 5, 6]), address: [10, 0, 0, 9].into() };
-        assert_eq!(sender.ip_key(), [&b"nv1"[..], &[0; 13], &[1, 2, 3, 4, 5, 6, 0, 0], &[10, 0, 0, 9]].concat());
-        assert_eq!(sender.arp_key().len(), 36);
+        let sender =
+            |address: &str| Sender { name: "nv1".to_owned(), mac: MacAddr([1, 2, 3, 4, 5, 6]), address: ip(address) };
+        let head = [&b"nv1"[..], &[0; 13], &[1, 2, 3, 4, 5, 6, 0, 0]].concat();
+        assert_eq!(sender("10.0.0.9").key(NIC_IP), Some([&head[..], &[10, 0, 0, 9]].concat()));
+        let sizes = |address: &str| NIC_SETS.map(|set| sender(address).key(set).map_or(0, |key| key.len()));
+        assert_eq!(sizes("10.0.0.9"), [28, 36, 0, 0]);
+        assert_eq!(sizes("fd00::9"), [0, 0, 40, 48]);
+        assert_eq!(sizes("fe80::9"), [0, 0, 0, 48], "a link-local address is for neighbour discovery alone");
     }
 
     fn any_set() -> impl Strategy<Value = FilterSet> {
-        let nics = proptest::collection::btree_map(0_u32..8, proptest::collection::vec(0_u8..4, 0..3), 0..8);
+        // Even numbers are IPv4, odd ones IPv6.
+        let nics = proptest::collection::btree_map(0_u32..8, proptest::collection::vec(0_u8..6, 0..3), 0..8);
         nics.prop_map(|nics| FilterSet {
             nics: nics
                 .into_iter()
                 .map(|(mac, addresses)| {
-                    let addresses = addresses.into_iter().map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+                    let address = |last: u8| match last % 2 {
+                        0 => IpAddr::from([10, 0, 0, last]),
+                        _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]),
+                    };
+                    let addresses = addresses.into_iter().map(address).collect();
                     let instance = InstanceId::new(uuid::Uuid::nil());
                     (MacAddr::from_suffix(mac), NicFilter { instance, addresses })
                 })

@@ -9,24 +9,30 @@
 //! makes again what differs.
 //!
 //! Bridges learn nothing and flood nothing to zones: a static entry per NIC says where its address is, so a zone sees
-//! frames for itself, broadcasts and multicasts, whatever the others send. Only IPv4 for now: bridges and host ends have no
-//! IPv6 address, and the filters drop IPv6 from zones.
+//! frames for itself, broadcasts and multicasts, whatever the others send.
+//!
+//! Addresses of either family are given, never found out: nobody asks whether another has them, and inside a zone no router
+//! advertisement is believed. A bridge has IPv6 only where the host has an address on it, host ends never.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
-    net::Ipv4Addr,
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     id::{InstanceId, MacAddr},
-    target::{NetworkTarget, NicTarget},
+    target::{LINK_LOCAL_BITS, NetworkTarget, NicTarget},
 };
-use nix::{errno::Errno, sys::socket::SockProtocol};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::socket::SockProtocol,
+};
 
 use super::{
     link_wire::{self as wire, Link, NewNic, Route},
@@ -196,26 +202,25 @@ impl Links for LinuxLinks {
         let name = self.names.bridge(network);
         let doing = || format!("make bridge `{name}`");
         let mut host = open()?;
-        let mtu = u32::from(network.mtu);
+        let (mac, mtu) = (bridge_mac(&name), u32::from(network.mtu));
         let bridge = match one_link(&mut host, &name)? {
             Some(bridge) => bridge,
             None => {
-                tolerate(host.request(wire::new_bridge(&name, bridge_mac(&name), mtu)), Errno::EEXIST)
+                tolerate(host.request(wire::new_bridge(&name, mac, mtu)), Errno::EEXIST)
                     .map_err(|refusal| refusal.doing(doing()))?;
                 one_link(&mut host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?
             }
         };
-        harden(&name, network.fabric.is_some())?;
+        harden(&name, network.fabric.is_some() || network.host_address6.is_some())?;
         let mut changes = Vec::new();
         if bridge.mtu != mtu {
             changes.push(wire::set_mtu(bridge.index, mtu));
         }
-        let wanted = network.host_address.map(|address| with_prefix(address, network.subnet)).transpose()?;
-        let held: Vec<Ipv4Net> = addresses(&mut host, bridge.index)?;
-        changes.extend(
-            held.iter().filter(|net| Some(**net) != wanted).map(|net| wire::delete_address(bridge.index, *net)),
-        );
-        changes.extend(wanted.filter(|net| !held.contains(net)).map(|net| wire::add_address(bridge.index, net)));
+        let wanted = host_addresses(network, bridge.mac.unwrap_or(mac))?;
+        let held = addresses(&mut host, bridge.index)?;
+        let (gone, new) = (held.difference(&wanted), wanted.difference(&held));
+        changes.extend(gone.map(|net| wire::delete_address(bridge.index, *net)));
+        changes.extend(new.map(|net| wire::add_address(bridge.index, *net)));
         if !bridge.up {
             changes.push(wire::set_up(bridge.index));
         }
@@ -270,6 +275,7 @@ impl Links for LinuxLinks {
                 self.make(&mut host, instance, &namespace, plan)?;
             }
         }
+        discipline(&namespace, setup)?;
         address_nics(&mut inner, setup, doing)?;
         route(&mut inner, setup, doing)
     }
@@ -346,24 +352,85 @@ pub(super) fn one_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> 
     }
 }
 
-pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<Ipv4Net>> {
+pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<BTreeSet<IpNet>> {
+    Ok(all_addresses(socket)?.remove(&link).unwrap_or_default())
+}
+
+/// Addresses by the index of their link.
+fn all_addresses(socket: &mut Socket) -> Result<BTreeMap<u32, BTreeSet<IpNet>>> {
     let answer = socket.request(wire::get_addresses()).map_err(|refusal| refusal.doing("list addresses"))?;
-    let held = answer.iter().filter_map(|payload| wire::read_address(payload));
-    Ok(held.filter(|(index, _)| *index == link).map(|(_, net)| net).collect())
+    let mut all: BTreeMap<u32, BTreeSet<IpNet>> = BTreeMap::new();
+    for (link, net) in answer.iter().filter_map(|payload| wire::read_address(payload)) {
+        all.entry(link).or_default().insert(net);
+    }
+    Ok(all)
+}
+
+/// What the host holds on the bridge of `network`. Without a link-local address the kernel would ask nobody for his Ethernet address
+/// on behalf of packets it only forwards.
+fn host_addresses(network: &NetworkTarget, mac: MacAddr) -> Result<BTreeSet<IpNet>> {
+    let with_prefix = |address, prefix_len| {
+        IpNet::new(address, prefix_len)
+            .map_err(|source| Error::Refused { what: format!("host address {address}"), why: source.to_string() })
+    };
+    let v4 = network.host_address.map(|address| with_prefix(address.into(), network.subnet.prefix_len()));
+    let own = network.host_address6.zip(network.subnet6);
+    let v6 = own.map(|(address, subnet)| with_prefix(address.into(), subnet.prefix_len()));
+    let local = own.map(|_| with_prefix(mac.link_local().into(), LINK_LOCAL_BITS));
+    v4.into_iter().chain(v6).chain(local).collect()
+}
+
+/// Parameters of an interface inside that the kernel lets only `/proc` set: addresses are what we give, and whoever says he is a
+/// router is not believed. Before the interface is up, or it would have found itself an address already.
+const MANNERS: [(&str, &str); 4] =
+    [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_redirects", "0")];
+
+/// Sets [`MANNERS`] of the NICs with IPv6.
+fn discipline(netns: &File, setup: &NetworkSetup) -> Result<()> {
+    let six: Vec<&str> = setup
+        .nics
+        .iter()
+        .filter(|(nic, _)| !nic.addresses6.is_empty())
+        .map(|(nic, _)| nic.interface.as_str())
+        .collect();
+    if six.is_empty() {
+        return Ok(());
+    }
+    inside_of(netns, || {
+        for (interface, (name, value)) in six.iter().flat_map(|interface| MANNERS.map(|manner| (interface, manner))) {
+            set_sysctl(&format!("net/ipv6/conf/{interface}/{name}"), value)?;
+        }
+        Ok(())
+    })
+}
+
+/// Runs `act` in a network namespace, on a thread that ends at once.
+pub(super) fn inside_of<R: Send>(netns: &File, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| Error::os("enter a network namespace", errno.into()))?;
+            act()
+        });
+        there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Gives the NICs inside exactly their addresses, and brings them and the loopback up.
 fn address_nics(inner: &mut Socket, setup: &NetworkSetup, doing: impl Fn() -> String) -> Result<()> {
     let by_name: BTreeMap<String, Link> = links(inner)?.into_iter().map(|link| (link.name.clone(), link)).collect();
     let mut changes: Vec<Message> = by_name.get("lo").map(|lo| wire::set_up(lo.index)).into_iter().collect();
+    let mut held = all_addresses(inner)?;
     for (nic, _) in &setup.nics {
         let link = by_name.get(&nic.interface).ok_or_else(|| Error::Missing(format!("NIC `{}`", nic.interface)))?;
-        let held = addresses(inner, link.index)?;
-        let gone = held.iter().filter(|net| **net != nic.address);
-        changes.extend(gone.map(|net| wire::delete_address(link.index, *net)));
-        if !held.contains(&nic.address) {
-            changes.push(wire::add_address(link.index, nic.address));
+        let mut held = held.remove(&link.index).unwrap_or_default();
+        if nic.addresses6.is_empty() {
+            // What the kernel gives itself where nobody told it not to; nothing leaves from it.
+            held.retain(|net| !is_link_local(net));
         }
+        let wanted: BTreeSet<IpNet> = nic.addresses().chain(nic.link_local().map(IpNet::V6)).collect();
+        changes.extend(held.difference(&wanted).map(|net| wire::delete_address(link.index, *net)));
+        changes.extend(wanted.difference(&held).map(|net| wire::add_address(link.index, *net)));
         changes.push(wire::set_up(link.index));
     }
     carry_out(inner, changes, doing)
@@ -384,13 +451,13 @@ fn route(inner: &mut Socket, setup: &NetworkSetup, doing: impl Fn() -> String) -
 fn wanted_routes(setup: &NetworkSetup, index_of: &BTreeMap<String, u32>) -> Result<BTreeSet<Route>> {
     let out_of = |nic: &NicTarget| index_of.get(&nic.interface).copied().unwrap_or(0);
     let mut wanted = BTreeSet::new();
-    for (nic, _) in &setup.nics {
-        if let (true, Some(via)) = (nic.primary, nic.gateway) {
-            wanted.insert(Route { to: Ipv4Net::default(), via, out: out_of(nic) });
-        }
+    for (nic, _) in setup.nics.iter().filter(|(nic, _)| nic.primary) {
+        let v4 = nic.gateway.map(|via| (Ipv4Net::default().into(), via.into()));
+        let v6 = nic.gateway6.map(|via| (Ipv6Net::default().into(), via.into()));
+        wanted.extend(v4.into_iter().chain(v6).map(|(to, via)| Route { to, via, out: out_of(nic) }));
     }
     for (to, via) in &setup.routes {
-        let nic = setup.nics.iter().map(|(nic, _)| nic).find(|nic| nic.address.trunc().contains(via));
+        let nic = setup.nics.iter().map(|(nic, _)| nic).find(|nic| nic.addresses().any(|net| net.contains(via)));
         let nic = nic.ok_or_else(|| Error::Refused {
             what: format!("route to {to} via {via}"),
             why: "no NIC is on the next hop's subnet".to_owned(),
@@ -400,9 +467,8 @@ fn wanted_routes(setup: &NetworkSetup, index_of: &BTreeMap<String, u32>) -> Resu
     Ok(wanted)
 }
 
-fn with_prefix(address: Ipv4Addr, subnet: Ipv4Net) -> Result<Ipv4Net> {
-    Ipv4Net::new(address, subnet.prefix_len())
-        .map_err(|source| Error::Refused { what: format!("host address {address}"), why: source.to_string() })
+pub(super) fn is_link_local(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
 /// An Ethernet address for a bridge that is the same after every boot: locally administered, from its name's checksum.
@@ -415,8 +481,8 @@ fn bridge_mac(name: &str) -> MacAddr {
 }
 
 /// Sets what the kernel lets only `/proc` set: a bridge answers for its own address alone, believes no redirect, and has
-/// no IPv6. A fabric's has IPv6 without any address, or the kernel would keep no neighbours to answer for.
-fn harden(bridge: &str, fabric: bool) -> Result<()> {
+/// no IPv6 or only what we give it. A fabric's has it without any address, or the kernel would keep no neighbours to answer for.
+fn harden(bridge: &str, six: bool) -> Result<()> {
     let v4 = [
         // Answer ARP only for addresses of this very bridge.
         ("arp_ignore", "1"),
@@ -429,9 +495,9 @@ fn harden(bridge: &str, fabric: bool) -> Result<()> {
     for (name, value) in v4 {
         set_sysctl(&format!("net/ipv4/conf/{bridge}/{name}"), value)?;
     }
-    let v6: &[(&str, &str)] = match fabric {
+    let v6: &[(&str, &str)] = match six {
         // The order matters: no address may appear when IPv6 does.
-        true => &[("addr_gen_mode", "1"), ("accept_ra", "0"), ("disable_ipv6", "0")],
+        true => &[("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "0")],
         false => &[("disable_ipv6", "1")],
     };
     for (name, value) in v6 {

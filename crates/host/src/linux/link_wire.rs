@@ -3,11 +3,11 @@
 //! Numbers are those of the kernel's `linux/rtnetlink.h`, `if_link.h`, `if_addr.h` and `neighbour.h`.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use model::id::MacAddr;
 
 use super::netlink::{Message, attrs, flag, number_of, text_of};
@@ -23,9 +23,10 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
-const AF_INET6: u16 = 10;
+const AF_INET6: u8 = 10;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -62,6 +63,8 @@ const ADDR_GEN_MODE_NONE: u8 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+/// Use an address at once, without asking whether somebody else has it: the control plane gives each out once.
+const IFA_F_NODAD: u8 = 2;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -95,8 +98,8 @@ pub(super) struct Link {
 /// A route of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Route {
-    pub(super) to: Ipv4Net,
-    pub(super) via: Ipv4Addr,
+    pub(super) to: IpNet,
+    pub(super) via: IpAddr,
     pub(super) out: u32,
 }
 
@@ -221,7 +224,7 @@ pub(super) fn set_master(index: u32, bridge: u32) -> Message {
 
 fn without_ipv6(message: Message) -> Message {
     message.nest(IFLA_AF_SPEC, &[], |families| {
-        families.nest(AF_INET6, &[], |v6| v6.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]))
+        families.nest(u16::from(AF_INET6), &[], |v6| v6.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]))
     })
 }
 
@@ -235,46 +238,62 @@ pub(super) fn set_place(port: u32, mac: MacAddr) -> Message {
     Message::new(RTM_NEWNEIGH, flag::CREATE | flag::REPLACE, &header).attr(NDA_LLADDR, &mac.0)
 }
 
-/// Asks for every IPv4 address.
+/// Asks for every address of either family.
 pub(super) fn get_addresses() -> Message {
-    Message::new(RTM_GETADDR, flag::DUMP, &[AF_INET, 0, 0, 0, 0, 0, 0, 0])
+    Message::new(RTM_GETADDR, flag::DUMP, &[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0])
 }
 
-fn address(kind: u16, flags: u16, link: u32, address: Ipv4Net) -> Message {
-    let mut header = [AF_INET, address.prefix_len(), 0, 0, 0, 0, 0, 0];
+fn address(kind: u16, flags: u16, link: u32, address: IpNet) -> Message {
+    let marks = if address.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
+    let mut header = [family(address.addr()), address.prefix_len(), marks, 0, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&link.to_ne_bytes());
-    let octets = address.addr().octets();
+    let octets = octets(address.addr());
     let message = Message::new(kind, flags, &header).attr(IFA_LOCAL, &octets).attr(IFA_ADDRESS, &octets);
-    match address.prefix_len() {
-        0..=30 => message.attr(IFA_BROADCAST, &address.broadcast().octets()),
+    match address {
+        IpNet::V4(net) if net.prefix_len() <= 30 => message.attr(IFA_BROADCAST, &net.broadcast().octets()),
         _ => message,
     }
 }
 
+const fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => AF_INET,
+        IpAddr::V6(_) => AF_INET6,
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 /// Adds an address to a link; one that is there is left.
-pub(super) fn add_address(link: u32, net: Ipv4Net) -> Message {
+pub(super) fn add_address(link: u32, net: IpNet) -> Message {
     address(RTM_NEWADDR, flag::CREATE | flag::REPLACE, link, net)
 }
 
 /// Takes an address from a link.
-pub(super) fn delete_address(link: u32, net: Ipv4Net) -> Message {
+pub(super) fn delete_address(link: u32, net: IpNet) -> Message {
     address(RTM_DELADDR, 0, link, net)
 }
 
-/// Asks for every IPv4 route.
+/// Asks for every route of either family.
 pub(super) fn get_routes() -> Message {
-    Message::new(RTM_GETROUTE, flag::DUMP, &[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    Message::new(RTM_GETROUTE, flag::DUMP, &[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
 fn route(kind: u16, flags: u16, route: &Route) -> Message {
     let scope_universe = 0;
+    let family = family(route.via);
     let header =
-        [AF_INET, route.to.prefix_len(), 0, 0, RT_TABLE_MAIN, RTPROT_OURS, scope_universe, RTN_UNICAST, 0, 0, 0, 0];
+        [family, route.to.prefix_len(), 0, 0, RT_TABLE_MAIN, RTPROT_OURS, scope_universe, RTN_UNICAST, 0, 0, 0, 0];
     let mut message = Message::new(kind, flags, &header);
     if route.to.prefix_len() > 0 {
-        message = message.attr(RTA_DST, &route.to.network().octets());
+        message = message.attr(RTA_DST, &octets(route.to.network()));
     }
-    message.attr(RTA_GATEWAY, &route.via.octets()).attr(RTA_OIF, &route.out.to_ne_bytes())
+    message.attr(RTA_GATEWAY, &octets(route.via)).attr(RTA_OIF, &route.out.to_ne_bytes())
 }
 
 /// Adds a route, or changes the one to the same destination.
@@ -316,8 +335,7 @@ fn read_vxlan(data: &[u8]) -> (u32, Option<IpAddr>) {
     for (kind, value) in attrs(data) {
         match kind {
             IFLA_VXLAN_ID => vni = number_of(value),
-            IFLA_VXLAN_LOCAL => local = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
-            IFLA_VXLAN_LOCAL6 => local = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => local = read_ip(value),
             _ => {}
         }
     }
@@ -325,14 +343,20 @@ fn read_vxlan(data: &[u8]) -> (u32, Option<IpAddr>) {
 }
 
 /// Reads an answer to [`get_addresses`]: the link and the address.
-pub(super) fn read_address(payload: &[u8]) -> Option<(u32, Ipv4Net)> {
+pub(super) fn read_address(payload: &[u8]) -> Option<(u32, IpNet)> {
     let header = payload.get(..8)?;
-    if header[0] != AF_INET {
-        return None;
-    }
-    let (_, local) = attrs(&payload[8..]).find(|(kind, _)| *kind == IFA_LOCAL)?;
-    let local: [u8; 4] = local.try_into().ok()?;
-    Some((number_of(&header[4..]), Ipv4Net::new(local.into(), header[1]).ok()?))
+    // In IPv4 the other one is that of a peer; IPv6 has no more than it, peers aside.
+    let kind = match header[0] {
+        AF_INET => IFA_LOCAL,
+        AF_INET6 => IFA_ADDRESS,
+        _ => return None,
+    };
+    let (_, own) = attrs(&payload[8..]).find(|(found, _)| *found == kind)?;
+    Some((number_of(&header[4..]), IpNet::new(read_ip(own)?, header[1]).ok()?))
+}
+
+fn read_ip(value: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 
 /// Reads an answer to [`get_routes`]; `None` for routes that are not ours.
@@ -342,11 +366,15 @@ pub(super) fn read_route(payload: &[u8]) -> Option<Route> {
         return None;
     }
     let find = |wanted: u16| attrs(&payload[12..]).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let address = |value: &[u8]| -> Option<Ipv4Addr> { Some(<[u8; 4]>::try_from(value).ok()?.into()) };
-    let to = find(RTA_DST).and_then(address).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let anywhere = match header[0] {
+        AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let to = find(RTA_DST).and_then(read_ip).unwrap_or(anywhere);
     Some(Route {
-        to: Ipv4Net::new(to, header[1]).ok()?,
-        via: find(RTA_GATEWAY).and_then(address)?,
+        to: IpNet::new(to, header[1]).ok()?,
+        via: find(RTA_GATEWAY).and_then(read_ip)?,
         out: find(RTA_OIF).map_or(0, number_of),
     })
 }

@@ -18,6 +18,7 @@ mod filter_rules;
 mod filter_watch;
 mod firewall;
 mod firewall_rules;
+mod forwarding;
 mod link_wire;
 mod netlink;
 mod router;

@@ -15,27 +15,29 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs::{self, File},
-    net::Ipv4Addr,
-    os::fd::{AsFd, AsRawFd},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     thread,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     id::{AccountId, MacAddr},
-    target::NetworkTarget,
+    target::{FabricTarget, LINK_LOCAL_BITS, NetworkTarget},
 };
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, unshare},
     sys::socket::SockProtocol,
 };
 
 use super::{
     command, fabric_wire as fabric,
-    link::{addresses, carry_out, links, one_link, open, set_sysctl, tolerate},
+    filter_rules::METADATA6,
+    forwarding,
+    link::{addresses, carry_out, inside_of, is_link_local, links, one_link, open, set_sysctl, tolerate},
     link_wire::{self as wire, Link, NewNic, Route},
     netlink::Socket,
 };
@@ -57,6 +59,9 @@ const SLOTS: u16 = 32_768;
 
 /// Addresses between the host and its routers; seen by nobody else.
 const TRANSIT: [u8; 2] = [100, 127];
+
+/// The same in IPv6, for routers of tenants who have any: the first 64 bits.
+const TRANSIT6: [u16; 4] = [0xfd4e, 0x6573, 0x6f74, 0];
 
 /// Name of the way out, inside.
 const OUT: &str = "transit";
@@ -87,6 +92,9 @@ pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> 
         return if removed { command::run("nft", &["-f", "-"], &no_host_rules(names)).map(drop) } else { Ok(()) };
     }
     set_sysctl("net/ipv4/ip_forward", "1")?;
+    if wanted.routers.values().any(|networks| has_six(networks)) {
+        forwarding::enable6()?;
+    }
     command::run("nft", &["-f", "-"], &host_rules(names))?;
     for (owner, networks) in &wanted.routers {
         let taken: BTreeSet<u16> = slots.values().copied().collect();
@@ -103,6 +111,11 @@ pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> 
     Ok(())
 }
 
+/// Whether a router of these networks has to do with IPv6.
+fn has_six(networks: &[NetworkTarget]) -> bool {
+    networks.iter().any(|network| network.gateway6.is_some())
+}
+
 fn vni_of(network: &NetworkTarget) -> Option<u32> {
     network.fabric.as_ref().map(|fabric| fabric.vni)
 }
@@ -117,7 +130,12 @@ fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, netwo
         .map_err(|source| Error::os(format!("open network namespace `{}`", path.display()), source))?;
     let mut inner = Socket::open_in(&netns, SockProtocol::NetlinkRoute)
         .map_err(|source| Error::os(format!("enter network namespace `{}`", path.display()), source))?;
-    let [outer, inside] = transit(slot);
+    let six = has_six(networks);
+    let [outer, inside] = transit(slot, six);
+    inside_of(&netns, || {
+        let v6 = if six { &SYSCTLS6[..] } else { &[] };
+        SYSCTLS.iter().chain(v6).try_for_each(|(path, value)| set_sysctl(path, value))
+    })?;
 
     let way_out = NewNic {
         host_name: &names.transit(slot),
@@ -130,13 +148,20 @@ fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, netwo
     let link = ensure_pair(host, &mut inner, &way_out, &doing)?;
     carry_out(host, vec![wire::set_alias(link.index, &format!("{ALIAS}{owner}"))], doing)?;
     set_sysctl(&format!("net/ipv4/conf/{}/rp_filter", link.name), "1")?;
+    if six {
+        // Its link-local address is ours to give, so that it is good from the first packet.
+        set_sysctl(&format!("net/ipv6/conf/{}/addr_gen_mode", link.name), "1")?;
+    }
+    let outer = with_link_local(&outer, link.mac.filter(|_| six));
     let held = addresses(host, link.index)?;
     let mut changes = vec![wire::set_up(link.index)];
-    changes.extend(held.iter().filter(|net| **net != outer).map(|net| wire::delete_address(link.index, *net)));
-    changes.push(wire::add_address(link.index, outer));
+    let gone = held.difference(&outer).filter(|net| !is_link_local(net));
+    changes.extend(gone.map(|net| wire::delete_address(link.index, *net)));
+    changes.extend(outer.difference(&held).map(|net| wire::add_address(link.index, *net)));
     carry_out(host, changes, doing)?;
 
-    let mut wanted: BTreeMap<String, BTreeSet<Ipv4Net>> = [(OUT.to_owned(), [inside].into())].into();
+    let inside = with_link_local(&inside, six.then(|| transit_mac(slot)));
+    let mut wanted: BTreeMap<String, BTreeSet<IpNet>> = [(OUT.to_owned(), inside)].into();
     for network in networks {
         let Some(vni) = vni_of(network) else { continue };
         let name = names.bridge(network);
@@ -157,17 +182,22 @@ fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, netwo
         changes.extend([fabric::dress_router(&link.name), wire::set_place(link.index, gateway_mac(vni))]);
         carry_out(host, changes, doing)?;
         let held = wanted.entry(port_inside(vni)).or_default();
-        let gateway = network.gateway.and_then(|ip| Ipv4Net::new(ip, network.subnet.prefix_len()).ok());
-        held.extend(gateway);
+        let v4 = network.gateway.and_then(|ip| IpNet::new(ip.into(), network.subnet.prefix_len()).ok());
+        let v6 = network.gateway6.zip(network.subnet6);
+        let v6 = v6.and_then(|(ip, subnet)| IpNet::new(ip.into(), subnet.prefix_len()).ok());
+        let gateways: Vec<IpNet> = v4.into_iter().chain(v6).collect();
+        held.extend(with_link_local(&gateways, v6.map(|_| gateway_mac(vni))));
     }
-    address(&mut inner, &wanted, outer.addr(), &doing)?;
+    address(&mut inner, &wanted, &outer, &doing)?;
     let rules = router_rules(networks);
-    inside_of(&netns, || {
-        for (path, value) in SYSCTLS {
-            set_sysctl(path, value)?;
-        }
-        command::run("nft", &["-f", "-"], &rules).map(drop)
-    })
+    inside_of(&netns, || command::run("nft", &["-f", "-"], &rules).map(drop))
+}
+
+/// Addresses of an interface with the link-local one of its Ethernet address: without it the kernel would ask nobody for his
+/// Ethernet address on behalf of packets it only forwards.
+fn with_link_local(nets: &[IpNet], mac: Option<MacAddr>) -> BTreeSet<IpNet> {
+    let local = mac.and_then(|mac| IpNet::new(mac.link_local().into(), LINK_LOCAL_BITS).ok());
+    nets.iter().copied().chain(local).collect()
 }
 
 /// What a router's namespace needs of the kernel.
@@ -176,6 +206,14 @@ const SYSCTLS: [(&str, &str); 4] = [
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
+];
+
+/// The same where the tenant has IPv6. For new interfaces they have to be set before there are any.
+const SYSCTLS6: [(&str, &str); 4] = [
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/all/accept_redirects", "0"),
+    ("net/ipv6/conf/all/forwarding", "1"),
 ];
 
 /// Makes a pair with one end in the router, unless both ends are there; returns the host's end.
@@ -192,11 +230,11 @@ fn ensure_pair(host: &mut Socket, inner: &mut Socket, pair: &NewNic<'_>, doing: 
     one_link(host, pair.host_name)?.ok_or_else(|| Error::Missing(format!("router's link `{}`", pair.host_name)))
 }
 
-/// Gives the router exactly these addresses, and its way out.
+/// Gives the router exactly these addresses, and its way out over those of `next_hops` that may lead there.
 fn address(
     inner: &mut Socket,
-    wanted: &BTreeMap<String, BTreeSet<Ipv4Net>>,
-    next_hop: Ipv4Addr,
+    wanted: &BTreeMap<String, BTreeSet<IpNet>>,
+    next_hops: &BTreeSet<IpNet>,
     doing: &impl Fn() -> String,
 ) -> Result<()> {
     let mut changes = Vec::new();
@@ -206,25 +244,41 @@ fn address(
             changes.push(wire::set_up(link.index));
         }
         let Some(nets) = wanted.get(&link.name) else { continue };
-        let held: BTreeSet<Ipv4Net> = addresses(inner, link.index)?.into_iter().collect();
-        changes.extend(held.difference(nets).map(|net| wire::delete_address(link.index, *net)));
+        let held = addresses(inner, link.index)?;
+        let gone = held.difference(nets).filter(|net| !is_link_local(net));
+        changes.extend(gone.map(|net| wire::delete_address(link.index, *net)));
         changes.extend(nets.difference(&held).map(|net| wire::add_address(link.index, *net)));
         changes.push(wire::set_up(link.index));
         if link.name == OUT {
             out = link.index;
         }
     }
-    changes.push(wire::add_route(&Route { to: Ipv4Net::default(), via: next_hop, out }));
+    for next_hop in next_hops.iter().filter(|net| !is_link_local(net)) {
+        let to = match next_hop {
+            IpNet::V4(_) => Ipv4Net::default().into(),
+            IpNet::V6(_) => Ipv6Net::default().into(),
+        };
+        changes.push(wire::add_route(&Route { to, via: next_hop.addr(), out }));
+    }
     carry_out(inner, changes, doing)
 }
 
 /// Addresses of a slot: the host's and the router's.
-fn transit(slot: u16) -> [Ipv4Net; 2] {
-    let [a, b] = TRANSIT;
+fn transit(slot: u16, six: bool) -> [Vec<IpNet>; 2] {
+    let ([a, b], [e, f, g, h]) = (TRANSIT, TRANSIT6);
     [0, 1].map(|end| {
-        let [c, d] = (slot * 2 + end).to_be_bytes();
-        Ipv4Net::new(Ipv4Addr::new(a, b, c, d), 31).expect("31 is a prefix length")
+        let number = slot * 2 + end;
+        let [c, d] = number.to_be_bytes();
+        let net = |address: IpAddr, length| IpNet::new(address, length).expect("its prefix length fits");
+        let v6 = six.then(|| net(Ipv6Addr::new(e, f, g, h, 0, 0, 0, number).into(), 127));
+        std::iter::once(net(Ipv4Addr::new(a, b, c, d).into(), 31)).chain(v6).collect()
     })
+}
+
+/// What the addresses of all slots lie in.
+fn transit6() -> Ipv6Net {
+    let [a, b, c, d] = TRANSIT6;
+    Ipv6Net::new(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0), 64).expect("64 is a prefix length")
 }
 
 fn transit_mac(slot: u16) -> MacAddr {
@@ -267,18 +321,6 @@ fn ensure_namespace(path: &Path) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Runs `act` in a namespace, on a thread that ends at once.
-fn inside_of<R: Send>(netns: &File, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-    thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
-                .map_err(|errno| Error::os("enter a router's network namespace", errno.into()))?;
-            act()
-        });
-        there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
 /// Removes the namespaces of routers that are not wanted; whether there were any.
 fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<bool> {
     let Ok(found) = fs::read_dir(NAMESPACES) else { return Ok(false) };
@@ -316,7 +358,7 @@ fn no_host_rules(names: &LinkNames) -> String {
 /// Of the host a router reaches nothing; through it only the outside, as the host.
 fn host_rules(names: &LinkNames) -> String {
     let (table, transit, ours) = (host_table(names), names.transit_prefix(), names.prefix());
-    let [a, b] = TRANSIT;
+    let ([a, b], six) = (TRANSIT, transit6());
     let mut text = no_host_rules(names);
     let _ = write!(
         text,
@@ -325,6 +367,7 @@ fn host_rules(names: &LinkNames) -> String {
         type filter hook input priority filter - 10; policy accept;
         iifname != "{transit}*" accept
         ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         drop
     }}
     chain forward {{
@@ -334,11 +377,14 @@ fn host_rules(names: &LinkNames) -> String {
         iifname != "{transit}*" accept
         ip daddr 169.254.0.0/16 drop
         ip saddr != {a}.{b}.0.0/16 drop
+        ip6 daddr {{ {METADATA6} }} drop
+        ip6 saddr != {six} drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat - 10; policy accept;
         oifname "{ours}b-*" accept
         ip saddr {a}.{b}.0.0/16 masquerade
+        ip6 saddr {six} masquerade
     }}
 }}
 "#
@@ -348,22 +394,28 @@ fn host_rules(names: &LinkNames) -> String {
 
 /// What a router lets through.
 fn router_rules(networks: &[NetworkTarget]) -> String {
-    let of = |wanted: fn(&model::target::FabricTarget) -> bool| {
+    let of = |wanted: fn(&FabricTarget) -> bool| {
         networks.iter().filter_map(move |network| network.fabric.as_ref().filter(|f| wanted(f)).map(|f| (network, f)))
     };
-    let nat: BTreeSet<String> = of(|fabric| fabric.internet_nat)
-        .map(|(network, fabric)| format!("\"{}\" . {}", port_inside(fabric.vni), network.subnet.trunc()))
-        .collect();
-    let routed: BTreeSet<String> = of(|fabric| fabric.routed)
-        .map(|(network, fabric)| format!("\"{}\" . {}", port_inside(fabric.vni), network.subnet.trunc()))
-        .collect();
-    let subnets: BTreeSet<String> =
-        of(|fabric| fabric.routed).map(|(network, _)| network.subnet.trunc().to_string()).collect();
-    let elements = |all: &BTreeSet<String>| match all.is_empty() {
+    let elements = |all: BTreeSet<String>| match all.is_empty() {
         true => String::new(),
-        false => format!("elements = {{ {} }}", all.iter().cloned().collect::<Vec<_>>().join(", ")),
+        false => format!("elements = {{ {} }}", all.into_iter().collect::<Vec<_>>().join(", ")),
     };
-    let (nat, routed, subnets) = (elements(&nat), elements(&routed), elements(&subnets));
+    let with_port = |wanted, subnet: fn(&NetworkTarget) -> Option<IpNet>| {
+        elements(
+            of(wanted)
+                .filter_map(|(network, fabric)| {
+                    Some(format!("\"{}\" . {}", port_inside(fabric.vni), subnet(network)?.trunc()))
+                })
+                .collect(),
+        )
+    };
+    let alone = |subnet: fn(&NetworkTarget) -> Option<IpNet>| {
+        elements(of(is_routed).filter_map(|(network, _)| Some(subnet(network)?.trunc().to_string())).collect())
+    };
+    let (nat, nat6) = (with_port(is_translated, subnet4), with_port(is_translated, subnet6));
+    let (routed, routed6) = (with_port(is_routed, subnet4), with_port(is_routed, subnet6));
+    let (subnets, subnets6) = (alone(subnet4), alone(subnet6));
     format!(
         r#"add table inet router
 delete table inet router
@@ -372,9 +424,13 @@ table inet router {{
     set translated {{ type ifname . ipv4_addr; flags interval; {nat} }}
     set routed {{ type ifname . ipv4_addr; flags interval; {routed} }}
     set routed_subnet {{ type ipv4_addr; flags interval; auto-merge; {subnets} }}
+    set translated6 {{ type ifname . ipv6_addr; flags interval; {nat6} }}
+    set routed6 {{ type ifname . ipv6_addr; flags interval; {routed6} }}
+    set routed_subnet6 {{ type ipv6_addr; flags interval; auto-merge; {subnets6} }}
     chain untracked {{
         type filter hook prerouting priority raw; policy accept;
         iifname . ip saddr @routed ip daddr @routed_subnet notrack
+        iifname . ip6 saddr @routed6 ip6 daddr @routed_subnet6 notrack
     }}
     chain input {{
         type filter hook input priority filter; policy drop;
@@ -385,13 +441,16 @@ table inet router {{
     chain forward {{
         type filter hook forward priority filter; policy drop;
         iifname . ip saddr @routed oifname . ip daddr @routed accept
+        iifname . ip6 saddr @routed6 oifname . ip6 daddr @routed6 accept
         iifname "{OUT}" ct state established,related accept
         oifname != "{OUT}" drop
         ip daddr 169.254.0.0/16 drop
+        ip6 daddr {{ {METADATA6} }} drop
         ct state invalid drop
         ct state established,related accept
         ct state new ct count over {CONNECTIONS_MAX} counter name too_many drop
         iifname . ip saddr @translated accept
+        iifname . ip6 saddr @translated6 accept
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -400,4 +459,20 @@ table inet router {{
 }}
 "#
     )
+}
+
+const fn is_translated(fabric: &FabricTarget) -> bool {
+    fabric.internet_nat
+}
+
+const fn is_routed(fabric: &FabricTarget) -> bool {
+    fabric.routed
+}
+
+fn subnet4(network: &NetworkTarget) -> Option<IpNet> {
+    Some(network.subnet.into())
+}
+
+fn subnet6(network: &NetworkTarget) -> Option<IpNet> {
+    network.subnet6.map(IpNet::V6)
 }

@@ -71,6 +71,8 @@ fn wiring(nics: u8) -> Wiring {
         network: NetworkId::new(uuid::Uuid::nil()),
         address: format!("10.0.0.{}/24", index + 2).parse().unwrap(),
         gateway: None,
+        addresses6: Vec::new(),
+        gateway6: None,
         primary: index == 0,
         mtu: 1500,
     };

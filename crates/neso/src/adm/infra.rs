@@ -1,8 +1,12 @@
 //! `neso adm package|network|image|server …`: what instances are made of.
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
-use model::{image::Image, network::Network, package::Package, server::Trait};
+use ipnet::IpNet;
+use model::{id::AccountId, image::Image, network::Network, package::Package, server::Trait};
 use opsapi::{Client, NewNetwork, NewPackage};
 
 use super::{Output, bytes, details, or_dash, table};
@@ -136,46 +140,7 @@ pub(crate) enum Networks {
         network: String,
     },
     /// Make a network.
-    Create {
-        /// Name tenants see.
-        name: String,
-        /// The subnet, e.g. 10.5.0.0/24.
-        #[arg(long)]
-        subnet: ipnet::Ipv4Net,
-        /// Bridge tag: with the VLAN it names the segment, which carries this network alone.
-        #[arg(long)]
-        nic_tag: String,
-        /// 802.1Q VLAN; 0 is untagged.
-        #[arg(long, default_value_t = 0)]
-        vlan: u16,
-        /// First address given out.
-        #[arg(long)]
-        range_start: Option<std::net::Ipv4Addr>,
-        /// Last address given out.
-        #[arg(long)]
-        range_end: Option<std::net::Ipv4Addr>,
-        /// The gateway.
-        #[arg(long)]
-        gateway: Option<std::net::Ipv4Addr>,
-        /// Name servers, up to 4.
-        #[arg(long)]
-        resolver: Vec<std::net::IpAddr>,
-        /// Login or id of an account that sees it; everybody when absent.
-        #[arg(long)]
-        owner: Vec<String>,
-        /// Reachable from outside.
-        #[arg(long)]
-        public: bool,
-        /// The node holds the gateway's address.
-        #[arg(long)]
-        host_gateway: bool,
-        /// Masquerade towards the outside.
-        #[arg(long)]
-        nat: bool,
-        /// Bytes.
-        #[arg(long)]
-        mtu: Option<u16>,
-    },
+    Create(Box<NetworkWish>),
     /// List a network's addresses that are in use or reserved.
     Ips {
         /// Name or id.
@@ -203,48 +168,107 @@ pub(crate) enum Networks {
     },
 }
 
+/// A network to be made.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NetworkWish {
+    /// Name tenants see.
+    name: String,
+    /// The subnet, e.g. 10.5.0.0/24.
+    #[arg(long)]
+    subnet: ipnet::Ipv4Net,
+    /// Bridge tag: with the VLAN it names the segment, which carries this network alone.
+    #[arg(long)]
+    nic_tag: String,
+    /// 802.1Q VLAN; 0 is untagged.
+    #[arg(long, default_value_t = 0)]
+    vlan: u16,
+    /// First address given out.
+    #[arg(long)]
+    range_start: Option<Ipv4Addr>,
+    /// Last address given out.
+    #[arg(long)]
+    range_end: Option<Ipv4Addr>,
+    /// The gateway.
+    #[arg(long)]
+    gateway: Option<Ipv4Addr>,
+    /// An IPv6 subnet beside the other, e.g. fd00:5::/64: instances get an address of each.
+    #[arg(long)]
+    subnet6: Option<ipnet::Ipv6Net>,
+    /// First IPv6 address given out.
+    #[arg(long)]
+    range6_start: Option<Ipv6Addr>,
+    /// Last IPv6 address given out.
+    #[arg(long)]
+    range6_end: Option<Ipv6Addr>,
+    /// The IPv6 gateway.
+    #[arg(long)]
+    gateway6: Option<Ipv6Addr>,
+    /// Name servers, up to 4.
+    #[arg(long)]
+    resolver: Vec<IpAddr>,
+    /// A static route, SUBNET=NEXT-HOP, of either family; may be repeated.
+    #[arg(long = "route", value_parser = route)]
+    routes: Vec<(IpNet, IpAddr)>,
+    /// Login or id of an account that sees it; everybody when absent.
+    #[arg(long)]
+    owner: Vec<String>,
+    /// Reachable from outside.
+    #[arg(long)]
+    public: bool,
+    /// The node holds the gateways' addresses.
+    #[arg(long)]
+    host_gateway: bool,
+    /// Masquerade towards the outside; IPv6 addresses that are good everywhere are routed instead.
+    #[arg(long)]
+    nat: bool,
+    /// Bytes.
+    #[arg(long)]
+    mtu: Option<u16>,
+}
+
+impl NetworkWish {
+    fn asked(self, owners: Vec<AccountId>) -> NewNetwork {
+        NewNetwork {
+            name: self.name,
+            description: None,
+            owners,
+            public: self.public,
+            nic_tag: self.nic_tag,
+            vlan: self.vlan,
+            subnet: self.subnet,
+            range_start: self.range_start,
+            range_end: self.range_end,
+            gateway: self.gateway,
+            subnet6: self.subnet6,
+            range6_start: self.range6_start,
+            range6_end: self.range6_end,
+            gateway6: self.gateway6,
+            resolvers: self.resolver,
+            routes: self.routes.into_iter().collect(),
+            mtu: self.mtu,
+            host_gateway: self.host_gateway,
+            nat: self.nat,
+        }
+    }
+}
+
+/// `10.9.0.0/16=10.5.0.7`.
+fn route(text: &str) -> Result<(IpNet, IpAddr), String> {
+    let parsed = text.split_once('=').and_then(|(to, via)| Some((to.parse().ok()?, via.parse().ok()?)));
+    parsed.ok_or_else(|| "write a subnet, \"=\" and the next hop, like 10.9.0.0/16=10.5.0.7".to_owned())
+}
+
 /// Runs it.
 pub(crate) async fn networks(client: &Client, output: Output, command: Networks) -> Outcome {
     match command {
         Networks::List => output.show(&client.networks().await?, |networks| network_listing(networks)),
         Networks::Get { network } => output.show(&client.network(&network).await?, network_details),
-        Networks::Create {
-            name,
-            subnet,
-            nic_tag,
-            vlan,
-            range_start,
-            range_end,
-            gateway,
-            resolver,
-            owner,
-            public,
-            host_gateway,
-            nat,
-            mtu,
-        } => {
+        Networks::Create(wish) => {
             let mut owners = Vec::new();
-            for owner in owner {
-                owners.push(client.account(&owner).await?.id);
+            for owner in &wish.owner {
+                owners.push(client.account(owner).await?.id);
             }
-            let wish = NewNetwork {
-                name,
-                description: None,
-                owners,
-                public,
-                nic_tag,
-                vlan,
-                subnet,
-                range_start,
-                range_end,
-                gateway,
-                resolvers: resolver,
-                mtu,
-                host_gateway,
-                nat,
-                ..NewNetwork::default()
-            };
-            output.show(&client.create_network(&wish).await?, network_details)
+            output.show(&client.create_network(&wish.asked(owners)).await?, network_details)
         }
         Networks::Ips { network } => output.show(&client.addresses(&network).await?, |addresses| {
             table(
@@ -302,12 +326,17 @@ fn network_listing(networks: &[Network]) -> comfy_table::Table {
 
 fn network_details(network: &Network) -> comfy_table::Table {
     let resolvers: Vec<String> = network.resolvers.iter().map(ToString::to_string).collect();
+    let routes: Vec<String> = network.routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
     details(&[
         ("name", network.name.clone()),
         ("id", network.id.to_string()),
         ("subnet", network.subnet.to_string()),
         ("given out", format!("{} to {}", network.range_start, network.range_end)),
         ("gateway", or_dash(network.gateway)),
+        ("IPv6 subnet", or_dash(network.subnet6)),
+        ("IPv6 given out", or_dash(network.range6.map(|(first, last)| format!("{first} to {last}")))),
+        ("IPv6 gateway", or_dash(network.gateway6)),
+        ("routes", routes.join(", ")),
         ("resolvers", resolvers.join(", ")),
         ("nic tag, vlan", format!("{}, {}", network.nic_tag, network.vlan)),
         ("mtu", network.mtu.to_string()),

@@ -110,13 +110,14 @@ fn plain(value: &impl Serialize) -> String {
 pub(super) fn nics(output: Output, nics: &Vec<Nic>) -> Outcome {
     output.show(nics, |nics| {
         table(
-            &["mac", "ip", "netmask", "gateway", "network", "state"],
+            &["mac", "ip", "netmask", "gateway", "ip6", "network", "state"],
             nics.iter().map(|nic| {
                 vec![
                     nic.mac.to_string(),
                     nic.ip.to_string(),
                     nic.netmask.to_string(),
                     or_dash(nic.gateway),
+                    or_dash(nic.ip6),
                     nic.network.to_string(),
                     or_dash(nic.state.as_ref()),
                 ]

@@ -3,7 +3,7 @@
 //! A path is looked up in one JSON object with dots for depth, the longest name first, because tag names may hold dots
 //! themselves: `sdc:tags.a.b` is the tag `a.b` if there is one, else `b` of `a`. Text comes out bare, other values as JSON.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use model::{
     id::InstanceId,
@@ -116,7 +116,7 @@ fn object(view: &View<'_>) -> Value {
 
 fn nic_object(target: &Target, nic: &NicTarget) -> Value {
     let network = target.networks.get(&nic.network);
-    let gateways: Vec<String> = nic.gateway.iter().map(Ipv4Addr::to_string).collect();
+    let gateways = nic.gateway.map(IpAddr::V4).into_iter().chain(nic.gateway6.map(IpAddr::V6));
     let mut fields = json!({
         "interface": nic.interface,
         "mac": nic.mac.to_string(),
@@ -124,13 +124,13 @@ fn nic_object(target: &Target, nic: &NicTarget) -> Value {
         "nic_tag": network.map_or("", |network| network.nic_tag.as_str()),
         "netmask": nic.address.netmask().to_string(),
         "ip": nic.address.addr().to_string(),
-        "ips": [nic.address.to_string()],
+        "ips": nic.addresses().map(|net| net.to_string()).collect::<Vec<_>>(),
         "network_uuid": nic.network.to_string(),
         "mtu": nic.mtu,
-        "gateways": gateways,
+        "gateways": gateways.map(|gateway| gateway.to_string()).collect::<Vec<_>>(),
     });
-    if let (Some(gateway), Some(fields)) = (gateways.first(), fields.as_object_mut()) {
-        fields.insert("gateway".to_owned(), json!(gateway));
+    if let (Some(gateway), Some(fields)) = (nic.gateway, fields.as_object_mut()) {
+        fields.insert("gateway".to_owned(), json!(gateway.to_string()));
     }
     if let (true, Some(fields)) = (nic.primary, fields.as_object_mut()) {
         fields.insert("primary".to_owned(), json!(true));
@@ -151,13 +151,13 @@ fn exit_status(exit: &Exit) -> i32 {
     exit.code.or_else(|| exit.signal.map(|signal| 128 + signal)).unwrap_or(0)
 }
 
-fn route(destination: String, gateway: Ipv4Addr) -> Value {
+fn route(destination: String, gateway: IpAddr) -> Value {
     json!({ "linklocal": false, "dst": destination, "gateway": gateway.to_string() })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, net::Ipv4Addr};
 
     use model::{
         id::{AccountId, ImageId, MacAddr, NetworkId, ServerId},
@@ -198,12 +198,14 @@ mod tests {
                 network,
                 address: "10.0.0.5/24".parse().unwrap(),
                 gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+                addresses6: vec!["fd00:9::5/64".parse().unwrap()],
+                gateway6: Some("fd00:9::1".parse().unwrap()),
                 primary: true,
                 mtu: 1500,
             }],
             resolvers: vec!["8.8.8.8".parse().unwrap()],
             dns_domain: None,
-            routes: BTreeMap::from([("10.9.0.0/16".parse().unwrap(), Ipv4Addr::new(10, 0, 0, 7))]),
+            routes: BTreeMap::from([("10.9.0.0/16".parse().unwrap(), Ipv4Addr::new(10, 0, 0, 7).into())]),
             metadata: BTreeMap::new(),
             internal_metadata: BTreeMap::from([("operator-script".to_owned(), "#!/bin/sh".to_owned())]),
             tags: tags.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
@@ -263,7 +265,9 @@ mod tests {
             ("tags.a.b", Some("dotted")),
             ("tags.c", None),
             ("nics.0.ip", Some("10.0.0.5")),
-            ("nics.0.gateways.0", Some("10.0.0.1")),
+            ("nics.0.gateway", Some("10.0.0.1")),
+            ("nics.0.gateways", Some(r#"["10.0.0.1","fd00:9::1"]"#)),
+            ("nics.0.ips", Some(r#"["10.0.0.5/24","fd00:9::5/64"]"#)),
             ("nics.0.nic_tag", Some("ext")),
             ("nics.1.ip", None),
             ("resolvers", Some(r#"["8.8.8.8"]"#)),
@@ -276,7 +280,6 @@ mod tests {
             assert_eq!(property(&view, path).as_deref(), expected, "sdc:{path}");
         }
         let nics: Value = serde_json::from_str(&property(&view, "nics").unwrap()).unwrap();
-        assert_eq!(nics[0]["ips"][0], "10.0.0.5/24");
         assert_eq!(nics[0]["primary"], true);
     }
 }

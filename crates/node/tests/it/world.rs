@@ -412,6 +412,8 @@ pub(crate) fn nic(first: u8, index: u8) -> NicTarget {
         network: network_id(),
         address: format!("10.88.0.{}/24", first + index).parse().unwrap(),
         gateway: (index == 0).then_some(Ipv4Addr::new(10, 88, 0, 1)),
+        addresses6: Vec::new(),
+        gateway6: None,
         primary: index == 0,
         mtu: 1500,
     }

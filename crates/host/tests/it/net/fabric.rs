@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use host::{
@@ -14,14 +14,15 @@ use host::{
     link::{LinkNames, Links, NetworkSetup},
     linux::link::LinuxLinks,
 };
+use ipnet::Ipv6Net;
 use model::{
     id::{AccountId, InstanceId, MacAddr},
     target::{FabricTarget, NetworkTarget, Peer},
 };
 
 use super::{
-    frames::pings,
-    site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, nic, run},
+    frames::{pings, pings6},
+    site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, listen6, nic, run},
 };
 
 fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
@@ -34,6 +35,13 @@ fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
         fabric: Some(FabricTarget { vni, owner, internet_nat: false, routed: false }),
         ..NetworkTarget::default()
     }
+}
+
+/// The same with IPv6.
+fn tenant_network6(owner: AccountId, vni: u32, subnet: &str, subnet6: &str) -> NetworkTarget {
+    let subnet6: Ipv6Net = subnet6.parse().expect("a subnet");
+    let gateway6 = Some(Ipv6Addr::from_bits(subnet6.network().to_bits() + 1));
+    NetworkTarget { subnet6: Some(subnet6), gateway6, ..tenant_network(owner, vni, subnet) }
 }
 
 /// A machine of a small fleet.
@@ -49,6 +57,14 @@ struct Zone {
     space: Namespace,
     mac: MacAddr,
     address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+}
+
+impl Zone {
+    /// Its IPv6 address, which it has.
+    fn six(&self) -> Ipv6Addr {
+        self.address6.expect("its network has IPv6")
+    }
 }
 
 impl Machine {
@@ -79,15 +95,20 @@ impl Machine {
         let address = network.subnet.hosts().nth(suffix as usize % 64 + 8).expect("the subnet is large enough");
         let mut nic = nic(suffix, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
         nic.mtu = network.mtu;
+        let own = |subnet: Ipv6Net| Ipv6Addr::from_bits(subnet.network().to_bits() + u128::from(suffix % 64) + 8);
+        let address6 = network.subnet6.map(own);
+        nic.addresses6 = address6.into_iter().map(|ip| Ipv6Net::new(ip, 64).expect("a length")).collect();
+        nic.gateway6 = network.gateway6;
         let (space, mac) = (Namespace::new(), nic.mac);
         let setup = NetworkSetup { nics: vec![(nic, network.clone())], routes: BTreeMap::new() };
         self.space.enter(|| self.links.attach(InstanceId::random(), &space.path(), &setup)).expect("a NIC");
-        Zone { space, mac, address }
+        Zone { space, mac, address, address6 }
     }
 
     /// Tells this machine of a zone on another.
     fn meet(&mut self, vni: u32, zone: &Zone, at: &Machine) {
-        let peer = Peer { addresses: vec![zone.address.into()], underlay: at.underlay.into() };
+        let addresses = std::iter::once(IpAddr::V4(zone.address)).chain(zone.address6.map(IpAddr::V6));
+        let peer = Peer { addresses: addresses.collect(), underlay: at.underlay.into() };
         self.set.segments.get_mut(&vni).expect("it has the segment").peers.insert(zone.mac, peer);
         self.program();
     }
@@ -303,5 +324,94 @@ fn routers_lead_between_a_tenants_networks_on_two_machines() {
             assert!(pings(b.address, PATIENCE), "from one network to the other");
             assert!(connects(at, PATIENCE), "each way through another machine's router");
         });
+    });
+}
+
+#[test]
+fn fabrics_carry_ipv6_across_machines_and_ask_nobody_else() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["yj", "yk"]);
+        let mine = tenant_network6(AccountId::random(), 0x40, "10.0.0.0/24", "fd00:1::/64");
+        let theirs = tenant_network6(AccountId::random(), 0x41, "10.0.0.0/24", "fd00:1::/64");
+        for network in [&mine, &theirs] {
+            one.join(network);
+            two.join(network);
+        }
+        let (a, b) = (one.zone(&mine, 1), two.zone(&mine, 2));
+        let (x, y) = (one.zone(&theirs, 64 + 1), two.zone(&theirs, 64 + 3));
+        assert_eq!(a.six(), x.six(), "both tenants use the same addresses");
+        a.space.enter(|| assert!(!pings6(b.six(), SILENCE), "nobody told the machines"));
+        one.meet(0x40, &b, &two);
+        two.meet(0x40, &a, &one);
+        one.meet(0x41, &y, &two);
+        two.meet(0x41, &x, &one);
+        a.space.enter(|| assert!(pings6(b.six(), PATIENCE), "across machines"));
+        x.space.enter(|| assert!(pings6(y.six(), PATIENCE), "the other tenant likewise"));
+        let server = b.space.enter(listen6);
+        let at = SocketAddr::from((b.six(), server.local_addr().expect("bound").port()));
+        a.space.enter(|| assert!(connects(at, PATIENCE)));
+        // b's address means nothing to the other tenant, and asking for it stays on the machine.
+        let before = sent(&one.space, "yjx000041");
+        x.space.enter(|| assert!(!pings6(b.six(), SILENCE)));
+        assert_eq!(sent(&one.space, "yjx000041"), before, "nothing is flooded to other machines");
+        one.set.segments.get_mut(&0x40).expect("it is there").peers.clear();
+        one.program();
+        a.space.enter(|| assert!(!connects(at, SILENCE), "a forgotten peer is not reached"));
+    });
+}
+
+#[test]
+fn routers_translate_ipv6_and_lead_between_networks() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["ym", "yn"]);
+        let outside = Namespace::new();
+        outside.run(&["ip", "link", "set", "lo", "up"]);
+        wire((&one.space, "uplink", "203.0.113.1/24"), (&outside, "world", "203.0.113.9/24"));
+        for (space, name, address) in
+            [(&one.space, "uplink", "2001:db8:1::1/64"), (&outside, "world", "2001:db8:1::9/64")]
+        {
+            space.run(&["ip", "addr", "add", address, "dev", name, "nodad"]);
+        }
+        let owner = AccountId::random();
+        let routed = |vni, subnet: &str, subnet6: &str| {
+            let mut network = tenant_network6(owner, vni, subnet, subnet6);
+            let fabric = network.fabric.as_mut().expect("a fabric");
+            (fabric.routed, fabric.internet_nat) = (true, true);
+            network
+        };
+        let first = routed(0x50, "10.0.0.0/24", "fd00:1::/64");
+        let second = routed(0x51, "10.0.1.0/24", "fd00:2::/64");
+        for network in [&first, &second] {
+            one.join(network);
+            two.join(network);
+        }
+        let (a, b) = (one.zone(&first, 1), two.zone(&second, 2));
+        one.meet(0x51, &b, &two);
+        two.meet(0x50, &a, &one);
+        let gateway = first.gateway6.expect("it has one");
+        let of_b = b.space.enter(listen6);
+        let b_at = SocketAddr::from((b.six(), of_b.local_addr().expect("bound").port()));
+        let server = outside.enter(listen6);
+        let at = SocketAddr::from((
+            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9),
+            server.local_addr().expect("bound").port(),
+        ));
+        let of_host = one.space.enter(listen6);
+        let port = of_host.local_addr().expect("bound").port();
+        a.space.enter(|| {
+            assert!(pings6(gateway, PATIENCE), "the gateway answers");
+            assert!(pings6(b.six(), PATIENCE), "from one network to the other");
+            assert!(connects(b_at, PATIENCE), "each way through another machine's router");
+            assert!(connects(at, PATIENCE), "NAT leads outside");
+            for address in ["2001:db8:1::1", "fd4e:6573:6f74::", "fd4e:6573:6f74::2"] {
+                let address: Ipv6Addr = address.parse().expect("an address");
+                assert!(!connects(SocketAddr::from((address, port)), SILENCE), "the host's {address}");
+            }
+        });
+        let (_, from) = server.accept().expect("it arrived");
+        assert_eq!(from.ip(), IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, 1]), "the outside sees the host's address");
+        // Whatever is there is left as it is.
+        one.program();
+        a.space.enter(|| assert!(connects(at, PATIENCE)));
     });
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::Arc,
 };
 
@@ -20,8 +20,8 @@ use model::{
 };
 
 use super::{
-    frames::pings,
-    site::{PATIENCE, SILENCE, Site, Zone, connects, in_host, listen, network, run},
+    frames::{pings, pings6},
+    site::{PATIENCE, SILENCE, Site, Zone, connects, in_host, listen, listen6, network, network6, run},
 };
 
 /// One account's rules and instances, and the zones they are.
@@ -40,15 +40,10 @@ impl Scene {
     fn add(&mut self, zone: &Zone, bridge: &str, filtered: bool, tags: &[&str]) -> InstanceId {
         let id = InstanceId::random();
         let tags = tags.iter().map(|tag| ((*tag).to_owned(), "1".to_owned())).collect();
-        let address = zone.address.into();
-        self.views.push(InstanceView {
-            id,
-            owner: self.owner,
-            tags,
-            addresses: vec![address],
-            firewall_enabled: filtered,
-        });
-        self.places.insert(id, vec![Place { bridge: bridge.to_owned(), mac: zone.mac, address }]);
+        let addresses = zone.addresses();
+        let place = |address: &IpAddr| Place { bridge: bridge.to_owned(), mac: zone.mac, address: *address };
+        self.places.insert(id, addresses.iter().map(place).collect());
+        self.views.push(InstanceView { id, owner: self.owner, tags, addresses, firewall_enabled: filtered });
         id
     }
 
@@ -194,5 +189,48 @@ fn rules_follow_tags_and_reach_open_connections() {
         site.filters.apply_firewall(&scene.firewall()).expect("off");
         assert!(open(&idle, PATIENCE), "off at once");
         assert!(!run(&["nft", "list", "tables"]).contains("neso_fw"), "nothing is left of it");
+    });
+}
+
+#[test]
+fn rules_hold_in_ipv6_too() {
+    in_host(|| {
+        let ext = network6("ext", "10.88.0.0/16", "fd00:88::/64");
+        let mut site = Site::new();
+        site.bridge(&ext);
+        let (web, db, idle) = (site.zone(&ext), site.zone(&ext), site.zone(&ext));
+        let mut scene = Scene::new();
+        scene.add(&web, "nb-ext", false, &["web"]);
+        scene.add(&db, "nb-ext", true, &["db"]);
+        scene.add(&idle, "nb-ext", false, &[]);
+        // Both families on one port.
+        let served = db.namespace.enter(listen6);
+        let port = served.local_addr().expect("bound").port();
+        let (four, six) = (SocketAddr::from((db.address, port)), SocketAddr::from((db.six(), port)));
+        let open = |from: &Zone, to, patience| from.namespace.enter(|| connects(to, patience));
+        assert!(open(&web, six, PATIENCE) && open(&web, four, PATIENCE), "nothing is filtered yet");
+
+        site.filters.apply_firewall(&scene.firewall()).expect("a firewall");
+        assert!(!open(&web, six, SILENCE), "what no rule lets in is dropped");
+        assert!(!web.namespace.enter(|| pings6(db.six(), SILENCE)), "no rule about pings");
+        scene.rule(&format!("FROM tag web TO tag db ALLOW tcp PORT {port}"));
+        site.filters.apply_firewall(&scene.firewall()).expect("a rule");
+        assert!(open(&web, six, PATIENCE) && open(&web, four, PATIENCE), "a tag stands for addresses of both families");
+        assert!(!open(&idle, six, SILENCE));
+
+        scene.rule("FROM subnet fd00:88::/64 TO tag db ALLOW icmp6 TYPE 128 CODE 0");
+        scene.rule(&format!("FROM ip {} TO tag db ALLOW tcp PORT {port}", idle.six()));
+        site.filters.apply_firewall(&scene.firewall()).expect("rules with IPv6 addresses");
+        assert!(idle.namespace.enter(|| pings6(db.six(), PATIENCE)), "whoever is in the subnet may ping");
+        assert!(!idle.namespace.enter(|| pings(db.address, SILENCE)), "in IPv6");
+        assert!(open(&idle, six, PATIENCE) && !open(&idle, four, SILENCE), "by its IPv6 address and no other");
+
+        let elsewhere = idle.namespace.enter(listen6);
+        let port = elsewhere.local_addr().expect("bound").port();
+        let (four, six) = (SocketAddr::from((idle.address, port)), SocketAddr::from((idle.six(), port)));
+        assert!(open(&db, six, PATIENCE), "what goes out goes out");
+        scene.rule("FROM tag db TO subnet fd00:88::/64 BLOCK tcp PORT ALL");
+        site.filters.apply_firewall(&scene.firewall()).expect("a rule about what goes out");
+        assert!(!open(&db, six, SILENCE) && open(&db, four, PATIENCE), "unless a rule says otherwise, in its family");
     });
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -12,8 +12,8 @@ use nix::{
     libc,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, setsockopt, socket,
-            sockopt,
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto,
+            setsockopt, socket, sockopt,
         },
         time::{TimeVal, TimeValLike},
     },
@@ -51,6 +51,38 @@ pub(super) fn arp(sender: MacAddr, address: Ipv4Addr, to: MacAddr, target: Ipv4A
     packet.extend_from_slice(&to.0);
     packet.extend_from_slice(&target.octets());
     packet
+}
+
+/// An IPv6 packet: `next` says what `payload` is, and that has room for a checksum at `sum_at`.
+fn six(from: Ipv6Addr, to: Ipv6Addr, next: u8, mut payload: Vec<u8>, sum_at: usize) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("a short payload");
+    let pseudo =
+        [&from.octets()[..], &to.octets(), &[0, 0], &length.to_be_bytes(), &[0, 0, 0, next], &payload].concat();
+    payload[sum_at..sum_at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    let [high, low] = length.to_be_bytes();
+    [&[0x60, 0, 0, 0, high, low, next, 255][..], &from.octets(), &to.octets(), &payload].concat()
+}
+
+/// An IPv6 packet with a UDP datagram.
+pub(super) fn udp6(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), text: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + text.len()).expect("a short text");
+    let words = [from.1, to.1, length, 0].map(u16::to_be_bytes).concat();
+    six(from.0, to.0, 17, [&words[..], text].concat(), 6)
+}
+
+/// An ICMPv6 packet of `kind`; `body` is what follows the checksum.
+pub(super) fn icmp6(kind: u8, from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> Vec<u8> {
+    six(from, to, 58, [&[kind, 0, 0, 0][..], body].concat(), 2)
+}
+
+/// What follows the checksum of a neighbour solicitation or advertisement; `options` are pairs of a kind and an Ethernet address.
+pub(super) fn discovery(flags: u8, target: Ipv6Addr, options: &[(u8, MacAddr)]) -> Vec<u8> {
+    let mut body = [&[flags, 0, 0, 0][..], &target.octets()].concat();
+    for (kind, mac) in options {
+        body.extend_from_slice(&[*kind, 1]);
+        body.extend_from_slice(&mac.0);
+    }
+    body
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
@@ -148,6 +180,29 @@ pub(super) fn pings(address: Ipv4Addr, patience: Duration) -> bool {
         while let Ok(count) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             let from_it = buffer[12..16] == address.octets();
             if count >= 36 && from_it && buffer[20] == 0 && buffer[24..28] == mark[..4] {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// The same in IPv6.
+pub(super) fn pings6(address: Ipv6Addr, patience: Duration) -> bool {
+    let fd = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)
+        .expect("a raw socket");
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).expect("a timeout");
+    let mark = rand_mark();
+    // The kernel fills in the checksum.
+    let echo = [&[128, 0, 0, 0][..], &mark].concat();
+    let to = SockaddrIn6::from(std::net::SocketAddrV6::new(address, 0, 0, 0));
+    let (deadline, mut buffer) = (Instant::now() + patience, [0; 2048]);
+    while Instant::now() < deadline {
+        if sendto(fd.as_raw_fd(), &echo, &to, MsgFlags::empty()).is_err() {
+            return false;
+        }
+        while let Ok(count) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            if count >= 16 && buffer[0] == 129 && buffer[4..16] == mark {
                 return true;
             }
         }

@@ -8,6 +8,7 @@ mod isolation;
 mod nat;
 mod rules;
 mod site;
+mod six;
 mod spoof;
 
 use std::collections::BTreeMap;

@@ -15,10 +15,14 @@ fn example(nics: u32) -> FilterSet {
         subnet: "10.88.0.0/16".parse().expect("a subnet"),
         host_address: Some("10.88.0.1".parse().expect("an address")),
         nat: true,
+        ..BridgeFilter::default()
     };
     let nics = (1..=nics).map(|suffix| {
         let [_, _, high, low] = suffix.to_be_bytes();
-        let filter = NicFilter { instance: InstanceId::random(), addresses: vec![[10, 88, high, low].into()] };
+        // Every fourth has IPv6 too.
+        let six = (suffix % 4 == 2).then(|| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])].into());
+        let addresses = std::iter::once([10, 88, high, low].into()).chain(six).collect();
+        let filter = NicFilter { instance: InstanceId::random(), addresses };
         (MacAddr::from_suffix(suffix), filter)
     });
     FilterSet { nics: nics.collect(), bridges: [("nb-ext".to_owned(), bridge)].into() }
@@ -105,7 +109,10 @@ fn what_others_change_is_noticed() {
             "delete table inet neso",
             "flush chain bridge neso from_nic",
             "flush set bridge neso nic_arp",
+            "flush set bridge neso nic_ip6",
+            "flush set bridge neso nic_nd",
             "flush set inet neso host_address",
+            "flush chain bridge neso advertise",
             "insert rule bridge neso from_nic accept",
             &format!("delete element {first}"),
             &format!("add element {more}"),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     path::PathBuf,
     process::Command,
@@ -15,7 +15,7 @@ use host::{
     link::{LinkNames, Links, NetworkSetup},
     linux::{filter::LinuxFilters, link::LinuxLinks},
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     id::{InstanceId, MacAddr, NetworkId},
     target::{NetworkTarget, NicTarget},
@@ -105,6 +105,13 @@ pub(super) fn network(tag: &str, subnet: &str) -> NetworkTarget {
     }
 }
 
+/// The same with IPv6, of which the host holds the first address too.
+pub(super) fn network6(tag: &str, subnet: &str, subnet6: &str) -> NetworkTarget {
+    let subnet6: Ipv6Net = subnet6.parse().expect("an IPv6 subnet");
+    let host_address6 = Some(Ipv6Addr::from_bits(subnet6.network().to_bits() + 1));
+    NetworkTarget { subnet6: Some(subnet6), host_address6, ..network(tag, subnet) }
+}
+
 pub(super) fn nic(suffix: u32, interface: &str, address: &str) -> NicTarget {
     let address: Ipv4Net = address.parse().expect("an address with its prefix");
     NicTarget {
@@ -113,6 +120,8 @@ pub(super) fn nic(suffix: u32, interface: &str, address: &str) -> NicTarget {
         network: NetworkId::random(),
         address,
         gateway: address.hosts().next(),
+        addresses6: Vec::new(),
+        gateway6: None,
         primary: interface == "eth0",
         mtu: 1500,
     }
@@ -131,6 +140,19 @@ pub(super) struct Zone {
     pub(super) namespace: Namespace,
     pub(super) mac: MacAddr,
     pub(super) address: Ipv4Addr,
+    /// Where the network has IPv6.
+    pub(super) address6: Option<Ipv6Addr>,
+}
+
+impl Zone {
+    /// Its IPv6 address, which it has.
+    pub(super) fn six(&self) -> Ipv6Addr {
+        self.address6.expect("its network has IPv6")
+    }
+
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(IpAddr::V4(self.address)).chain(self.address6.map(IpAddr::V6)).collect()
+    }
 }
 
 impl Site {
@@ -143,15 +165,14 @@ impl Site {
     /// Makes a bridge and its filters.
     pub(super) fn bridge(&mut self, network: &NetworkTarget) {
         let name = self.links.ensure_bridge(network).expect("a bridge");
-        let filter = BridgeFilter { subnet: network.subnet, host_address: network.host_address, nat: network.nat };
-        self.set.bridges.insert(name, filter);
+        self.set.bridges.insert(name, BridgeFilter::of(network));
         self.filters.apply(&self.set).expect("filters");
     }
 
     /// Makes a zone with one NIC, filtered.
     pub(super) fn zone(&mut self, network: &NetworkTarget) -> Zone {
         let zone = self.unfiltered_zone(network);
-        let filter = NicFilter { instance: InstanceId::random(), addresses: vec![zone.address] };
+        let filter = NicFilter { instance: InstanceId::random(), addresses: zone.addresses() };
         self.set.nics.insert(zone.mac, filter);
         self.filters.apply(&self.set).expect("filters");
         zone
@@ -161,17 +182,27 @@ impl Site {
     pub(super) fn unfiltered_zone(&mut self, network: &NetworkTarget) -> Zone {
         self.macs += 1;
         let address = network.subnet.hosts().nth(self.macs as usize + 8).expect("the subnet is large enough");
-        let nic = nic(self.macs, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        let mut nic = nic(self.macs, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        let own = |subnet: Ipv6Net| Ipv6Addr::from_bits(subnet.network().to_bits() + u128::from(self.macs) + 8);
+        let address6 = network.subnet6.map(own);
+        let net6 = address6.zip(network.subnet6).map(|(ip, net)| Ipv6Net::new(ip, net.prefix_len()).expect("a length"));
+        nic.addresses6 = net6.into_iter().collect();
+        nic.gateway6 = network.host_address6;
         let (namespace, mac) = (Namespace::new(), nic.mac);
         let setup = NetworkSetup { nics: vec![(nic, network.clone())], routes: Default::default() };
         self.links.attach(InstanceId::random(), &namespace.path(), &setup).expect("a NIC");
-        Zone { namespace, mac, address }
+        Zone { namespace, mac, address, address6 }
     }
 }
 
 /// Listens on every address of this namespace.
 pub(super) fn listen() -> TcpListener {
     TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port")
+}
+
+/// The same of IPv6.
+pub(super) fn listen6() -> TcpListener {
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).expect("a port")
 }
 
 /// Whether a connection from this namespace comes about, waiting `patience`.
