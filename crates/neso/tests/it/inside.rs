@@ -6,8 +6,9 @@
 //! it is copied into the instance together with its libraries, and [`probe`] is its way in there.
 
 use std::{
+    fmt::Display,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
     process::Command,
@@ -96,7 +97,8 @@ impl<'a> Guest<'a> {
         let nic = &self.view["nics"][n];
         let text = |key: &str| nic[key].as_str().unwrap_or_else(|| panic!("{key} of NIC {n}: {}", self.view));
         let mac: Vec<u8> = text("mac").split(':').flat_map(|byte| u8::from_str_radix(byte, 16)).collect();
-        Nic { mac: mac.try_into().expect("six bytes"), ip: text("ip").parse().expect("an address") }
+        let ip6 = nic["ip6"].as_str().map(|ip| ip.parse().expect("an IPv6 address"));
+        Nic { mac: mac.try_into().expect("six bytes"), ip: text("ip").parse().expect("an address"), ip6 }
     }
 
     /// Begins a job.
@@ -143,14 +145,14 @@ impl<'a> Guest<'a> {
 
     /// Whether an address answers a ping from inside.
     #[track_caller]
-    pub(crate) fn pings(&self, address: Ipv4Addr) -> bool {
-        !self.answering(&[address]).is_empty()
+    pub(crate) fn pings(&self, address: impl Into<IpAddr>) -> bool {
+        !self.answering(&[address.into()]).is_empty()
     }
 
     /// The addresses that answer a ping from inside.
     #[track_caller]
-    pub(crate) fn answering(&self, addresses: &[Ipv4Addr]) -> Vec<String> {
-        let ping = |address: &Ipv4Addr| format!("(ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo {address}) & ");
+    pub(crate) fn answering<A: Display>(&self, addresses: &[A]) -> Vec<String> {
+        let ping = |address: &A| format!("(ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo {address}) & ");
         let line = addresses.iter().map(ping).collect::<String>() + "wait";
         self.shell(&line).1.lines().map(str::to_owned).collect()
     }
@@ -161,6 +163,15 @@ impl<'a> Guest<'a> {
 pub(crate) struct Nic {
     pub(crate) mac: [u8; 6],
     pub(crate) ip: Ipv4Addr,
+    pub(crate) ip6: Option<Ipv6Addr>,
+}
+
+impl Nic {
+    /// Its IPv6 address, which it has.
+    #[track_caller]
+    pub(crate) fn six(&self) -> Ipv6Addr {
+        self.ip6.expect("its network has IPv6")
+    }
 }
 
 /// Something under way inside an instance.

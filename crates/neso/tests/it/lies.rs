@@ -1,6 +1,6 @@
 //! Frames in which an instance lies about who it is, and those in which it does not.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::inside::Nic;
 
@@ -8,6 +8,9 @@ use crate::inside::Nic;
 const BROADCAST: [u8; 6] = [0xff; 6];
 const IPV4: [u8; 2] = [8, 0];
 const ARP: [u8; 2] = [8, 6];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+/// All nodes of a link.
+const EVERYBODY6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// A lie and how to know it when it is heard.
 pub(crate) struct Lie {
@@ -72,6 +75,79 @@ pub(crate) fn all(from: Nic, victim: Nic, gateway: Ipv4Addr) -> Vec<Lie> {
     lies
 }
 
+/// An honest frame for everybody in IPv6, with `text` in it.
+pub(crate) fn truth6(from: Nic, text: &[u8]) -> Vec<u8> {
+    frame(BROADCAST, from.mac, IPV6, &udp6((from.six(), 5_000), (EVERYBODY6, 5_000), text))
+}
+
+/// The lies of `from` in IPv6, likewise.
+pub(crate) fn all6(from: Nic, victim: Nic, gateway: Ipv6Addr) -> Vec<Lie> {
+    let nobody = [0x90, 0xb8, 0xd0, 9, 9, 9];
+    let mut lies = Vec::new();
+    for (to, address) in [(victim.mac, victim.six()), (BROADCAST, EVERYBODY6)] {
+        let mut lie = |name, mac, packet: Vec<u8>, mark: &[u8]| {
+            lies.push(Lie { name, frame: frame(to, mac, IPV6, &packet), mark: mark.to_vec() });
+        };
+        let said = |ip, port, mark: &[u8]| udp6((ip, port), (address, 546), mark);
+        for (name, mac, ip, port, mark) in [
+            ("another MAC", nobody, from.six(), 5_000, &b"six: another mac"[..]),
+            ("the gateway's address", from.mac, gateway, 5_000, b"six: address of the gateway"),
+            ("the victim's address", from.mac, victim.six(), 5_000, b"six: address of the victim"),
+            ("an answer of a DHCP server", from.mac, from.six(), 547, b"six: a server of addresses"),
+        ] {
+            lie(name, mac, said(ip, port, mark), mark);
+        }
+        for (name, kind) in [("a router's advertisement", 134), ("a redirect", 137)] {
+            let text: &[u8] = if kind == 134 { b"six: a router" } else { b"six: a redirect" };
+            lie(name, from.mac, icmp6(kind, from.six(), address, text), text);
+        }
+        for (name, owner, mac, sought) in [
+            ("I am the gateway", gateway, from.mac, 1),
+            ("I am the victim", victim.six(), from.mac, 2),
+            ("my address is at another MAC", from.six(), nobody, 3),
+        ] {
+            // Answering unasked, with the flag to believe it over what was known, and asking in that name.
+            let claim = [&owner.octets()[..], &[2, 1], &mac].concat();
+            lie(name, from.mac, icmp6(136, from.six(), address, &[&[0x20, 0, 0, 0][..], &claim].concat()), &claim);
+            // For somebody nobody else asks for, to know the question by.
+            let sought = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0x7777, sought);
+            let asking = [&[0; 4][..], &sought.octets(), &[1, 1], &mac].concat();
+            lie(name, from.mac, icmp6(135, owner, address, &asking), &sought.octets());
+        }
+    }
+    lies
+}
+
+/// An IPv6 packet; `next` says what `payload` is, and that has room for a checksum at `sum_at`.
+fn packet6(from: Ipv6Addr, to: Ipv6Addr, next: u8, mut payload: Vec<u8>, sum_at: usize) -> Vec<u8> {
+    let [high, low] = u16::try_from(payload.len()).expect("a short payload").to_be_bytes();
+    let ends = [from.octets(), to.octets()].concat();
+    let sum = checksum(&[&ends[..], &[0, 0, high, low, 0, 0, 0, next], &payload].concat());
+    payload[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+    [&[0x60, 0, 0, 0, high, low, next, 255][..], &ends, &payload].concat()
+}
+
+/// An IPv6 packet with a UDP datagram.
+fn udp6(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), text: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + text.len()).expect("a short text");
+    let head = [from.1, to.1, length, 0].map(u16::to_be_bytes).concat();
+    packet6(from.0, to.0, 17, [&head[..], text].concat(), 6)
+}
+
+/// An ICMPv6 packet; `body` is what follows the checksum.
+fn icmp6(kind: u8, from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> Vec<u8> {
+    packet6(from, to, 58, [&[kind, 0, 0, 0][..], body].concat(), 2)
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded")
+}
+
 fn frame(to: [u8; 6], from: [u8; 6], kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
     [&to[..], &from, &kind, payload].concat()
 }
@@ -89,11 +165,7 @@ fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &[u8]) -> Vec<u8> {
     head.extend([0, 0, 0, 0, 64, 17, 0, 0]);
     head.extend(from.0.octets());
     head.extend(to.0.octets());
-    let mut sum: u32 = head.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let sum = !u16::try_from(sum).expect("folded");
+    let sum = checksum(&head);
     head[10..12].copy_from_slice(&sum.to_be_bytes());
     for word in [from.1, to.1, length - 20, 0] {
         head.extend(word.to_be_bytes());

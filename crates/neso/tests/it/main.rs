@@ -21,4 +21,5 @@ mod network;
 mod restore;
 mod shell;
 mod signed;
+mod six;
 mod storm;

@@ -1,0 +1,152 @@
+//! IPv6 of a running datacenter: an operator's network gives addresses of both families, instances reach each other and their
+//! gateway by them, and nobody else in their name.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    process::Command,
+};
+
+use crate::{
+    datacenter::Datacenter,
+    inside::{Guest, READY, Wire, contains, to_hex},
+    lies,
+};
+
+#[test]
+fn instances_speak_ipv6_in_their_own_name() {
+    let Some(datacenter) = Datacenter::start() else { return };
+    let site = Site::make(&datacenter);
+    site.addresses();
+    site.reach();
+    site.spoofing();
+    site.powers();
+    site.repair();
+    for name in ["ada", "ben"] {
+        datacenter.good(&["instance", "delete", name]);
+    }
+    datacenter.wait("all to be gone", || datacenter.instances().is_empty());
+    datacenter.wait_idle();
+    datacenter.assert_clean();
+}
+
+/// Two instances on `six`, which has a gateway, and on `lone`, which has none.
+struct Site<'a> {
+    datacenter: &'a Datacenter,
+    gateway: Ipv6Addr,
+    ada: Guest<'a>,
+    ben: Guest<'a>,
+}
+
+impl<'a> Site<'a> {
+    fn make(datacenter: &'a Datacenter) -> Self {
+        // Subnets of this process alone: tests of several run side by side.
+        let own = u16::try_from(std::process::id() & 0xfff).expect("twelve bits");
+        let [a, b] = (own << 4).to_be_bytes();
+        let six = |last: u16| Ipv6Addr::new(0xfd4e, 0x6974, own, last, 0, 0, 0, 0);
+        let gateway = Ipv6Addr::from_bits(six(1).to_bits() + 1);
+        let network = |name: &str, third: u8, last: u16, more: &[&str]| {
+            let (subnet, subnet6) = (format!("100.{third}.{a}.{b}/28"), format!("{}/64", six(last)));
+            let line =
+                ["adm", "network", "create", name, "--nic-tag", name, "--subnet", &subnet, "--subnet6", &subnet6];
+            datacenter.good(&[&line[..], more].concat());
+        };
+        let v4 = format!("100.80.{a}.{}", b + 1);
+        let route = format!("fd4e:6974:ffff::/48={}", Ipv6Addr::from_bits(six(1).to_bits() + 7));
+        let gateways =
+            ["--gateway", &v4, "--gateway6", &gateway.to_string(), "--host-gateway", "--nat"].map(str::to_owned);
+        let more: Vec<&str> = gateways.iter().map(String::as_str).chain(["--route", &route]).collect();
+        network("six", 80, 1, &more);
+        network("lone", 81, 2, &[]);
+        for name in ["ada", "ben"] {
+            Guest::order(datacenter, name, &["six", "lone"]);
+        }
+        Self { datacenter, gateway, ada: Guest::meet(datacenter, "ada"), ben: Guest::meet(datacenter, "ben") }
+    }
+
+    /// What records, the API, the instance's metadata and its interfaces say is one thing.
+    fn addresses(&self) {
+        let Self { datacenter, gateway, ada, .. } = self;
+        let (first, second) = (ada.nic(0), ada.nic(1));
+        let shown = datacenter.json(&["instance", "-j", "get", "ada"]);
+        let ips: Vec<IpAddr> = shown["ips"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|ip| ip.as_str().and_then(|ip| ip.parse().ok()).expect("an address"))
+            .collect();
+        for nic in [first, second] {
+            assert!(ips.contains(&nic.ip.into()) && ips.contains(&nic.six().into()), "{shown}");
+        }
+        assert_eq!(shown["primaryIp"], first.ip.to_string());
+        let nics: serde_json::Value = serde_json::from_str(&ada.shell("mdata-get sdc:nics").1).expect("JSON");
+        assert_eq!(nics[0]["ips"][1], format!("{}/64", first.six()), "{nics}");
+        assert_eq!(nics[0]["gateways"][1], gateway.to_string(), "{nics}");
+        for (interface, nic) in [("net0", first), ("net1", second)] {
+            let shown = ada.shell(&format!("ip -6 addr show {interface}")).1;
+            assert!(shown.contains(&format!("inet6 {}/64", nic.six())) && !shown.contains("tentative"), "{shown}");
+        }
+        let routes = ada.shell("ip -6 route").1;
+        assert!(routes.contains(&format!("default via {gateway} dev net0")), "{routes}");
+        assert!(routes.contains("fd4e:6974:ffff::/48 via"), "{routes}");
+    }
+
+    fn reach(&self) {
+        let Self { gateway, ada, ben, .. } = self;
+        assert!(ada.pings(ben.nic(0).six()), "neighbours reach each other");
+        assert!(ada.pings(ben.nic(1).six()), "on the network without a gateway too");
+        assert!(ben.pings(*gateway), "the gateway answers a ping");
+        let everywhere = TcpListener::bind("[::]:0").expect("a port");
+        let door = SocketAddr::from((*gateway, everywhere.local_addr().expect("bound").port()));
+        assert_eq!(ada.opens(&[door]), Vec::<String>::new(), "doors of the machine that an instance can open");
+    }
+
+    fn bridge(&self) -> String {
+        format!("{}b-six", self.datacenter.settings().kernel.link_prefix)
+    }
+
+    /// An instance lies: nobody hears it, neither its neighbour nor the machine.
+    fn spoofing(&self) {
+        let Self { gateway, ada, ben, .. } = self;
+        let host = Wire::open(&self.bridge());
+        let ear = ben.begin_probe(&format!("hear net0 {}", to_hex(b"the truth")));
+        ear.wait_for(READY);
+        let lies = lies::all6(ada.nic(0), ben.nic(0), *gateway);
+        let mut frames: Vec<String> = lies.iter().map(|lie| to_hex(&lie.frame)).collect();
+        frames.push(to_hex(&lies::truth6(ada.nic(0), b"the truth")));
+        ada.probe(&format!("send net0 {}", frames.join(" ")));
+        for (who, heard) in [("ben", ear.heard()), ("the machine", host.hear_until(b"the truth"))] {
+            for lie in &lies {
+                assert!(!heard.iter().any(|frame| contains(frame, &lie.mark)), "{who} heard: {}", lie.name);
+            }
+        }
+        assert!(ben.pings(*gateway) && ada.pings(ben.nic(0).six()), "afterwards all is as before");
+    }
+
+    /// An instance has no say in its own addresses.
+    fn powers(&self) {
+        let taken = self.ben.nic(0).six();
+        for line in [
+            format!("ip addr add {taken}/64 dev net0"),
+            "ip -6 route add default via fe80::1 dev net1".to_owned(),
+            "echo 1 >/proc/sys/net/ipv6/conf/net0/accept_ra".to_owned(),
+        ] {
+            let (done, said) = self.ada.shell(&line);
+            assert!(!done, "ada may `{line}`: {said}");
+        }
+    }
+
+    /// Somebody takes away addresses and rules: they come back by themselves.
+    fn repair(&self) {
+        let Self { datacenter, gateway, ada, .. } = self;
+        let table = datacenter.settings().kernel.nft_table;
+        for damage in [
+            format!("ip -6 address flush dev {}", self.bridge()),
+            format!("nft flush set bridge {table} nic_ip6 && nft flush set bridge {table} nic_nd"),
+        ] {
+            let done = Command::new("sh").args(["-c", &damage]).output().expect("a shell");
+            assert!(done.status.success(), "{damage}: {}", String::from_utf8_lossy(&done.stderr));
+            datacenter.wait(&format!("all to be well after `{damage}`"), || ada.pings(*gateway));
+        }
+        self.spoofing();
+    }
+}
