@@ -73,6 +73,9 @@ pub enum Error {
         /// What would be right.
         hint: &'static str,
     },
+    /// A call of the same name is still being carried out.
+    #[error("the call is still being carried out; repeat it in a moment")]
+    InProgress,
     /// Nothing can be written now; reading still works.
     #[error("{0}")]
     Unavailable(String),

@@ -7,6 +7,9 @@
 //! here ever calls a machine: each is handed one document ([`servers::watch_target`]) and answers with facts. Flows
 //! ([`flows`]) wait for those facts on a person's behalf, loops ([`loops`]) tidy up.
 //!
+//! Verbs that a tenant's client may ask for go through [`Control::update`], so that a call that is repeated is carried out once
+//! ([`repeats`]).
+//!
 //! This crate knows no HTTP and none of the public contract's types; doors translate.
 
 pub mod config;
@@ -22,6 +25,7 @@ pub mod instances;
 pub mod networks;
 pub mod packages;
 pub mod placement;
+pub mod repeats;
 pub mod servers;
 
 pub mod flows;
@@ -48,9 +52,13 @@ pub use crate::{
     tables::schema,
 };
 
-/// The control plane. Cheap to clone; all clones are one.
+/// The control plane. Cheap to clone; all clones are one, but that some may be of a call with a name ([`repeats`]).
 #[derive(Clone)]
-pub struct Control(Arc<Inner>);
+pub struct Control {
+    inner: Arc<Inner>,
+    /// Which call this is, when its client named it.
+    call: Option<Arc<repeats::NamedCall>>,
+}
 
 /// What every verb needs.
 pub struct Inner {
@@ -72,13 +80,15 @@ pub struct Inner {
     pub(crate) targets: servers::targets::Targets,
     /// The address each network gave last, by whether it is IPv6: only a hint where to look for a free one first.
     pub(crate) last_given: Mutex<HashMap<(NetworkId, bool), IpAddr>>,
+    /// Named calls that are under way here.
+    pub(crate) turns: repeats::Turns,
 }
 
 impl Deref for Control {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
-        &self.0
+        &self.inner
     }
 }
 
@@ -99,8 +109,9 @@ impl Control {
             reports: servers::reports::Reports::default(),
             targets,
             last_given: Mutex::default(),
+            turns: repeats::Turns::default(),
         };
-        let control = Self(Arc::new(inner));
+        let control = Self { inner: Arc::new(inner), call: None };
         servers::targets::start(control.clone(), shutdown);
         control
     }

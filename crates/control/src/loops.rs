@@ -18,7 +18,7 @@ use store::{BoxFuture, Entry, Snapshot, Transaction};
 use crate::{
     Control, Error, Result, images,
     networks::allocate,
-    placement,
+    placement, repeats,
     tables::{ADDRESSES, BY_SERVER, CLAIMS, Claim, DELETED, INSTANCES, SERVERS},
 };
 
@@ -32,6 +32,7 @@ pub fn add_all(loops: &mut flow::loops::Loops, control: &Control) {
     loops.add(flow::trim::Trim::new(control.store.clone(), control.clock.clone()).archive(control.archive.clone()));
     loops.add(Tombstones(control.clone()));
     loops.add(Leaks(control.clone()));
+    loops.add(Repeats(control.clone()));
     loops.add(ImageFiles(control.clone()));
 }
 
@@ -68,6 +69,23 @@ impl Loop for Leaks {
 
     fn pass(&self) -> Outcome<'_> {
         Box::pin(async move { Ok(said(mend_leaks(&self.0).await?, "leaks mended")) })
+    }
+}
+
+/// Forgets calls nobody repeats any more.
+struct Repeats(Control);
+
+impl Loop for Repeats {
+    fn name(&self) -> &'static str {
+        "repeats"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(600)
+    }
+
+    fn pass(&self) -> Outcome<'_> {
+        Box::pin(async move { Ok(said(repeats::trim(&self.0).await?, "named calls forgotten")) })
     }
 }
 

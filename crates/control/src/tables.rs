@@ -14,6 +14,7 @@ use model::{
     instance::Instance,
     network::{Address, FabricVlan, Network, NicTag, Pool},
     package::Package,
+    repeat::Repeat,
     server::{Invite, Server},
 };
 use serde::{Deserialize, Serialize};
@@ -184,6 +185,19 @@ pub(crate) fn rule_owner(owner: Option<AccountId>) -> String {
     owner.map_or_else(|| "*".to_owned(), |owner| owner.to_string())
 }
 
+/// Calls that may be repeated, by `<account>/<key>`, see [`repeat_key`].
+pub static REPEATS: Table<Repeat> = Table {
+    name: "repeats",
+    version: 1,
+    key: |repeat| repeat_key(repeat.account, repeat.key.as_str()),
+    indexes: &[Index { name: BY_AGE, keys: |repeat| vec![format!("{}/{:016}", repeat.account, repeat.created_at.0)] }],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`REPEATS`]: those of an account in the order of their age, the oldest first, under keys that begin with the account's
+/// id and `/`.
+pub const BY_AGE: &str = "age";
+
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
     name: "claims",
@@ -262,6 +276,7 @@ pub fn schema() -> Schema {
         .with(&INVITES)
         .with(&CLAIMS)
         .with(&FIREWALL_RULES)
+        .with(&REPEATS)
         .with(&flow::FLOWS)
 }
 
@@ -281,6 +296,11 @@ pub(crate) fn address_key(network: NetworkId, ip: IpAddr) -> String {
 /// Key of a tenant's VLAN: four digits, so that the order of keys is the order of VLANs.
 pub(crate) fn vlan_key(owner: AccountId, vlan: u16) -> String {
     format!("{owner}/{vlan:04}")
+}
+
+/// Key of a call that may be repeated.
+pub(crate) fn repeat_key(account: AccountId, key: &str) -> String {
+    format!("{account}/{key}")
 }
 
 /// Key of a public key.

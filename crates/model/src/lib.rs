@@ -4,7 +4,7 @@
 //! not an argument. The rest of the workspace reads records out of the store, asks this crate what they mean, and acts.
 //!
 //! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
-//! [`instance`] and [`server`] are the records; [`target`] is the document a node receives and the facts it returns, made of
+//! [`instance`], [`server`] and [`repeat`] are the records; [`target`] is the document a node receives and the facts it returns, made of
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`rules`] says what
@@ -19,6 +19,7 @@ pub mod image;
 pub mod instance;
 pub mod network;
 pub mod package;
+pub mod repeat;
 pub mod server;
 
 pub mod address;

@@ -114,7 +114,8 @@ impl Transaction {
         self.operations.iter().any(|operation| !matches!(operation.write, Write::Nothing))
     }
 
-    pub(crate) fn takes_reserve(&self) -> bool {
+    /// Whether it is one of those that [`Transaction::may_use_reserve`] speaks of.
+    pub fn takes_reserve(&self) -> bool {
         self.may_use_reserve || !self.operations.iter().any(|operation| matches!(operation.write, Write::Put { .. }))
     }
 

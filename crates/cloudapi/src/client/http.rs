@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -20,7 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Profile, Signer, signer::SignerError, tls};
+use super::{Profile, Signer, repeat, signer::SignerError, tls};
 use crate::{
     error::ErrorBody,
     signature::http_date,
@@ -113,10 +113,19 @@ impl fmt::Debug for Client {
     }
 }
 
+/// What is asked for, to be signed anew each time it is sent.
+pub(super) struct Ask {
+    method: Method,
+    target: String,
+    pub(super) url: String,
+    body: Option<Bytes>,
+}
+
 /// An answer, before its body is read as something.
-struct Answer {
+pub(super) struct Answer {
     url: String,
-    status: StatusCode,
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     body: Bytes,
 }
 
@@ -223,6 +232,16 @@ impl Client {
     /// Makes an instance.
     pub async fn machine_create(&self, wanted: &CreateMachine) -> Result<Machine<'static>, ClientError> {
         self.post("/machines", wanted).await
+    }
+
+    /// Makes an instance; the call has a name of the caller's own, and sending it again makes no second one.
+    pub async fn machine_create_named(
+        &self,
+        wanted: &CreateMachine,
+        name: &str,
+    ) -> Result<Machine<'static>, ClientError> {
+        let ask = self.ask(Method::POST, "/machines", &[], Some(to_bytes(wanted)));
+        self.send_named(&ask, name).await?.read()
     }
 
     /// All instances that match, page by page.
@@ -355,33 +374,51 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Bytes>,
     ) -> Result<Answer, ClientError> {
+        let ask = self.ask(method, path, query, body);
+        match ask.method {
+            Method::GET | Method::HEAD => self.exchange(&ask, None).await,
+            _ => self.send_named(&ask, &repeat::fresh_name()?).await,
+        }
+    }
+
+    fn ask(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<Bytes>) -> Ask {
         let mut target = format!("/{}{path}", utf8_percent_encode(&self.account, SEGMENT));
         for (position, (key, value)) in query.iter().enumerate() {
             target.push(if position == 0 { '?' } else { '&' });
             target.push_str(&format!("{}={}", utf8_percent_encode(key, SEGMENT), utf8_percent_encode(value, SEGMENT)));
         }
         let url = format!("{}{target}", self.base);
-        let request = self.request(&method, &url, &target, body).await?;
+        Ask { method, target, url, body }
+    }
+
+    /// What the server says to anybody who asks whether it is there.
+    pub(super) async fn ping(&self) -> Result<Answer, ClientError> {
+        let url = format!("{}/--ping", self.base);
+        let request = Request::builder().uri(&url).body(Full::default());
+        self.fetch(&url, request.map_err(|error| unaskable(&url, error))?).await
+    }
+
+    /// Sends once.
+    pub(super) async fn exchange(&self, ask: &Ask, name: Option<&str>) -> Result<Answer, ClientError> {
+        self.fetch(&ask.url, self.request(ask, name).await?).await
+    }
+
+    async fn fetch(&self, url: &str, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| failed(&url, error))?;
-            let status = response.status();
+            let response = self.http.request(request).await.map_err(|error| failed(url, error))?;
+            let (status, headers) = (response.status(), response.headers().clone());
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-            let body = body.map_err(|source| ClientError::Connect { url: url.clone(), source })?.to_bytes();
-            Ok(Answer { url: url.clone(), status, body })
+            let body = body.map_err(|source| ClientError::Connect { url: url.to_owned(), source })?.to_bytes();
+            Ok(Answer { url: url.to_owned(), status, headers, body })
         };
         match timeout(DEADLINE, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Timeout { url }),
+            Err(_) => Err(ClientError::Timeout { url: url.to_owned() }),
         }
     }
 
-    async fn request(
-        &self,
-        method: &Method,
-        url: &str,
-        target: &str,
-        body: Option<Bytes>,
-    ) -> Result<Request<Full<Bytes>>, ClientError> {
+    async fn request(&self, ask: &Ask, name: Option<&str>) -> Result<Request<Full<Bytes>>, ClientError> {
+        let Ask { method, target, url, body } = ask;
         let date = http_date((self.clock)());
         let message = format!("(request-target): {} {target}\ndate: {date}", method.as_str().to_lowercase());
         let signature = BASE64.encode(self.signer.sign(message.as_bytes()).await?);
@@ -401,9 +438,10 @@ impl Client {
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        request
-            .body(Full::new(body.unwrap_or_default()))
-            .map_err(|error| ClientError::Profile(format!("cannot ask for `{url}`: {error}")))
+        if let Some(name) = name {
+            request = request.header(repeat::HEADER, name);
+        }
+        request.body(Full::new(body.clone().unwrap_or_default())).map_err(|error| unaskable(url, error))
     }
 }
 
@@ -438,6 +476,10 @@ impl Answer {
 
 fn failed(url: &str, error: hyper_util::client::legacy::Error) -> ClientError {
     ClientError::Connect { url: url.to_owned(), source: Box::new(error) }
+}
+
+fn unaskable(url: &str, error: http::Error) -> ClientError {
+    ClientError::Profile(format!("cannot ask for `{url}`: {error}"))
 }
 
 fn to_bytes(body: &impl Serialize) -> Bytes {

@@ -1,11 +1,13 @@
 //! A typed client that signs: what `neso instance` speaks with.
 //!
 //! [`profile`] finds out whom to talk to and as whom, from the places the `triton` command uses; [`signer`] holds or borrows
-//! the private key; [`Client`] sends. Every request has a deadline and every answer a limit.
+//! the private key; [`Client`] sends. Every request has a deadline and every answer a limit. What changes something is sent with a name,
+//! so that it can be sent again when its answer is lost.
 
 mod agent;
 mod http;
 pub mod profile;
+mod repeat;
 pub mod signer;
 mod tls;
 

@@ -39,7 +39,6 @@ pub async fn add(
         key.name = name;
     }
     control
-        .store
         .update(|snapshot| {
             let owner = owner(snapshot, account)?;
             let claim = Claim { name: Claim::key(account, &key.name), holder: key.fingerprint_md5.clone() };
@@ -85,7 +84,6 @@ pub fn list(control: &Control, account: AccountId) -> Vec<Arc<Entry<AccountKey>>
 pub async fn remove(control: &Control, account: AccountId, name_or_fingerprint: &str) -> Result<()> {
     let now = control.now();
     control
-        .store
         .update(|snapshot| {
             let key = look_up(snapshot, account, name_or_fingerprint)
                 .ok_or_else(|| Error::not_found("key", name_or_fingerprint))?;

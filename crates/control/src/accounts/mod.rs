@@ -167,7 +167,6 @@ async fn modify(
 ) -> Result<Arc<Entry<Account>>> {
     let now = control.now();
     control
-        .store
         .update(|snapshot| {
             let entry = snapshot.get(&ACCOUNTS, &id.to_string()).ok_or_else(|| Error::not_found("account", id))?;
             let mut account = entry.value.clone();

@@ -74,13 +74,12 @@ pub async fn network_create(
     new: NewFabricNetwork,
 ) -> Result<Arc<Entry<Network>>> {
     let (id, now) = (NetworkId::from_random(base::random::wide_bits()), control.now());
-    control
-        .store
+    let (_, id) = control
         .update(|snapshot| {
             let vlan = vlans::recorded(snapshot, owner, vlan)?;
             let network = check(control.config.fabric.mtu, &vlan, id, new.clone(), now)?;
             beside_others(snapshot, owner, &network)?;
-            Ok::<_, Error>((Transaction::new().require(&VLANS, &vlan).create(&NETWORKS, network), ()))
+            Ok::<_, Error>((Transaction::new().require(&VLANS, &vlan).create(&NETWORKS, network), id))
         })
         .await?;
     network_get(control, owner, vlan, id)
@@ -109,7 +108,6 @@ pub async fn network_update(
     change: NetworkChange,
 ) -> Result<Arc<Entry<Network>>> {
     control
-        .store
         .update(|snapshot| {
             let entry = recorded(snapshot, owner, vlan, id)?;
             let changed = changed(&entry, &change);
@@ -125,7 +123,6 @@ pub async fn network_update(
 pub async fn network_delete(control: &Control, owner: AccountId, vlan: u16, id: NetworkId) -> Result<()> {
     let now = control.now();
     control
-        .store
         .update(|snapshot| {
             let entry = recorded(snapshot, owner, vlan, id)?;
             let mut transaction = networks::removal(snapshot, &entry)?;

@@ -44,7 +44,6 @@ pub async fn vlan_create(control: &Control, owner: AccountId, new: NewVlan) -> R
     faults.finish()?;
     let now = control.now();
     control
-        .store
         .update(|snapshot| {
             if snapshot.contains(&VLANS, &vlan_key(owner, new.vlan)) {
                 return Err(Error::AlreadyExists { what: "VLAN", name: new.vlan.to_string() });
@@ -90,7 +89,6 @@ pub async fn vlan_update(
     change: VlanChange,
 ) -> Result<Arc<Entry<FabricVlan>>> {
     control
-        .store
         .update(|snapshot| {
             let entry = recorded(snapshot, owner, vlan)?;
             let changed = FabricVlan {
@@ -110,7 +108,6 @@ pub async fn vlan_update(
 /// Deletes a VLAN without networks, and gives its number back.
 pub async fn vlan_delete(control: &Control, owner: AccountId, vlan: u16) -> Result<()> {
     control
-        .store
         .update(|snapshot| {
             let entry = recorded(snapshot, owner, vlan)?;
             let networks = snapshot.find(&NETWORKS, BY_VNI, &entry.vni.to_string()).count();

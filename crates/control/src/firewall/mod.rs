@@ -105,9 +105,7 @@ pub async fn create(control: &Control, owner: Option<AccountId>, new: NewRule) -
         created_at: now,
         updated_at: now,
     };
-    let id = record.id;
-    control
-        .store
+    let (_, id) = control
         .update(|snapshot| {
             if snapshot.find(&FIREWALL_RULES, BY_OWNER, &rule_owner(owner)).count() >= RULES_MAX {
                 let whose = if owner.is_some() { "the account has" } else { "there are" };
@@ -120,7 +118,7 @@ pub async fn create(control: &Control, owner: Option<AccountId>, new: NewRule) -
             {
                 return Err(Error::not_found("account", owner));
             }
-            Ok((Transaction::new().create(&FIREWALL_RULES, record.clone()), ()))
+            Ok((Transaction::new().create(&FIREWALL_RULES, record.clone()), record.id))
         })
         .await?;
     find(&control.snapshot(), Scope::All, id)
@@ -147,7 +145,6 @@ pub async fn update(
     faults.finish()?;
     let parsed = parsed.map_err(|why| Error::invalid("rule", why))?;
     control
-        .store
         .update(|snapshot| {
             let entry = changeable(snapshot, scope, id)?;
             let mut rule = entry.value.clone();
@@ -173,7 +170,6 @@ pub async fn update(
 /// Deletes a rule. Works while the store is full.
 pub async fn delete(control: &Control, scope: Scope, id: FirewallRuleId) -> Result<()> {
     control
-        .store
         .update(|snapshot| {
             let entry = changeable(snapshot, scope, id)?;
             Ok::<_, Error>((Transaction::new().may_use_reserve().delete(&FIREWALL_RULES, &entry), ()))

@@ -165,8 +165,8 @@ pub async fn update(control: &Control, scope: Scope, id: ImageId, wanted: ImageC
 
 /// Deletes an image that no instance uses, and its file when no other image has the same.
 pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> {
+    let again = control.is_repeated();
     let (_, orphan) = control
-        .store
         .update(|snapshot| {
             let entry = owned(snapshot, scope, id)?;
             if let Some(users) = users(snapshot, scope, id) {
@@ -178,7 +178,8 @@ pub async fn delete(control: &Control, scope: Scope, id: ImageId) -> Result<()> 
         })
         .await?;
     base::crash::point("image.delete.recorded");
-    if let Some(sha256) = orphan {
+    // By the time a call is repeated another image may have the file.
+    if let Some(sha256) = orphan.filter(|_| !again) {
         // The record is gone, so a failure here leaves only a file that the sweep of unused files takes.
         files::remove(control, &sha256).await;
     }
@@ -233,7 +234,6 @@ async fn change(
     edit: impl Fn(&mut Image) -> Result<()>,
 ) -> Result<Arc<Entry<Image>>> {
     control
-        .store
         .update(|snapshot| {
             let entry = owned(snapshot, scope, id)?;
             let mut image = entry.value.clone();

@@ -113,13 +113,12 @@ pub async fn create(
     if !faults.is_empty() {
         return Err(Error::Invalid(faults.and(look(control, owner, &request, &alias)?)));
     }
-    control
-        .store
+    let (_, id) = control
         .update(|snapshot| {
             let begun_at = control.now();
             let plan = Plan::make(control, snapshot, owner, &request, &alias, &rules)?;
             let transaction = plan.decide(control, snapshot, caller, Birth { id, asked_at, begun_at }, &request)?;
-            Ok::<_, Error>((transaction, ()))
+            Ok::<_, Error>((transaction, id))
         })
         .await?;
     let snapshot = control.snapshot();

@@ -24,6 +24,7 @@ use model::{
     state::{self, PublicState},
     time::Timestamp,
 };
+use serde::{Serialize, de::DeserializeOwned};
 use store::{Entry, Snapshot, Transaction};
 
 use crate::{
@@ -269,21 +270,33 @@ pub(crate) async fn decide(
     id: InstanceId,
     mut decide: impl FnMut(&Snapshot, &Arc<Entry<Instance>>) -> Result<Option<Decision>>,
 ) -> Result<InstanceView> {
-    control
-        .store
+    let decided = decide_on(control, scope, id, |snapshot, entry| Ok((decide(snapshot, entry)?, ())));
+    decided.await.map(|(view, ())| view)
+}
+
+/// The same for decisions that make something: what `decide` returns beside the decision comes back with the view, also when the call
+/// is repeated ([`Control::update`]).
+pub(crate) async fn decide_on<R: Serialize + DeserializeOwned>(
+    control: &Control,
+    scope: Scope,
+    id: InstanceId,
+    mut decide: impl FnMut(&Snapshot, &Arc<Entry<Instance>>) -> Result<(Option<Decision>, R)>,
+) -> Result<(InstanceView, R)> {
+    let (_, made) = control
         .update(|snapshot| {
             let entry = present(snapshot, scope, id)?;
-            let transaction = match decide(snapshot, &entry)? {
+            let (decision, made) = decide(snapshot, &entry)?;
+            let transaction = match decision {
                 Some(decision) => decision.transaction.replace(&INSTANCES, &entry, decision.instance),
                 None => Transaction::new(),
             };
-            Ok::<_, Error>((transaction, ()))
+            Ok::<_, Error>((transaction, made))
         })
         .await?;
     let snapshot = control.snapshot();
     // A delete that finished in between shows the tombstone rather than an error: the change was made.
     let instance = recorded(&snapshot, scope, id)?;
-    Ok(InstanceView::of(control, &snapshot, instance))
+    Ok((InstanceView::of(control, &snapshot, instance), made))
 }
 
 /// A copy of the record with a change that needs no machine: written to the history at once.

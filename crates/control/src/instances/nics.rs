@@ -11,7 +11,7 @@ use super::{
     InstanceView, NicView,
     change::{usable, with_flow},
     create::{NICS_MAX, NetworkChoice},
-    decide,
+    decide, decide_on,
 };
 use crate::{
     Control, Error, FieldCode, Result, Scope, flows,
@@ -44,8 +44,7 @@ pub async fn add(
     id: InstanceId,
     choice: NetworkChoice,
 ) -> Result<NicView> {
-    let mut added = None;
-    let view = decide(control, scope, id, |snapshot, entry| {
+    let (view, added) = decide_on(control, scope, id, |snapshot, entry| {
         let state = InstanceView::of(control, snapshot, entry.clone()).state;
         usable("add a NIC to", entry, state)?;
         let is_used = |id| entry.nics.iter().any(|nic| nic.network == id);
@@ -78,16 +77,15 @@ pub async fn add(
         if primary {
             instance.nics.iter_mut().for_each(|nic| nic.primary = false);
         }
-        added = Some(mac);
         instance.nics.push(Nic { mac, interface, network: network.id, ip, ip6, primary });
         let mut decision = with_flow::<flows::Nics>(control, instance, caller, "add_nics");
         decision.transaction = decision.transaction.and(transaction);
-        Ok(Some(decision))
+        Ok((Some(decision), mac))
     })
     .await?;
     view.nics
         .into_iter()
-        .find(|view| Some(view.nic.mac) == added)
+        .find(|view| view.nic.mac == added)
         .ok_or_else(|| Error::Conflict("the NIC was removed again meanwhile".to_owned()))
 }
 

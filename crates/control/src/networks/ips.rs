@@ -75,7 +75,6 @@ pub async fn reserve_ip(
 ) -> Result<IpView> {
     let now = control.now();
     control
-        .store
         .update(|snapshot| {
             let network = visible(snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
             if matches!(scope, Scope::Account(_)) && network.owners.is_empty() {

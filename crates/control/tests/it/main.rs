@@ -12,6 +12,7 @@ mod nics;
 mod placement;
 mod pools;
 mod races;
+mod repeats;
 mod restart;
 mod six;
 mod targets;

@@ -7,7 +7,7 @@ use model::state::PublicState;
 use crate::world::{Choices, Kind, Machine, World, caller, open, run_flows, start};
 
 /// The same datacenter in a new process: everything in memory is gone.
-async fn again(world: World) -> World {
+pub(crate) async fn again(world: World) -> World {
     let World { control, owner, scope, image, network, server, dir, trigger } = world;
     let clock = control.clock.clone();
     trigger.fire();

@@ -60,6 +60,8 @@ pub(crate) struct Choices {
     pub(crate) last_address: u8,
     pub(crate) flows: bool,
     pub(crate) engine: Kind,
+    /// An engine that others use too, in place of one of that kind.
+    pub(crate) over: Option<Arc<dyn store::Engine>>,
     pub(crate) vnis: std::ops::RangeInclusive<u32>,
     pub(crate) first: Option<FirstFabric>,
 }
@@ -92,6 +94,7 @@ impl Default for Choices {
             last_address: 250,
             flows: true,
             engine: Kind::Memory,
+            over: None,
             vnis: VNIS,
             first: None,
         }
@@ -105,7 +108,10 @@ impl World {
 
     pub(crate) async fn with(choices: Choices) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        let store = open(choices.engine, &dir).await;
+        let store = match choices.over {
+            Some(engine) => Store::open(engine, control::schema()).await.expect("the store opens"),
+            None => open(choices.engine, &dir).await,
+        };
         let (trigger, shutdown) = Shutdown::new();
         let mut config = config(&dir);
         (config.fabric.vnis, config.fabric.first) = (choices.vnis.clone(), choices.first.clone());

@@ -14,6 +14,8 @@ pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Reply, ApiError>> +
 /// One request whose signature is good and whose parameters are read.
 pub(super) struct Call {
     pub(super) api: CloudApi,
+    /// What its verbs are called with: knows the call's name, if it has one.
+    pub(super) control: Control,
     /// The contract's name of what is asked for.
     pub(super) operation: &'static str,
     /// Whose path it is.
@@ -34,7 +36,7 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn control(&self) -> &Control {
-        &self.api.control
+        &self.control
     }
 
     /// What this request may touch: the account in the path, whoever signed.

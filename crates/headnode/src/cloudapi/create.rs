@@ -38,8 +38,10 @@ pub(super) async fn create(call: Call) -> Result<Reply, ApiError> {
         }
     })?;
     let location = format!("/{}/machines/{}", call.account.login, view.instance.id);
-    let machine = machine(&view, call.version, show(&call)?);
-    Ok(Reply::json(&machine).status(StatusCode::CREATED).header(header::LOCATION, location))
+    let show = show(&call)?;
+    let machine = machine(&view, call.version, show);
+    let reply = Reply::json(&machine).status(StatusCode::CREATED).header(header::LOCATION, location);
+    Ok(if show.credentials { reply.secret() } else { reply })
 }
 
 /// What is asked for, and what of it cannot be read.

@@ -7,6 +7,7 @@ use cloudapi::{
     signature::SignatureError,
 };
 use control::{Error, FieldCode};
+use http::header;
 use model::instance::Instance;
 use store::Entry;
 use tracing::error;
@@ -79,6 +80,7 @@ impl From<Error> for ApiError {
             Error::DeletionProtected => Code::CannotDestroyMachine,
             Error::NotAuthorized(_) => Code::NotAuthorized,
             Error::InvalidState { .. } => Code::InvalidState,
+            Error::InProgress => return in_progress(text),
             Error::Unavailable(_) => Code::ServiceUnavailable,
             Error::Store(_) | Error::File { .. } => {
                 // The reason is the operator's; the tenant cannot do anything about it.
@@ -134,6 +136,11 @@ impl Faults {
             None => Ok(()),
         }
     }
+}
+
+/// A named call whose first sending is not answered yet: the client only has to be patient.
+fn in_progress(text: String) -> ApiError {
+    ApiError::field(Code::InUseError, control::repeats::FIELD, "InProgress", text).with_header(header::RETRY_AFTER, "1")
 }
 
 fn field_error(field: control::FieldError) -> FieldError {

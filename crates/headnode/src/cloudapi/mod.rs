@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request ─► routes: which endpoint? ─► auth: whose key, whose path? ─► throttle ─► read-only? ─► params: one map of query
-//! and body ─► the noun's handler: control::… ─► reply: headers, negotiation, error body
+//! and body ─► repeat: done before? ─► the noun's handler: control::… ─► reply: headers, negotiation, error body
 //! ```
 //! A handler is a function from [`call::Call`] to a reply or an [`error::ApiError`]; it sees neither headers nor bytes. It
 //! knows shapes and words of the contract, and nothing of how things are done: that is `control`'s. All endpoints stand in
@@ -27,6 +27,7 @@ mod networks;
 mod nics;
 mod packages;
 mod params;
+mod repeat;
 mod reply;
 mod routes;
 mod service;

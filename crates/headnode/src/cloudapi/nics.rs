@@ -29,7 +29,10 @@ pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
     faults.finish()?;
     let mut choice = choice.expect("what is missing is a fault");
     choice.primary |= primary;
-    if let Some(there) = nics::on_network(call.control(), call.scope(), id, &choice)? {
+    // When the call is repeated, the NIC that is there is the one it made.
+    if !call.control().is_repeated()
+        && let Some(there) = nics::on_network(call.control(), call.scope(), id, &choice)?
+    {
         return Ok(Reply::empty(StatusCode::FOUND).header(header::LOCATION, location(&call, id, there.nic.mac)));
     }
     let view = nics::add(call.control(), &call.caller(), call.scope(), id, choice).await?;

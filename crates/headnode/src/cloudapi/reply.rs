@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cloudapi::signature::http_date;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use md5::{Digest as _, Md5};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{error::ApiError, version::Version};
 
@@ -21,6 +21,8 @@ pub(super) struct Reply {
     status: StatusCode,
     content: Content,
     headers: Vec<(HeaderName, String)>,
+    /// See [`Reply::secret`].
+    secret: bool,
 }
 
 #[derive(Debug)]
@@ -34,15 +36,15 @@ enum Content {
 impl Reply {
     pub(super) fn json<T: Serialize>(value: &T) -> Self {
         let bytes = serde_json::to_vec(value).expect("bodies are plain data with text keys");
-        Self { status: StatusCode::OK, content: Content::Json(bytes), headers: Vec::new() }
+        Self { status: StatusCode::OK, content: Content::Json(bytes), headers: Vec::new(), secret: false }
     }
 
     pub(super) fn text(text: String) -> Self {
-        Self { status: StatusCode::OK, content: Content::Text(text), headers: Vec::new() }
+        Self { status: StatusCode::OK, content: Content::Text(text), headers: Vec::new(), secret: false }
     }
 
     pub(super) fn empty(status: StatusCode) -> Self {
-        Self { status, content: Content::None, headers: Vec::new() }
+        Self { status, content: Content::None, headers: Vec::new(), secret: false }
     }
 
     pub(super) fn status(mut self, status: StatusCode) -> Self {
@@ -75,6 +77,57 @@ impl From<ApiError> for Reply {
             // Only reached where no body can be had; the service shows the instance otherwise.
             ApiError::Gone(_) => Self::empty(StatusCode::GONE),
         }
+    }
+}
+
+// === what is remembered of a reply ===
+
+/// A reply as text, for the record of a call that may be repeated.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    status: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    json: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(String, String)>,
+}
+
+impl Reply {
+    /// This shows what must not be written down.
+    pub(super) fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
+    /// All of it as text; `None` when it is not to be written down.
+    pub(super) fn to_text(&self) -> Option<String> {
+        if self.secret {
+            return None;
+        }
+        let (json, text) = match &self.content {
+            Content::None => (None, None),
+            Content::Json(bytes) => (Some(String::from_utf8(bytes.clone()).ok()?), None),
+            Content::Text(text) => (None, Some(text.clone())),
+        };
+        let headers = self.headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.clone())).collect();
+        let remembered = Remembered { status: self.status.as_u16(), json, text, headers };
+        Some(serde_json::to_string(&remembered).expect("a reply is plain data"))
+    }
+
+    /// The reply that [`Reply::to_text`] wrote; `None` when the text is something else.
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        let remembered: Remembered = serde_json::from_str(text).ok()?;
+        let content = match (remembered.json, remembered.text) {
+            (Some(json), _) => Content::Json(json.into_bytes()),
+            (None, Some(text)) => Content::Text(text),
+            (None, None) => Content::None,
+        };
+        let headers = remembered.headers.into_iter();
+        let headers = headers.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value)));
+        let status = StatusCode::from_u16(remembered.status).ok()?;
+        Some(Self { status, content, headers: headers.collect(), secret: false })
     }
 }
 
@@ -127,11 +180,12 @@ impl Frame<'_> {
             ("access-control-allow-methods", "GET, HEAD, POST, PUT, DELETE"),
             (
                 "access-control-allow-headers",
-                "Accept, Accept-Version, Authorization, Content-Length, Content-MD5, Content-Type, Date, X-Date, Api-Version",
+                "Accept, Accept-Version, Authorization, Content-Length, Content-MD5, Content-Type, Date, X-Date, Api-Version, \
+                 Idempotency-Key",
             ),
             (
                 "access-control-expose-headers",
-                "Api-Version, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count",
+                "Api-Version, Idempotent-Replayed, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count",
             ),
         ];
         for (name, value) in FIXED {

@@ -24,6 +24,7 @@ use super::{
     error::ApiError,
     machine_view,
     params::{BODY_MAX, Params},
+    repeat,
     reply::{Frame, Reply},
     routes::{self, Found},
     version::{self, Version},
@@ -104,8 +105,10 @@ async fn handle(
     let body = read(parts, body).await?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let params = Params::merge(parts.uri.query(), content_type, &body)?;
+    let named = repeat::named(parts, signer.holder.id, account.id, version, &body)?;
     let call = Call {
         api: api.clone(),
+        control: api.control.clone(),
         operation: route.name,
         account,
         operator,
@@ -115,7 +118,10 @@ async fn handle(
         path: values,
         params,
     };
-    (route.run)(call).await
+    match named {
+        Some(named) => repeat::once(named, call, route.run).await,
+        None => (route.run)(call).await,
+    }
 }
 
 /// What anybody may ask.

@@ -171,6 +171,9 @@ struct Create {
     /// Refuse deletion until told otherwise.
     #[arg(long)]
     deletion_protection: bool,
+    /// Name of this call: sent again with the same name, it makes no second instance. One is made up when none is given.
+    #[arg(long, value_name = "NAME")]
+    idempotency_key: Option<String>,
     /// Wait until it runs.
     #[arg(long, short)]
     wait: bool,
@@ -299,7 +302,10 @@ async fn create_and_show(tenant: &Tenant, output: Output, create: Create) -> Out
         deletion_protection: create.deletion_protection.then_some(true),
         ..CreateMachine::default()
     };
-    let machine = tenant.client.machine_create(&wanted).await?;
+    let machine = match &create.idempotency_key {
+        Some(name) => tenant.client.machine_create_named(&wanted, name).await?,
+        None => tenant.client.machine_create(&wanted).await?,
+    };
     if !create.wait {
         return match output.json {
             true => show::instance(output, &machine),

@@ -18,6 +18,7 @@ mod lies;
 mod life;
 mod limits;
 mod network;
+mod repeat;
 mod restore;
 mod shell;
 mod signed;

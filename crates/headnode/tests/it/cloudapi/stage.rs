@@ -77,7 +77,7 @@ impl Answer {
     }
 }
 
-fn keys() -> PathBuf {
+pub(super) fn keys() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cloudapi/tests/it/keys")
 }
 

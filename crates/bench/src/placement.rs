@@ -1,0 +1,521 @@
+//! What it costs to place an instance: the whole of `instances::create` on the memory store, from the request to the commit, with as
+//! many machines and instances as a large datacenter has, beside a bare commit of as many records of the same size.
+//!
+//! Machines and instances are written as records, as years of creates would have left them; then instances are asked for one at a time
+//! and many at once. Nothing answers for the machines, so the new instances stay in provisioning: what comes after the commit is
+//! not measured here. Following the machines' targets is part of it, since a headnode does that too.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Instant,
+};
+
+use base::{
+    clock::{Clock as _, SystemClock},
+    shutdown::{Shutdown, Trigger},
+};
+use control::{
+    Control, ControlConfig,
+    accounts::{self, NewAccount},
+    images,
+    instances::{self, CreateInstance, NetworkChoice},
+    networks::{self, NewNetwork},
+    packages::{self, NewPackage},
+    servers,
+    tables::{self, Claim},
+};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use model::{
+    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    instance::{Brand, Caller, Instance, Intent, Wanted},
+    network::{Address, Nic},
+    placement::{Demand, roominess},
+    server::{Hardware, Ratios, Reserved, Server},
+    target::{Limits, Report, ZoneFact, ZoneState},
+    time::Timestamp,
+    unit::{CpuCap, CpuShares, Mib},
+};
+use store::{Engine, Store, Table, Transaction, memory::Memory};
+
+use crate::report::{Row, Section};
+
+/// Machines of the three datacenters that are compared; the last is the one with everything measured.
+const SIZES: [u32; 3] = [100, 1_000, 10_000];
+/// Instances on each machine.
+const ON_EACH: u32 = 20;
+/// Machines in a rack.
+const RACK: u32 = 40;
+/// Tenants.
+const ACCOUNTS: usize = 1_000;
+/// Networks the instances are on; each holds 2^14 addresses.
+const NETWORKS: u32 = 32;
+/// Creates measured one at a time.
+const SINGLE: usize = 2_000;
+/// Creates measured many at once.
+const CROWD: usize = 16_000;
+/// At once.
+const AT_ONCE: usize = 64;
+
+/// Runs the benchmark.
+pub(crate) fn measure() -> Result<Vec<Section>, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start a runtime: {error}"))?;
+    // On a task of the runtime, so that the callers run where the store's own tasks run.
+    runtime.block_on(async { base::task::spawn("bench", all()).await.map_err(|error| error.to_string())? })
+}
+
+async fn all() -> Result<Vec<Section>, String> {
+    let mut growth = Vec::new();
+    let mut largest = None;
+    for machines in SIZES {
+        let before = resident_mib()?;
+        let began = Instant::now();
+        let place = Place::filled(machines).await?;
+        eprintln!("{machines} machines, {} instances recorded in {:.1} s", machines * ON_EACH, began.elapsed().as_secs_f64());
+        place.one_at_a_time(SINGLE / 10).await?;
+        let memory = resident_mib()? - before;
+        growth.push((machines, place.one_at_a_time(SINGLE).await?));
+        largest = Some((place, memory));
+    }
+    let (place, memory) = largest.ok_or("there are sizes")?;
+    let engine_mib = place.encoded_bytes() as f64 / f64::from(1 << 20);
+    let mut floor = Crowd::default();
+    let mut ours = Crowd::default();
+    // Interleaved, so that a busy machine slows both.
+    for _ in 0..4 {
+        floor.add(bare_commits(CROWD / 4, AT_ONCE).await?);
+        ours.add(place.crowd(CROWD / 4, AT_ONCE, std::slice::from_ref(&place.control)).await?);
+    }
+    let eight = place.crowd(CROWD / 4, 8, std::slice::from_ref(&place.control)).await?;
+    let second = place.second_headnode().await?;
+    let both = [place.control.clone(), second.0.clone()];
+    let two = place.crowd(CROWD / 4, AT_ONCE, &both).await?;
+    let floor_rate = Row { name: "a bare commit of six records".to_owned(), unit: "/s", samples: Ok(floor.rates.clone()) };
+    let (most, apart) = (SIZES[SIZES.len() - 1], |crowd: &Crowd| format!("{} of {}", crowd.again, crowd.millis.len()));
+    Ok(vec![
+        Section {
+            about: format!(
+                "Committed creates per second, {AT_ONCE} at once, on {most} machines with {} instances in the memory store. Decisions made again: {} on one headnode; {} where two headnodes share the store and half of the creates each.",
+                most * ON_EACH, apart(&ours), apart(&two),
+            ),
+            rows: vec![
+                floor_rate,
+                Row { name: "a create".to_owned(), unit: "/s", samples: Ok(ours.rates.clone()) },
+                Row { name: "a create, 8 at once".to_owned(), unit: "/s", samples: Ok(eight.rates) },
+                Row { name: "a create, two headnodes".to_owned(), unit: "/s", samples: Ok(two.rates) },
+            ],
+        },
+        Section {
+            about: format!("From request to commit, one at a time, while the datacenter grows; {ON_EACH} instances a machine."),
+            rows: growth
+                .into_iter()
+                .map(|(machines, millis)| Row { name: format!("{machines} machines"), unit: "ms", samples: Ok(millis) })
+                .collect(),
+        },
+        Section {
+            about: "The same among many.".to_owned(),
+            rows: vec![
+                Row { name: format!("a bare commit, {AT_ONCE} at once"), unit: "ms", samples: Ok(floor.millis) },
+                Row { name: "a create, 8 at once".to_owned(), unit: "ms", samples: Ok(eight.millis) },
+                Row { name: format!("a create, {AT_ONCE} at once"), unit: "ms", samples: Ok(ours.millis) },
+            ],
+        },
+        Section {
+            about: format!("Resident memory that {most} machines and {} instances take. The memory store keeps the encoded records beside the decoded ones; SQLite has them on disk.", most * ON_EACH),
+            rows: vec![
+                Row::one("all", "MiB", memory),
+                Row::one("of it the memory store's own, at least", "MiB", engine_mib),
+            ],
+        },
+    ])
+}
+
+/// What many callers at once came to.
+#[derive(Default)]
+struct Crowd {
+    /// Commits per second, per round.
+    rates: Vec<f64>,
+    millis: Vec<f64>,
+    /// Decisions that were made again.
+    again: u64,
+}
+
+impl Crowd {
+    fn add(&mut self, other: Self) {
+        self.rates.extend(other.rates);
+        self.millis.extend(other.millis);
+        self.again += other.again;
+    }
+}
+
+/// A datacenter in memory.
+struct Place {
+    engine: Arc<Memory>,
+    control: Control,
+    accounts: Vec<AccountId>,
+    networks: Vec<NetworkId>,
+    image: ImageId,
+    servers: Vec<ServerId>,
+    _trigger: Trigger,
+    directory: std::path::PathBuf,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A leftover in the directory for temporary files harms nobody.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Place {
+    async fn filled(machines: u32) -> Result<Self, String> {
+        let engine = Arc::new(Memory::new());
+        let directory = std::env::temp_dir().join(format!("neso-bench-{}-{machines}", std::process::id()));
+        let (control, trigger) = start(engine.clone(), &directory).await?;
+        let mut accounts = Vec::with_capacity(ACCOUNTS);
+        for number in 0..ACCOUNTS {
+            let new = NewAccount { login: format!("tenant{number}"), ..NewAccount::default() };
+            accounts.push(accounts::create(&control, new).await.map_err(text)?.id);
+        }
+        packages::create(&control, package()).await.map_err(text)?;
+        let mut networks = Vec::new();
+        for number in 0..NETWORKS {
+            networks.push(networks::create(&control, network(number)).await.map_err(text)?.id);
+        }
+        let image = image(&control, accounts[0]).await?;
+        let mut place = Self { engine, control, accounts, networks, image, servers: Vec::new(), _trigger: trigger, directory };
+        for number in 0..machines {
+            place.machine(number).await?;
+        }
+        place.report(&place.control).await?;
+        Ok(place)
+    }
+
+    /// A machine with its instances, as records.
+    async fn machine(&mut self, number: u32) -> Result<(), String> {
+        let now = Timestamp(SystemClock.now_ms());
+        let id = ServerId::random();
+        let mut server = server(id, number, now);
+        let mut transactions = Vec::new();
+        let mut transaction = Transaction::new();
+        for slot in 0..ON_EACH {
+            let index = number * ON_EACH + slot;
+            let owner = self.accounts[index as usize % self.accounts.len()];
+            let network = self.networks[index as usize % self.networks.len()];
+            let instance = instance(index, owner, self.image, network, id, now);
+            server.reserved = server.reserved.plus(Demand::of(&instance.limits));
+            let nic = &instance.nics[0];
+            let address = Address {
+                network,
+                ip: IpAddr::V4(nic.ip),
+                instance: Some(instance.id),
+                owner: Some(owner),
+                reserved: false,
+                created_at: now,
+            };
+            let holder = instance.id.to_string();
+            transaction = transaction
+                .create(&tables::CLAIMS, Claim { name: format!("mac/{}", nic.mac.bare()), holder: holder.clone() })
+                .create(&tables::CLAIMS, Claim { name: format!("alias/{owner}/{}", instance.alias), holder })
+                .create(&tables::ADDRESSES, address)
+                .create(&tables::INSTANCES, instance);
+            if slot % 10 == 9 {
+                transactions.push(std::mem::take(&mut transaction));
+            }
+        }
+        server.roominess = roominess(&self.control.config.placement, &server);
+        transactions.push(transaction.create(&tables::SERVERS, server));
+        for transaction in transactions {
+            self.control.store.commit(transaction).await.map_err(text)?;
+        }
+        self.servers.push(id);
+        Ok(())
+    }
+
+    /// Every machine is heard of.
+    async fn report(&self, control: &Control) -> Result<(), String> {
+        for (number, id) in self.servers.iter().enumerate() {
+            let report = Report {
+                server: *id,
+                sequence: 1,
+                hostname: format!("m{number}"),
+                boot_id: "boot".to_owned(),
+                target_seen: 0,
+                firewall_seen: 0,
+                hardware: hardware(),
+                zones: BTreeMap::new(),
+                images: Vec::new(),
+                underlay: None,
+                leaving: false,
+                untold_addresses: BTreeMap::new(),
+            };
+            servers::apply_report(control, *id, &report).await.map_err(text)?;
+        }
+        Ok(())
+    }
+
+    /// Another control plane over the same records.
+    async fn second_headnode(&self) -> Result<(Control, Trigger), String> {
+        let second = start(self.engine.clone(), &self.directory).await?;
+        self.report(&second.0).await?;
+        Ok(second)
+    }
+
+    async fn create(&self, control: &Control, number: usize) -> Result<(), String> {
+        let owner = self.accounts[number % self.accounts.len()];
+        let request = CreateInstance {
+            package: "bench".to_owned(),
+            image: self.image.to_string(),
+            networks: vec![NetworkChoice::any(self.networks[number % self.networks.len()])],
+            ..CreateInstance::default()
+        };
+        instances::create(control, &Caller::System, owner, request).await.map(drop).map_err(text)
+    }
+
+    async fn one_at_a_time(&self, count: usize) -> Result<Vec<f64>, String> {
+        let mut millis = Vec::with_capacity(count);
+        for number in 0..count {
+            let began = Instant::now();
+            self.create(&self.control, number).await?;
+            millis.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(millis)
+    }
+
+    /// `count` creates, so many at once, taking turns at `controls`.
+    async fn crowd(&self, count: usize, at_once: usize, controls: &[Control]) -> Result<Crowd, String> {
+        let again = || controls.iter().map(|control| control.store.decided_again()).sum::<u64>();
+        let before = again();
+        let began = Instant::now();
+        let run = |number: usize| async move {
+            let began = Instant::now();
+            self.create(&controls[number % controls.len()], number).await?;
+            Ok::<_, String>(began.elapsed().as_secs_f64() * 1e3)
+        };
+        let millis = crowd(count, at_once, run).await?;
+        Ok(Crowd { rates: vec![count as f64 / began.elapsed().as_secs_f64()], millis, again: again() - before })
+    }
+
+    /// Bytes of all records as they are stored.
+    fn encoded_bytes(&self) -> usize {
+        fn bytes<T: serde::Serialize>(snapshot: &store::Snapshot, table: &'static Table<T>) -> usize {
+            snapshot.scan(table).map(|entry| serde_json::to_vec(&entry.value).map_or(0, |text| text.len())).sum()
+        }
+        let snapshot = self.control.snapshot();
+        bytes(&snapshot, &tables::INSTANCES)
+            + bytes(&snapshot, &tables::CLAIMS)
+            + bytes(&snapshot, &tables::ADDRESSES)
+            + bytes(&snapshot, &tables::SERVERS)
+    }
+}
+
+/// Runs `run` for each number below `count`, so many at once; what each returned.
+async fn crowd<F: Future<Output = Result<f64, String>>>(
+    count: usize,
+    at_once: usize,
+    run: impl Fn(usize) -> F,
+) -> Result<Vec<f64>, String> {
+    let mut running: FuturesUnordered<_> = (0..at_once.min(count)).map(&run).collect();
+    let (mut next, mut all) = (at_once.min(count), Vec::with_capacity(count));
+    while let Some(one) = running.next().await {
+        all.push(one?);
+        if next < count {
+            running.push(run(next));
+            next += 1;
+        }
+    }
+    Ok(all)
+}
+
+/// Six records like those of a create, without a decision.
+async fn bare_commits(count: usize, at_once: usize) -> Result<Crowd, String> {
+    let store = Store::open(Arc::new(Memory::new()), control::schema()).await.map_err(text)?;
+    let now = Timestamp(SystemClock.now_ms());
+    let (owner, image, network, server) =
+        (AccountId::random(), ImageId::random(), NetworkId::random(), ServerId::random());
+    let began = Instant::now();
+    let run = |number: usize| {
+        let store = &store;
+        async move {
+            let began = Instant::now();
+            let instance = instance(u32::try_from(number).unwrap_or(0), owner, image, network, server, now);
+            let claim = |kind: &str| Claim { name: format!("{kind}/{}", instance.id), holder: instance.id.to_string() };
+            let transaction = ["alias", "mac", "address", "server", "flow"]
+                .iter()
+                .fold(Transaction::new(), |all, kind| all.create(&tables::CLAIMS, claim(kind)))
+                .create(&tables::INSTANCES, instance.clone());
+            store.commit(transaction).await.map_err(text)?;
+            Ok::<_, String>(began.elapsed().as_secs_f64() * 1e3)
+        }
+    };
+    let millis = crowd(count, at_once, run).await?;
+    Ok(Crowd { rates: vec![count as f64 / began.elapsed().as_secs_f64()], millis, again: 0 })
+}
+
+async fn start(engine: Arc<Memory>, directory: &std::path::Path) -> Result<(Control, Trigger), String> {
+    let engine: Arc<dyn Engine> = engine;
+    let store = Store::open(engine, control::schema()).await.map_err(text)?;
+    let mut config = ControlConfig::new("bench", directory.join("images"));
+    // Nobody reports while we measure.
+    config.unreachable_after_ms = 24 * 60 * 60 * 1_000;
+    let (trigger, shutdown) = Shutdown::new();
+    Ok((Control::start(store, Arc::new(SystemClock), config, shutdown), trigger))
+}
+
+async fn image(control: &Control, owner: AccountId) -> Result<ImageId, String> {
+    let id = ImageId::random();
+    let manifest = serde_json::json!({
+        "v": 2, "uuid": id, "name": "bench", "version": "1", "os": "linux", "type": "lx-dataset", "public": true,
+        "files": [{"sha1": "0e76292794888d4f1fa75fb3aff4ca27c58f56a6", "size": 5, "compression": "none"}],
+    });
+    let manifest = model::image::manifest::parse(manifest.to_string().as_bytes()).map_err(|error| error.to_string())?;
+    images::create(control, owner, manifest).await.map_err(text)?;
+    let content = futures_util::stream::iter([Ok(bytes::Bytes::from_static(b"image"))]);
+    images::add_file(control, id, content).await.map_err(text)?;
+    Ok(id)
+}
+
+fn package() -> NewPackage {
+    NewPackage {
+        id: None,
+        name: "bench".to_owned(),
+        version: "1.0.0".to_owned(),
+        group: None,
+        description: None,
+        memory: Mib(1_024),
+        swap: None,
+        disk: Mib(10_240),
+        max_processes: 500,
+        vcpus: 0,
+        cpu_cap: Some(CpuCap(100)),
+        cpu_shares: CpuShares(100),
+        traits: BTreeMap::new(),
+        brand: None,
+    }
+}
+
+fn network(number: u32) -> NewNetwork {
+    let subnet = Ipv4Addr::from_bits(0x0a00_0000 | number << 14);
+    NewNetwork {
+        name: format!("net{number}"),
+        nic_tag: "external".to_owned(),
+        subnet: ipnet::Ipv4Net::new_assert(subnet, 18),
+        mtu: 1_500,
+        ..NewNetwork::default()
+    }
+}
+
+fn hardware() -> Hardware {
+    Hardware { memory: Mib(256 << 10), cpus: 64, pool_size: Mib(8 << 20), ..Hardware::default() }
+}
+
+fn server(id: ServerId, number: u32, now: Timestamp) -> Server {
+    Server {
+        id,
+        hostname: format!("m{number}"),
+        accepts_instances: true,
+        headnode: false,
+        hardware: hardware(),
+        reserved: Reserved::default(),
+        last_seen_at: None,
+        boot_id: None,
+        target_seen: 0,
+        generation_base: 0,
+        generation_floor: 0,
+        comments: String::new(),
+        traits: BTreeMap::new(),
+        rack: Some(format!("r{}", number / RACK)),
+        nic_tags: None,
+        ratios: Ratios::default(),
+        roominess: 0,
+        identity: None,
+        underlay: None,
+        underlay_mtu: None,
+        drain: None,
+        created_at: now,
+    }
+}
+
+/// One that has been running for long. `index` is its number in the datacenter.
+fn instance(
+    index: u32,
+    owner: AccountId,
+    image: ImageId,
+    network: NetworkId,
+    server: ServerId,
+    now: Timestamp,
+) -> Instance {
+    let id = InstanceId::random();
+    let limits = Limits {
+        memory: Mib(1_024),
+        swap: Mib(2_048),
+        disk: Mib(10_240),
+        max_processes: 500,
+        cpu_cap: Some(CpuCap(100)),
+        cpu_shares: CpuShares(100),
+    };
+    let ip = Ipv4Addr::from_bits((0x0a00_0000 | (index % NETWORKS) << 14) + 2 + index / NETWORKS);
+    let mac = MacAddr::from_suffix(index);
+    Instance {
+        id,
+        owner,
+        alias: id.short(),
+        brand: Brand::Lx,
+        image,
+        package: model::id::PackageId::random(),
+        package_name: "bench".to_owned(),
+        affinity: Vec::new(),
+        limits: limits.clone(),
+        server,
+        nics: vec![Nic { mac, interface: "net0".to_owned(), network, ip, ip6: None, primary: true }],
+        metadata: BTreeMap::from([("root_authorized_keys".to_owned(), "ssh-ed25519 AAAA bench".to_owned())]),
+        internal_metadata: BTreeMap::new(),
+        tags: BTreeMap::new(),
+        firewall_enabled: false,
+        deletion_protection: false,
+        intent: Intent { wanted: Wanted::Running, starts: 1, reboots: 0 },
+        fact: Some(ZoneFact {
+            state: ZoneState::Running,
+            starts_done: 1,
+            reboots_done: 0,
+            started_at: Some(now),
+            exit: None,
+            error: None,
+            timeline: Vec::new(),
+            limits: Some(limits),
+            nics: vec![mac],
+            gave_up: false,
+            oom_kills: 0,
+            guest_metadata: Vec::new(),
+        }),
+        failure: None,
+        flow: None,
+        timeline: Vec::new(),
+        guest_metadata_seen: 0,
+        metadata_edits: 0,
+        metadata_edits_served: 0,
+        history: Vec::new(),
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+        delete_asked_at: None,
+        released: false,
+    }
+}
+
+fn resident_mib() -> Result<f64, String> {
+    let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("cannot read /proc/self/status: {error}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().map_err(|_| "VmRSS is no number".to_owned())?;
+    Ok(kib / 1_024.0)
+}
+
+fn text(error: impl std::error::Error) -> String {
+    base::errors::chain(&error)
+}
