@@ -32,6 +32,20 @@ const fn yes() -> bool {
     true
 }
 
+/// What to change of a rule; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FirewallRuleChange {
+    /// Its text.
+    pub rule: Option<String>,
+    /// Whether it does anything.
+    pub enabled: Option<bool>,
+    /// Whether machines log what it decides.
+    pub log: Option<bool>,
+    /// For people; empty takes it away.
+    pub description: Option<String>,
+}
+
 /// A rule with the proof of its enforcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirewallRuleView {
@@ -66,6 +80,15 @@ impl Client {
     pub async fn set_firewall_rule_enabled(&self, rule: &str, enabled: bool) -> Result<FirewallRuleView, Error> {
         let verb = if enabled { "enable" } else { "disable" };
         self.post(&format!("/v1/firewall/rules/{}/{verb}", segment(rule)), &()).await
+    }
+
+    /// Changes a rule and waits, not for long, until machines enforce it as it is then.
+    pub async fn change_firewall_rule(
+        &self,
+        rule: &str,
+        change: &FirewallRuleChange,
+    ) -> Result<FirewallRuleView, Error> {
+        self.post(&format!("/v1/firewall/rules/{}", segment(rule)), change).await
     }
 
     /// Deletes a rule.

@@ -26,6 +26,7 @@
 //! | `POST /v1/placement/explain` | [`PlacementQuestion`] | [`model::placement::Explanation`] |
 //! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
 //! | `GET /v1/firewall/rules?account=`, `POST`, `GET /:rule`, `POST …/enable`, `…/disable`, `DELETE` | [`NewFirewallRule`] | [`FirewallRuleView`] |
+//! | `POST /v1/firewall/rules/:rule` | [`FirewallRuleChange`] | [`FirewallRuleView`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
@@ -47,7 +48,7 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
-pub use firewall::{FirewallRuleView, NewFirewallRule};
+pub use firewall::{FirewallRuleChange, FirewallRuleView, NewFirewallRule};
 pub use networks::{NewNicTag, NewPool, NicTagView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};

@@ -12,7 +12,7 @@ use control::{
     firewall::{self, Enforcement, NewRule, RuleChange},
 };
 use model::{firewall::FirewallRule, id::FirewallRuleId};
-use opsapi::{FirewallRuleView, NewFirewallRule};
+use opsapi::{FirewallRuleChange, FirewallRuleView, NewFirewallRule};
 use serde::Deserialize;
 use store::Entry;
 
@@ -21,7 +21,7 @@ use super::{Answer, Body, Ops, Refusal, value};
 pub(super) fn routes() -> Router<Ops> {
     Router::new()
         .route("/v1/firewall/rules", get(list).post(create))
-        .route("/v1/firewall/rules/{rule}", get(one).delete(delete))
+        .route("/v1/firewall/rules/{rule}", get(one).post(change).delete(delete))
         .route("/v1/firewall/rules/{rule}/enable", post(enable))
         .route("/v1/firewall/rules/{rule}/disable", post(disable))
 }
@@ -67,6 +67,15 @@ async fn create(State(ops): State<Ops>, Body(new): Body<NewFirewallRule>) -> Ans
     Ok(Json(view(&ops, &rule, enforcement)))
 }
 
+async fn change(
+    State(ops): State<Ops>,
+    Path(rule): Path<String>,
+    Body(change): Body<FirewallRuleChange>,
+) -> Answer<FirewallRuleView> {
+    let FirewallRuleChange { rule: text, enabled, log, description } = change;
+    changed(&ops, &rule, RuleChange { rule: text, enabled, log, description }).await
+}
+
 async fn enable(State(ops): State<Ops>, Path(rule): Path<String>) -> Answer<FirewallRuleView> {
     set_enabled(&ops, &rule, true).await
 }
@@ -76,7 +85,10 @@ async fn disable(State(ops): State<Ops>, Path(rule): Path<String>) -> Answer<Fir
 }
 
 async fn set_enabled(ops: &Ops, rule: &str, enabled: bool) -> Answer<FirewallRuleView> {
-    let change = RuleChange { enabled: Some(enabled), ..RuleChange::default() };
+    changed(ops, rule, RuleChange { enabled: Some(enabled), ..RuleChange::default() }).await
+}
+
+async fn changed(ops: &Ops, rule: &str, change: RuleChange) -> Answer<FirewallRuleView> {
     let rule = firewall::update(&ops.control, Scope::All, id(rule)?, change).await?;
     let enforcement = firewall::wait_enforced(&ops.control, rule.id).await;
     Ok(Json(view(ops, &rule, enforcement)))

@@ -1,9 +1,9 @@
 //! `neso adm firewall …`: rules of the firewall of every account, global ones among them, and how far each is enforced.
 
-use opsapi::{Client, FirewallRuleView, NewFirewallRule};
+use opsapi::{Client, FirewallRuleChange, FirewallRuleView, NewFirewallRule};
 
 use super::{Output, table};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -37,6 +37,8 @@ pub(crate) enum Command {
         #[arg(long)]
         disabled: bool,
     },
+    /// Change a rule; what is not named stays. Waits until machines enforce it as it is then.
+    Set(Set),
     /// Enable a rule.
     Enable {
         /// Its id.
@@ -55,6 +57,36 @@ pub(crate) enum Command {
     },
 }
 
+/// See [`Command::Set`].
+#[derive(Debug, clap::Args)]
+pub(crate) struct Set {
+    /// Its id.
+    id: String,
+    /// Its new text.
+    #[arg(long, value_name = "TEXT")]
+    rule: Option<String>,
+    /// Whether it does anything.
+    #[arg(long, value_name = "BOOL")]
+    enabled: Option<bool>,
+    /// Whether machines log what it decides.
+    #[arg(long, value_name = "BOOL")]
+    log: Option<bool>,
+    /// For people; empty takes it away.
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+}
+
+impl Set {
+    fn change(self) -> Result<(String, FirewallRuleChange), Failure> {
+        let Self { id, rule, enabled, log, description } = self;
+        let change = FirewallRuleChange { rule, enabled, log, description };
+        if change == FirewallRuleChange::default() {
+            return Err(Failure::new("nothing to change is named: --rule, --enabled, --log or --description"));
+        }
+        Ok((id, change))
+    }
+}
+
 /// Runs it.
 pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Outcome {
     let one = match command {
@@ -70,6 +102,10 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
             let new = NewFirewallRule { account, rule, enabled: !disabled, log, description };
             client.create_firewall_rule(&new).await?
         }
+        Command::Set(set) => {
+            let (id, change) = set.change()?;
+            client.change_firewall_rule(&id, &change).await?
+        }
         Command::Enable { rule } => client.set_firewall_rule_enabled(&rule, true).await?,
         Command::Disable { rule } => client.set_firewall_rule_enabled(&rule, false).await?,
     };
@@ -78,7 +114,7 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
 
 fn rows(rules: &[FirewallRuleView]) -> comfy_table::Table {
     table(
-        &["id", "owner", "enabled", "live on", "waiting for", "rule"],
+        &["id", "owner", "enabled", "live on", "waiting for", "rule", "description"],
         rules.iter().map(|view| {
             vec![
                 view.rule.id.to_string(),
@@ -87,6 +123,7 @@ fn rows(rules: &[FirewallRuleView]) -> comfy_table::Table {
                 format!("{} of {}", view.live, view.machines),
                 view.waiting_for.join(", "),
                 view.rule.rule.to_string(),
+                view.rule.description.clone().unwrap_or_default(),
             ]
         }),
     )

@@ -11,6 +11,7 @@ mod corpus;
 mod datacenter;
 mod ends;
 mod faults;
+mod firewall;
 mod full;
 mod guest;
 mod inside;

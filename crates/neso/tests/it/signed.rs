@@ -74,6 +74,33 @@ impl Key {
     }
 }
 
+/// The first tenant with a key of its own, for requests that no command of ours makes.
+pub(crate) struct Tenant<'a> {
+    key: Key,
+    login: &'a str,
+    host: &'a str,
+}
+
+impl<'a> Tenant<'a> {
+    pub(crate) fn of(datacenter: &'a Datacenter) -> Self {
+        let login = datacenter.said("TRITON_ACCOUNT");
+        let making = ["ecparam", "-name", "prime256v1", "-genkey", "-noout"];
+        Self { key: Key::make(datacenter, login, "tenant", &making, "ecdsa-sha256"), login, host: host(datacenter) }
+    }
+
+    /// Status and body of the answer to a request without a body, below the tenant's own path.
+    pub(crate) fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let date = date(now());
+        let headers = [("date", date.as_str()), ("authorization", &self.key.draft(&date))];
+        ask(self.host, method, &format!("/{}{path}", self.login), &headers)
+    }
+}
+
+/// Name and port of CloudAPI.
+fn host(datacenter: &Datacenter) -> &str {
+    datacenter.said("TRITON_URL").trim_start_matches("https://").trim_end_matches('/')
+}
+
 /// All but what RFC 3986 leaves unreserved as `%` and two digits.
 fn encoded(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
@@ -104,7 +131,7 @@ fn date(seconds: i64) -> String {
 fn both_grammars_and_signed_urls_are_understood() {
     let Some(datacenter) = Datacenter::start() else { return };
     let login = datacenter.said("TRITON_ACCOUNT");
-    let host = datacenter.said("TRITON_URL").trim_start_matches("https://").trim_end_matches('/');
+    let host = host(&datacenter);
     let keys = [
         Key::make(&datacenter, login, "rsa", &["genrsa", "-traditional", "2048"], "rsa-sha256"),
         Key::make(&datacenter, login, "ec", &["ecparam", "-name", "prime256v1", "-genkey", "-noout"], "ecdsa-sha256"),

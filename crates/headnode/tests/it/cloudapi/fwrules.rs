@@ -38,8 +38,13 @@ async fn rules_are_made_changed_waited_for_and_listed() {
     assert_eq!(of_it[0]["id"], rule["id"]);
     assert_eq!(stage.get(Who::Ana, "/my/fwrules").await.json().as_array().map(Vec::len), Some(1));
 
+    let peers = |count| (1..=count).map(|n| format!("ip 10.0.0.{n}")).collect::<Vec<_>>().join(" OR ");
+    let fits = json!({"rule": format!("FROM ({}) TO all vms ALLOW ah", peers(24))});
+    assert_eq!(stage.ask(Who::Ana, Method::POST, "/my/fwrules", fits).await.status.as_u16(), 201);
+    let crowded = format!("FROM ({}) TO all vms ALLOW ah", peers(25));
     for (body, field) in [
         (json!({"rule": "FROM any TO any ALLOW tcp PORT 80"}), "rule"),
+        (json!({"rule": crowded}), "rule"),
         (json!({"rule": 7}), "rule"),
         (json!({}), "rule"),
         (json!({"rule": "FROM any TO all vms ALLOW tcp PORT 80", "enabled": "perhaps"}), "enabled"),

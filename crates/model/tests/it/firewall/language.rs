@@ -322,6 +322,86 @@ fn limits_hold() {
 }
 
 #[test]
+fn every_version_has_its_limits() {
+    let vm = |number: usize| format!("vm 0f570678-c007-4610-a2c0-{number:012}");
+    // Targets of every kind count alike, and each side by itself.
+    let targets = |count: usize| {
+        let kind = |number: usize| match number % 4 {
+            0 => format!("ip 10.0.0.{number}"),
+            1 => format!("subnet 10.{number}.0.0/16"),
+            2 => format!("tag t{number} = v"),
+            _ => vm(number),
+        };
+        (1..=count).map(kind).collect::<Vec<_>>().join(" OR ")
+    };
+    let several = |word: &str, count| list(count, &format!("{word} "), " AND ");
+    for language in [Language::V1, Language::V2, Language::V3, Language::V4] {
+        let max = if language < Language::V4 { 8 } else { 24 };
+        let parse = |text: &str| Rule::parse_as(text, language);
+        let both = format!("FROM ({}) TO ({}) ALLOW tcp PORT 80", targets(24), targets(24));
+        let whole = parse(&both).unwrap_or_else(|error| panic!("{language:?}: {error}"));
+        assert_eq!((whole.from().list().len(), whole.to().list().len()), (24, 24), "{language:?}");
+        for (text, side) in [
+            (format!("FROM ({}) TO ({}) ALLOW tcp PORT 80", targets(25), targets(24)), "FROM"),
+            (format!("FROM ({}) TO ({}) ALLOW tcp PORT 80", targets(24), targets(25)), "TO"),
+            // One that is said twice was said.
+            (format!("FROM any TO ({} OR tag t2 = v) ALLOW tcp PORT 80", targets(24)), "TO"),
+        ] {
+            assert_eq!(
+                parse(&text),
+                Err(RuleError::TooManyTargets { side, count: 25, max: 24 }),
+                "{language:?}: {text}"
+            );
+        }
+        for (what, text) in [
+            ("ports", |list: &str| format!("FROM any TO tag a ALLOW tcp ({list})")),
+            ("ports", |list: &str| format!("FROM any TO tag a ALLOW udp ({list})")),
+            ("types", |list: &str| format!("FROM any TO tag a ALLOW icmp ({list})")),
+        ] as [(_, fn(&str) -> String); 3]
+        {
+            let word = if what == "ports" { "PORT" } else { "TYPE" };
+            assert!(parse(&text(&several(word, max))).is_ok(), "{language:?} {what}");
+            let over = RuleError::TooManyPorts { what, count: max + 1, max };
+            assert_eq!(parse(&text(&several(word, max + 1))), Err(over), "{language:?}");
+        }
+        if language >= Language::V2 {
+            let ranges = |count: usize| {
+                let range = |number: usize| format!("{}-{}", number * 10, number * 10 + 5);
+                format!("FROM any TO tag a ALLOW tcp PORTS {}", (1..=count).map(range).collect::<Vec<_>>().join(","))
+            };
+            assert!(parse(&ranges(max)).is_ok(), "{language:?}");
+            assert_eq!(parse(&ranges(max + 1)), Err(RuleError::TooManyPorts { what: "ports", count: max + 1, max }));
+        }
+        if language >= Language::V3 {
+            assert!(parse(&format!("FROM any TO tag a ALLOW icmp6 ({})", several("TYPE", max))).is_ok());
+            assert!(parse(&format!("FROM any TO tag a ALLOW icmp6 ({})", several("TYPE", max + 1))).is_err());
+        }
+    }
+}
+
+#[test]
+fn words_are_of_one_case_and_either_will_do() {
+    let rules = [
+        "FROM (IP 10.0.0.1 OR SUBNET 10.0.0.0/8 OR VM 0f570678-c007-4610-a2c0-bbfcaab9f4e6) TO ALL VMS ALLOW TCP (PORT 1 AND PORT 2) PRIORITY 3",
+        "FROM ANY TO TAG \"x\" BLOCK ICMP (TYPE 3 CODE 1 AND TYPE 8)",
+        "FROM ALL VMS TO ANY BLOCK UDP PORTS 1-2",
+        "FROM ALL VMS TO ANY ALLOW ICMP6 TYPE ALL",
+        "FROM ALL VMS TO ANY ALLOW AH",
+        "FROM ALL VMS TO ANY ALLOW ESP",
+    ];
+    for upper in rules {
+        let rule: Rule = upper.parse().unwrap_or_else(|error| panic!("{upper}: {error}"));
+        assert_eq!(upper.to_lowercase().parse::<Rule>().as_ref(), Ok(&rule), "{upper}");
+        for word in
+            upper.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.starts_with(char::is_uppercase))
+        {
+            let mixed = format!("{}{}", &word[..1], word[1..].to_lowercase());
+            assert!(upper.replacen(word, &mixed, 1).parse::<Rule>().is_err(), "{mixed} in {upper}");
+        }
+    }
+}
+
+#[test]
 fn texts_are_bounded_also_in_canonical_form() {
     let long = |name: &str, count: usize| format!("FROM tag \"{}\" TO any BLOCK ah", name.repeat(count));
     assert!(long("a", 16_000).parse::<Rule>().is_ok());

@@ -1,0 +1,67 @@
+//! Rules of the firewall in an operator's hands: made, changed, refused, and in force on a real machine when the command returns.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::{datacenter::Datacenter, signed::Tenant};
+
+#[test]
+fn operators_change_rules_and_see_them_enforced() {
+    let Some(datacenter) = Datacenter::start() else { return };
+    datacenter.good(&["instance", "create", "-w", "--name", "walled", "minimal", "g1-nano"]);
+    let tenant = Tenant::of(&datacenter);
+    let instance = datacenter.instances()[0]["id"].as_str().expect("an id").to_owned();
+    let (status, body) = tenant.ask("POST", &format!("/machines/{instance}?action=enable_firewall"));
+    assert_eq!(status, 202, "{body}");
+    let rules = |verb: &[&str]| datacenter.json(&[&["adm", "-j", "firewall"], verb].concat());
+
+    let made = rules(&["create", "from any to all vms allow tcp port 4321", "--description", "first"]);
+    let id = made["rule"]["id"].as_str().expect("an id").to_owned();
+    assert_eq!((&made["machines"], &made["live"], &made["rule"]["version"]), (&json!(1), &json!(1), &json!(1)));
+    assert!(kernel(&datacenter).contains("dport 4321"), "it is in the kernel when the command returns");
+
+    let text = "FROM any TO all vms ALLOW udp PORT 5432";
+    let changed = rules(&["set", &id, "--rule", text, "--description", ""]);
+    let record = &changed["rule"];
+    assert_eq!((&record["rule"], &record["version"], &changed["live"]), (&json!(text), &json!(2), &json!(1)));
+    assert!(record.get("description").is_none_or(serde_json::Value::is_null), "an empty one takes it away: {record}");
+    let held = kernel(&datacenter);
+    assert!(held.contains("dport 5432") && !held.contains("dport 4321"), "{held}");
+
+    let off = rules(&["set", &id, "--enabled", "false", "--description", "off for now"]);
+    assert_eq!(
+        (&off["rule"]["enabled"], &off["rule"]["rule"], &off["machines"]),
+        (&json!(false), &json!(text), &json!(0))
+    );
+    assert!(!kernel(&datacenter).contains("dport 5432"), "a disabled rule leaves the kernel");
+    assert_eq!(rules(&["get", &id])["rule"]["description"], "off for now");
+
+    let long = "x".repeat(256);
+    let many = (1..=25).map(|n| format!("ip 10.0.0.{n}")).collect::<Vec<_>>().join(" OR ");
+    let many = format!("FROM ({many}) TO all vms ALLOW tcp PORT 1");
+    for (bad, named) in [
+        (["--rule", &many], "rule: maximum of 24 targets allowed per side; FROM has 25"),
+        (["--rule", "FROM any TO any ALLOW ah"], "rule: rule does not affect VMs"),
+        (["--description", &long], "description: "),
+    ] {
+        let refused = datacenter.run(&[&["adm", "firewall", "set", &id], &bad[..]].concat());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(named), "{bad:?}: {said}");
+    }
+    let nothing = datacenter.run(&["adm", "firewall", "set", &id]);
+    assert!(!nothing.status.success(), "nothing to change is named");
+    assert_eq!(rules(&["get", &id])["rule"]["version"], 3, "what is refused changes nothing");
+
+    datacenter.good(&["adm", "firewall", "delete", &id]);
+    datacenter.good(&["instance", "delete", "-w", "walled"]);
+    datacenter.wait_idle();
+    datacenter.assert_clean();
+}
+
+/// The firewall's table in the kernel's packet filter, as text.
+fn kernel(datacenter: &Datacenter) -> String {
+    let table = format!("{}_fw", datacenter.settings().kernel.nft_table);
+    let listed = Command::new("nft").args(["list", "table", "inet", &table]).output().expect("`nft` runs");
+    String::from_utf8_lossy(&listed.stdout).into_owned()
+}
