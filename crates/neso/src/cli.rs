@@ -13,7 +13,7 @@ use crate::{
     doctor, down,
     failure::{Failure, Outcome},
     image, install, join, manual, processes,
-    tenant::{self, nouns},
+    tenant::{self, call, nouns},
     up,
 };
 
@@ -95,6 +95,8 @@ enum Command {
     /// Networks and their addresses.
     #[command(visible_alias = "net")]
     Network(nouns::Noun<nouns::Network>),
+    /// Ask any endpoint of CloudAPI, signed with the tenant's key.
+    Cloudapi(call::Call),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor {
         /// Print JSON.
@@ -142,6 +144,7 @@ fn run(cli: Cli) -> Outcome {
         },
         Command::Package(noun) => asking(async move { nouns::package(noun).await }),
         Command::Network(noun) => asking(async move { nouns::network(noun).await }),
+        Command::Cloudapi(call) => asking(async move { call::run(call).await }),
         Command::Manual { chapter } => manual::run(chapter.as_deref()),
     }
 }

@@ -359,6 +359,24 @@ impl Client {
         self.send(Method::DELETE, &format!("/machines/{id}/nics/{}", mac.bare()), &[], None).await?.done()
     }
 
+    /// Any endpoint, for those without a method here: `target` begins with `/` and may have a query, both escaped already;
+    /// `/my` at its beginning stands for the account. An answer without a body is null.
+    pub async fn call(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<serde_json::Value, ClientError> {
+        let own = target.strip_prefix("/my").filter(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
+        let target = match own {
+            Some(rest) => format!("/{}{rest}", utf8_percent_encode(&self.account, SEGMENT)),
+            None => target.to_owned(),
+        };
+        let ask = Ask { method, url: format!("{}{target}", self.base), target, body: body.map(to_bytes) };
+        let answer = self.see_through(&ask).await?.accepted()?;
+        if answer.body.is_empty() { Ok(serde_json::Value::Null) } else { answer.read() }
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, ClientError> {
         self.send(Method::GET, path, query, None).await?.read()
     }
@@ -374,10 +392,13 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Bytes>,
     ) -> Result<Answer, ClientError> {
-        let ask = self.ask(method, path, query, body);
+        self.see_through(&self.ask(method, path, query, body)).await
+    }
+
+    async fn see_through(&self, ask: &Ask) -> Result<Answer, ClientError> {
         match ask.method {
-            Method::GET | Method::HEAD => self.exchange(&ask, None).await,
-            _ => self.send_named(&ask, &repeat::fresh_name()?).await,
+            Method::GET | Method::HEAD => self.exchange(ask, None).await,
+            _ => self.send_named(ask, &repeat::fresh_name()?).await,
         }
     }
 

@@ -11,6 +11,7 @@ mod repeat;
 pub mod signer;
 mod tls;
 
+pub use ::http::Method;
 pub use http::{Client, ClientError, MachineFilter};
 pub use profile::Profile;
 pub use signer::Signer;

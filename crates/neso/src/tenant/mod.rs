@@ -3,6 +3,7 @@
 //! [`Tenant`] is the connection and the few compound verbs (`find`: resolve a name; wait for a state) that commands and
 //! `neso up` share; `show` makes tables. Names, short ids and ids are accepted wherever an object is named, as triton does.
 
+pub(crate) mod call;
 mod find;
 pub(crate) mod nouns;
 mod show;
