@@ -36,6 +36,7 @@ fn main() {
             zones,
             firewall: Default::default(),
             underlay: None,
+            vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
         };
         let mut next = Target { generation: 2, ..target.clone() };

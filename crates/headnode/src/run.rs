@@ -185,6 +185,7 @@ fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {
                 soft_rules: placement.weights.soft_rules,
             },
         },
+        fabric: settings.fabric.config(),
         archive_dir: Some(settings.headnode_dir().join("archive")),
         ..ControlConfig::new(datacenter.name.clone(), images_dir)
     }

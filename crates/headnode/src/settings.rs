@@ -17,10 +17,12 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 mod door;
+mod fabric;
 mod join;
 
 pub use door::Door;
-pub use join::{Fabric, Join, is_address};
+pub use fabric::Fabric;
+pub use join::{Join, is_address};
 
 /// Where the settings file lies unless told otherwise, below the root.
 pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
@@ -281,6 +283,7 @@ impl Settings {
         }
         self.pool.check()?;
         self.cloudapi.check()?;
+        self.fabric.check()?;
         self.join.as_ref().map_or(Ok(()), Join::check)?;
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;

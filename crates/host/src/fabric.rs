@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use model::{
     id::{AccountId, MacAddr},
+    network::VXLAN_PORT,
     target::{NetworkTarget, Peer, Target},
 };
 
@@ -27,10 +28,12 @@ pub const OVERHEAD_V4: u32 = 50;
 pub const OVERHEAD_V6: u32 = 70;
 
 /// All fabrics on a machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FabricSet {
     /// This machine's address between machines; without one no segment leaves it.
     pub underlay: Option<IpAddr>,
+    /// UDP port of what machines send each other.
+    pub port: u16,
     /// By VNI.
     pub segments: BTreeMap<u32, Segment>,
     /// Routed networks by their owner; each network's segment is among `segments`.
@@ -46,10 +49,16 @@ pub struct Segment {
     pub peers: BTreeMap<MacAddr, Peer>,
 }
 
+impl Default for FabricSet {
+    fn default() -> Self {
+        Self { underlay: None, port: VXLAN_PORT, segments: BTreeMap::new(), routers: BTreeMap::new() }
+    }
+}
+
 impl FabricSet {
     /// What `target` asks for.
     pub fn of(target: &Target) -> Self {
-        let mut set = Self { underlay: target.underlay, ..Self::default() };
+        let mut set = Self { underlay: target.underlay, port: target.vxlan_port, ..Self::default() };
         for network in target.networks.values() {
             let Some(fabric) = &network.fabric else { continue };
             set.segments.entry(fabric.vni).or_insert_with(|| Segment {

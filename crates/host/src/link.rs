@@ -109,6 +109,14 @@ impl LinkNames {
         format!("{}v", self.prefix)
     }
 
+    /// Whether an interface of the host may be one of those named here.
+    pub fn is_ours(&self, name: &str) -> bool {
+        let starts = [self.nic_prefix(), self.transit_prefix(), self.bridge_prefix()];
+        starts.iter().any(|start| name.starts_with(start))
+            || self.vni_of_vxlan(name).is_some()
+            || self.vni_of_router(name).is_some()
+    }
+
     /// What every name starts with.
     pub fn prefix(&self) -> &str {
         &self.prefix

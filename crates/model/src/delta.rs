@@ -105,6 +105,9 @@ pub struct TargetDelta {
     /// See [`Target::underlay`]; always said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<IpAddr>,
+    /// See [`Target::vxlan_port`]; always said.
+    #[serde(default = "crate::target::vxlan_port")]
+    pub vxlan_port: u16,
     /// See [`Target::networks`].
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub networks: Changes<NetworkId, NetworkTarget>,
@@ -225,9 +228,10 @@ impl<K: Ord + Clone, V: PartialEq + Clone> Changes<K, V> {
 impl Target {
     /// What tells its content from others; the generation is not part of it.
     pub fn digest(&self) -> Digest {
-        let Self { server, generation: _, datacenter, networks, images, zones, firewall, underlay, peers } = self;
+        let Self { server, generation: _, datacenter, networks, images, zones, firewall, underlay, vxlan_port, peers } =
+            self;
         let mut sum = Sum::default();
-        sum.value(&(server, datacenter, underlay, networks, images));
+        sum.value(&(server, datacenter, underlay, vxlan_port, networks, images));
         for (id, zone) in zones {
             sum.part(id.uuid().as_bytes(), zone);
         }
@@ -240,7 +244,8 @@ impl Target {
 impl TargetDelta {
     /// From `old` to `new`, two targets of one machine.
     pub fn between(old: &Target, new: &Target) -> Self {
-        let Target { server, generation, datacenter, networks, images, zones, firewall, underlay, peers } = new;
+        let Target { server, generation, datacenter, networks, images, zones, firewall, underlay, vxlan_port, peers } =
+            new;
         Self {
             server: *server,
             base: old.digest(),
@@ -248,6 +253,7 @@ impl TargetDelta {
             digest: new.digest(),
             datacenter: datacenter.clone(),
             underlay: *underlay,
+            vxlan_port: *vxlan_port,
             networks: Changes::between(&old.networks, networks),
             images: Changes::between(&old.images, images),
             zones: Changes::between(&old.zones, zones),
@@ -273,6 +279,7 @@ impl TargetDelta {
             generation: self.generation,
             datacenter: self.datacenter.clone(),
             underlay: self.underlay,
+            vxlan_port: self.vxlan_port,
             ..base.clone()
         };
         self.networks.apply(&mut target.networks);
@@ -432,11 +439,12 @@ impl Report {
             zones,
             images,
             underlay,
+            outside,
             leaving: _,
             untold_addresses,
         } = self;
         let mut sum = Sum::default();
-        sum.value(&(server, hostname, boot_id, hardware, images, underlay));
+        sum.value(&(server, hostname, boot_id, hardware, images, underlay, outside));
         sum.value(&untold_addresses);
         for (id, fact) in zones {
             sum.part(id.uuid().as_bytes(), fact);
@@ -459,11 +467,13 @@ impl ReportDelta {
             zones,
             images,
             underlay,
+            outside,
             leaving,
             untold_addresses,
         } = new;
         let same = (&old.server, &old.hostname, &old.boot_id, &old.hardware) == (server, hostname, boot_id, hardware)
-            && (&old.images, &old.underlay, &old.untold_addresses) == (images, underlay, untold_addresses);
+            && (&old.images, &old.underlay, &old.outside) == (images, underlay, outside)
+            && old.untold_addresses == *untold_addresses;
         same.then(|| Self {
             server: *server,
             base,

@@ -93,6 +93,8 @@ impl Fabric {
 
 /// The VNIs there are: 24 bits, of which 0 is never used.
 pub const VNIS: std::ops::RangeInclusive<u32> = 1..=0xff_ffff;
+/// UDP port of VXLAN unless the operator says another.
+pub const VXLAN_PORT: u16 = 4_789;
 /// Highest VLAN of a tenant's fabric.
 pub const FABRIC_VLAN_MAX: u16 = 4_095;
 

@@ -76,11 +76,23 @@ pub struct Server {
     /// Largest packet of the interface that has [`Server::underlay`], bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay_mtu: Option<u32>,
+    /// Address the outside sees when it translates for instances, as it reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<IpAddr>,
     /// Since when and why it is being emptied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
     /// When it joined.
     pub created_at: Timestamp,
+}
+
+/// Where a machine is in the networks around it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Where other machines meet it.
+    pub underlay: Option<Underlay>,
+    /// The address it has towards the outside.
+    pub outside: Option<IpAddr>,
 }
 
 /// Where a machine is met by other machines.
@@ -90,6 +102,43 @@ pub struct Underlay {
     pub address: IpAddr,
     /// Largest packet of the interface that has it, bytes.
     pub mtu: u32,
+}
+
+/// Interfaces made for guests, containers and tunnels, by the beginning of their names: no other machine is met there.
+const INNER_INTERFACES: [&str; 16] = [
+    "br-",
+    "cali",
+    "cilium",
+    "cni",
+    "docker",
+    "flannel",
+    "lxc",
+    "lxd",
+    "podman",
+    "tailscale",
+    "tap",
+    "tun",
+    "veth",
+    "virbr",
+    "vnet",
+    "wg",
+];
+
+/// The address at which other machines meet one with these, if only one comes into question: IPv4 before IPv6, and nothing on an
+/// interface that is ours or made for guests. Otherwise all that might be meant.
+pub fn obvious_underlay(addresses: &[(String, IpAddr)], is_ours: impl Fn(&str) -> bool) -> Result<IpAddr, Vec<IpAddr>> {
+    let inner = |name: &str| is_ours(name) || INNER_INTERFACES.iter().any(|start| name.starts_with(start));
+    let mut found: Vec<IpAddr> =
+        addresses.iter().filter(|(name, _)| !inner(name)).map(|(_, address)| *address).collect();
+    if found.iter().any(IpAddr::is_ipv4) {
+        found.retain(IpAddr::is_ipv4);
+    }
+    found.sort();
+    found.dedup();
+    match found.as_slice() {
+        [only] => Ok(*only),
+        _ => Err(found),
+    }
 }
 
 /// A machine that is being emptied takes nothing new.
@@ -227,5 +276,26 @@ impl Ratios {
     /// Whether the datacenter's policy holds throughout.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_is_obvious_and_two_are_not() {
+        let machine = |all: &[(&str, &str)]| {
+            let parsed = all.iter().map(|(name, address)| ((*name).to_owned(), address.parse().expect("an address")));
+            obvious_underlay(&parsed.collect::<Vec<_>>(), |name| name.starts_with("nb-"))
+        };
+        let found = Ok(IpAddr::from([192, 168, 1, 5]));
+        let guests = [("docker0", "172.17.0.1"), ("nb-ext", "10.80.0.1"), ("virbr0", "192.168.122.1")];
+        assert_eq!(machine(&[&guests[..], &[("eth0", "192.168.1.5")]].concat()), found);
+        assert_eq!(machine(&[("eth0", "192.168.1.5"), ("eth0", "2001:db8::5")]), found, "IPv4 goes first");
+        assert_eq!(machine(&[("eth0", "2001:db8::5")]), Ok("2001:db8::5".parse().expect("an address")));
+        assert_eq!(machine(&guests), Err(Vec::new()));
+        let both = machine(&[("eth0", "192.168.1.5"), ("eth1", "10.0.0.5")]).expect_err("either may be meant");
+        assert_eq!(both, [IpAddr::from([10, 0, 0, 5]), IpAddr::from([192, 168, 1, 5])]);
     }
 }

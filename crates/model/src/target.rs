@@ -21,6 +21,7 @@ use crate::{
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
     instance::{Brand, TagValue, Wanted},
+    network::VXLAN_PORT,
     part::Part,
     server::{Hardware, Underlay},
     time::Timestamp,
@@ -48,6 +49,9 @@ pub struct Target {
     /// The machine's own address between machines; without one, fabrics end at this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<IpAddr>,
+    /// UDP port of what machines send each other, the same on all.
+    #[serde(default = "vxlan_port")]
+    pub vxlan_port: u16,
     /// NICs on other machines that ours may talk to, by VNI: only of VNIs with a member here or routed from here.
     #[serde(default, skip_serializing_if = "no_peers")]
     pub peers: Part<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
@@ -285,6 +289,9 @@ pub struct Report {
     /// Where other machines meet it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<Underlay>,
+    /// Address the outside sees when it translates for instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<IpAddr>,
     /// Its agent ends after this report, as when the machine goes down.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,
@@ -383,6 +390,10 @@ pub struct Exit {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 const fn is_false(value: &bool) -> bool {
     !*value
+}
+
+pub(crate) const fn vxlan_port() -> u16 {
+    VXLAN_PORT
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]

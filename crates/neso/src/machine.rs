@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    net::{ToSocketAddrs as _, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,7 +29,12 @@ use host::{
     },
     zone::{IdRange, Zones},
 };
-use model::{id::InstanceId, server::Underlay, time::Timestamp, unit::Mib};
+use model::{
+    id::InstanceId,
+    server::{Underlay, Whereabouts, obvious_underlay},
+    time::Timestamp,
+    unit::Mib,
+};
 use node::{Agent, AgentConfig, IdRanges};
 use nodeapi::client::{Client as LinkClient, Settings as LinkSettings};
 use tokio::{sync::watch, time::Instant};
@@ -42,6 +47,8 @@ const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
 /// Between two attempts to renew a certificate that is due.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+/// Somewhere outside: the first of the addresses nobody has. Nothing is ever sent there.
+const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 /// Instances halted or destroyed at once.
 const AT_ONCE: usize = 16;
 
@@ -50,7 +57,7 @@ pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcom
     let member = pki::member(settings, now())?;
     let identity = link_settings(settings, &member)?;
     let link = Arc::new(LinkClient::new(&identity)?);
-    let (say, underlay) = watch::channel(find_underlay(settings, &identity.headnodes));
+    let (say, whereabouts) = watch::channel(find(settings, &identity.headnodes));
     let follower =
         Follower { settings: settings.clone(), member: member.clone(), held: identity, link: link.clone(), say };
     let following = base::task::spawn("certificate", {
@@ -62,7 +69,7 @@ pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcom
     let host = base::task::blocking("open machine", move || open(&opened)).await?;
     let config = AgentConfig {
         id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
-        underlay,
+        whereabouts,
         ..AgentConfig::new(member.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
     Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;
@@ -90,29 +97,52 @@ pub(crate) fn link_settings(settings: &Settings, member: &pki::Member) -> Outcom
     })
 }
 
-/// Where other machines meet this one: as the settings say, or else the address it reaches a headnode from. A headnode's own
-/// machine reaches itself over the loopback device, which says nothing.
-fn find_underlay(settings: &Settings, headnodes: &[String]) -> Option<Underlay> {
-    // Nothing is sent: connecting a datagram socket only asks the routing table.
-    let towards = |headnode: &String| {
-        let remote = headnode.to_socket_addrs().ok()?.next()?;
-        let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any).ok()?;
-        socket.connect(remote).ok()?;
-        Some(socket.local_addr().ok()?.ip())
+/// Where this machine is in the networks around it.
+fn find(settings: &Settings, headnodes: &[String]) -> Whereabouts {
+    let towards_headnode = || {
+        let remotes = headnodes.iter().filter_map(|headnode| headnode.to_socket_addrs().ok()?.next());
+        remotes.filter_map(source_towards).find(|address| !address.is_loopback())
     };
-    let found = || headnodes.iter().find_map(towards).filter(|address| !address.is_loopback());
-    let address = settings.fabric.underlay_address.or_else(found)?;
-    Some(Underlay { address, mtu: host::linux::hardware::mtu_of(address)? })
+    let address = match settings.join {
+        Some(_) => settings.fabric.underlay_address.or_else(towards_headnode),
+        None => underlay(settings).unwrap_or(None),
+    };
+    let mtu = |address| Some(Underlay { address, mtu: host::linux::hardware::mtu_of(address)? });
+    let outside = source_towards(OUTSIDE).filter(|address| !address.is_loopback());
+    Whereabouts { underlay: address.and_then(mtu), outside }
 }
 
-/// What changes while the agent runs: its certificate, and its address between machines.
+/// The address this machine has towards another. Nothing is sent: connecting a datagram socket only asks the routing table.
+fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Where other machines meet a headnode's own machine, which reaches itself over the loopback device: as the settings say, or where
+/// its node link listens, or the only address it has. `None` where no other machine can join; all addresses that might be
+/// meant where that cannot be told.
+pub(crate) fn underlay(settings: &Settings) -> Result<Option<IpAddr>, Vec<IpAddr>> {
+    let listen = settings.listen.node_link.ip();
+    match settings.fabric.underlay_address {
+        Some(address) => Ok(Some(address)),
+        None if listen.is_loopback() => Ok(None),
+        None if !listen.is_unspecified() => Ok(Some(listen)),
+        None => {
+            let is_ours = |name: &str| names(settings).is_ok_and(|names| names.is_ours(name));
+            obvious_underlay(&host::linux::hardware::addresses(), is_ours).map(Some)
+        }
+    }
+}
+
+/// What changes while the agent runs: its certificate, and its addresses in the networks around it.
 struct Follower {
     settings: Settings,
     member: pki::Member,
     held: LinkSettings,
     link: Arc<LinkClient>,
-    say: watch::Sender<Option<Underlay>>,
+    say: watch::Sender<Whereabouts>,
 }
 
 impl Follower {
@@ -120,8 +150,8 @@ impl Follower {
         let mut quiet_until = Instant::now();
         loop {
             tokio::time::sleep(CERTIFICATE_PERIOD).await;
-            let underlay = find_underlay(&self.settings, &self.held.headnodes);
-            self.say.send_if_modified(|known| std::mem::replace(known, underlay) != underlay);
+            let now_at = find(&self.settings, &self.held.headnodes);
+            self.say.send_if_modified(|known| std::mem::replace(known, now_at) != now_at);
             if self.settings.join.is_some()
                 && Instant::now() >= quiet_until
                 && self.member.is_due(now()).unwrap_or(false)

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use host::zone::IdRange;
-use model::{id::ServerId, server::Underlay};
+use model::{id::ServerId, server::Whereabouts};
 use tokio::sync::watch;
 
 use crate::files::Disk;
@@ -27,8 +27,8 @@ pub struct AgentConfig {
     pub stop_grace: Duration,
     /// Version text for reports.
     pub version: String,
-    /// Where other machines meet this one; follows what the caller finds out.
-    pub underlay: watch::Receiver<Option<Underlay>>,
+    /// Where this machine is in the networks around it; follows what the caller finds out.
+    pub whereabouts: watch::Receiver<Whereabouts>,
     /// Where verbs of the host run.
     pub execution: Execution,
 }
@@ -44,7 +44,7 @@ impl AgentConfig {
             id_ranges: IdRanges::default(),
             init: vec!["/sbin/init".to_owned()],
             stop_grace: Duration::from_secs(15),
-            underlay: watch::channel(None).1,
+            whereabouts: watch::channel(Whereabouts::default()).1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             execution: Execution::Threads,
         }

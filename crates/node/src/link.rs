@@ -233,6 +233,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
             fact.guest_metadata = unseen;
         }
     }
+    let whereabouts = *shared.config.whereabouts.borrow();
     let report = Report {
         server: shared.config.server,
         sequence,
@@ -244,7 +245,8 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         untold_addresses: untold_addresses(shared, &target, zones.keys().copied()),
         zones,
         images,
-        underlay: *shared.config.underlay.borrow(),
+        underlay: whereabouts.underlay,
+        outside: whereabouts.outside,
         leaving: false,
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));

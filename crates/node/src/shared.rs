@@ -83,6 +83,7 @@ pub(crate) fn empty_target(server: ServerId) -> Target {
         zones,
         firewall: Part::default(),
         underlay: None,
+        vxlan_port: model::network::VXLAN_PORT,
         peers: Part::default(),
     }
 }

@@ -25,8 +25,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    CertificateView, ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NewAccount, NewKey,
-    NewNetwork, NewPackage, ServerView,
+    CertificateView, ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NetworkView, NewAccount,
+    NewKey, NewNetwork, NewPackage, ServerView,
 };
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
@@ -294,7 +294,7 @@ impl Client {
     }
 
     /// One network, by name or id.
-    pub async fn network(&self, network: &str) -> Result<Network, Error> {
+    pub async fn network(&self, network: &str) -> Result<NetworkView, Error> {
         self.get(&format!("/v1/networks/{}", segment(network))).await
     }
 

@@ -11,7 +11,7 @@
 //! | `POST /v1/accounts/:account/disable`, `…/enable` | | [`model::account::Account`] |
 //! | `GET /v1/accounts/:account/keys`, `POST`, `DELETE …/:key` | [`NewKey`] | [`model::account::AccountKey`] |
 //! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
-//! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`] |
+//! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`]; [`NetworkView`] of one |
 //! | `POST /v1/networks/:network/ips/:ip/reserve`, `…/release` | | [`model::network::Address`], or null |
 //! | `GET /v1/nic-tags`, `POST`, `DELETE /:name` | [`NewNicTag`] | [`NicTagView`] |
 //! | `GET /v1/pools`, `POST`, `DELETE /:pool` | [`NewPool`] | [`model::network::Pool`] |
@@ -49,7 +49,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
 pub use firewall::{FirewallRuleChange, FirewallRuleView, NewFirewallRule};
-pub use networks::{NewNicTag, NewPool, NicTagView};
+pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicTagView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 

@@ -3,12 +3,34 @@
 use std::net::IpAddr;
 
 use model::{
-    id::AccountId,
-    network::{Address, FabricVlan, NicTag, Pool},
+    id::{AccountId, ServerId},
+    network::{Address, FabricVlan, Network, NicTag, Pool},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{Client, Error, client::segment};
+
+/// A network, and where what it translates leaves the datacenter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The record.
+    #[serde(flatten)]
+    pub network: Network,
+    /// Machines with instances on it, where they translate for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nat_addresses: Vec<NatAddress>,
+}
+
+/// A machine that translates for instances of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatAddress {
+    /// The machine.
+    pub server: ServerId,
+    /// Its name.
+    pub hostname: String,
+    /// The address the outside sees; `None` while it has none, or has not said.
+    pub address: Option<IpAddr>,
+}
 
 /// Asks for a NIC tag.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use base::{
 use host::fake::{FakeMachine, Fate, Mortal};
 use model::{
     id::{InstanceId, ServerId},
-    server::Underlay,
+    server::{Underlay, Whereabouts},
     time::Timestamp,
     unit::Mib,
 };
@@ -136,12 +136,13 @@ impl Node {
         let mortal = Mortal::new(self.machine.host(), fate);
         let link = SimLink { cable: self.cable.clone(), server: self.server };
         // Who holds the other end is nobody: a machine keeps its address here.
-        let underlay = tokio::sync::watch::channel(Some(self.underlay)).1;
+        let whereabouts = Whereabouts { underlay: Some(self.underlay), outside: None };
+        let whereabouts = tokio::sync::watch::channel(whereabouts).1;
         let config = AgentConfig {
             id_ranges: IdRanges { first: 1 << 28, count: ID_RANGES },
             execution: Execution::Inline,
             disk: Disk::watched(self.disk.clone()),
-            underlay,
+            whereabouts,
             ..AgentConfig::new(self.server, self.directory.join("data"), self.control_dir())
         };
         let agent = Agent::new(mortal.host(), Arc::new(link), config, Arc::new(self.clock));

@@ -45,6 +45,10 @@ pub struct Network<'a> {
     /// Whether instances reach outside through translation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internet_nat: Option<bool>,
+    /// Addresses the outside sees instead of its instances': those of the machines they are on. Our addition: of one network, not
+    /// in lists, and absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_ips: Option<Vec<IpAddr>>,
     /// Number of the tenant's VLAN it is on, for fabrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan_id: Option<u16>,

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use model::{
     account::Account,
     id::NetworkId,
-    network::{FabricVlan, VNIS},
+    network::{FabricVlan, VNIS, VXLAN_PORT},
     time::Timestamp,
 };
 use store::{Snapshot, Transaction};
@@ -35,6 +35,8 @@ pub struct FabricConfig {
     pub vnis: RangeInclusive<u32>,
     /// Bytes, of every network on a fabric: what machines can send to each other less what VXLAN adds.
     pub mtu: u16,
+    /// UDP port of what machines send each other.
+    pub vxlan_port: u16,
     /// What every new account gets; `None` is nothing.
     pub first: Option<FirstFabric>,
 }
@@ -53,7 +55,7 @@ pub struct FirstFabric {
 impl Default for FabricConfig {
     fn default() -> Self {
         // Wires of 1,500 bytes, VXLAN over IPv6 (70 bytes), and something to spare for what else may lie between.
-        Self { vnis: VNIS, mtu: 1_400, first: None }
+        Self { vnis: VNIS, mtu: 1_400, vxlan_port: VXLAN_PORT, first: None }
     }
 }
 

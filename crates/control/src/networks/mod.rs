@@ -8,7 +8,7 @@ pub mod pools;
 pub mod tags;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -16,7 +16,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     address,
-    id::{AccountId, NetworkId, PoolId},
+    id::{AccountId, NetworkId, PoolId, ServerId},
     network::Network,
     rules,
 };
@@ -26,7 +26,7 @@ use crate::{
     Control, Error, FieldCode, Result, Scope,
     error::{Faults, counted},
     instances::NetworkChoice,
-    tables::{ADDRESSES, BY_NETWORK, EVERYBODY, INSTANCES, NETWORKS, POOLS, SEEN_BY},
+    tables::{ADDRESSES, BY_NETWORK, EVERYBODY, INSTANCES, NETWORKS, POOLS, SEEN_BY, SERVERS},
 };
 
 pub(crate) use ips::addresses;
@@ -132,6 +132,38 @@ pub fn list(control: &Control, scope: Scope) -> Vec<Arc<Entry<Network>>> {
     let mut networks = all_visible(&control.snapshot(), scope);
     networks.sort_by(|one, other| (!one.public, &one.name).cmp(&(!other.public, &other.name)));
     networks
+}
+
+/// Addresses of one answer of [`outside`] at most: an operator reads them, a tenant puts them into a filter.
+const OUTSIDE_MAX: usize = 1_000;
+
+/// A machine that translates for instances of a network, and the address the outside sees then.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outside {
+    /// Its name.
+    pub hostname: String,
+    /// The machine.
+    pub server: ServerId,
+    /// The address; `None` while it has none, or has not said.
+    pub address: Option<IpAddr>,
+}
+
+/// Where the traffic of a network's instances leaves the datacenter: the machines they are on, by name. Empty where nothing is
+/// translated.
+pub fn outside(control: &Control, network: &Network) -> Vec<Outside> {
+    if !network.fabric.map_or(network.nat, |fabric| fabric.internet_nat) {
+        return Vec::new();
+    }
+    let snapshot = control.snapshot();
+    let users = snapshot.find(&INSTANCES, BY_NETWORK, &network.id.to_string());
+    let servers: BTreeSet<ServerId> = users.map(|instance| instance.server).collect();
+    let found = servers.iter().filter_map(|id| snapshot.get(&SERVERS, &id.to_string()));
+    let mut all: Vec<Outside> = found
+        .map(|server| Outside { hostname: server.hostname.clone(), server: server.id, address: server.outside })
+        .take(OUTSIDE_MAX)
+        .collect();
+    all.sort();
+    all
 }
 
 /// Deletes a network that no instance uses, whoever made it.

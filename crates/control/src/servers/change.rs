@@ -197,6 +197,7 @@ pub(super) fn fresh(id: ServerId, new: &super::NewServer, now: model::time::Time
         identity: None,
         underlay: None,
         underlay_mtu: None,
+        outside: None,
         drain: None,
         created_at: now,
     }

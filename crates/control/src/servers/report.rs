@@ -403,7 +403,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         && server.hardware == report.hardware
         && server.boot_id.as_ref() == Some(&report.boot_id)
         && server.identity.is_some()
-        && (server.underlay, server.underlay_mtu) == (address, mtu);
+        && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside);
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
     (!same || !fresh).then(|| Server {
         hostname: report.hostname.clone(),
@@ -413,6 +413,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         identity: Some(server.identity.clone().unwrap_or_else(|| report.hardware.identity.clone())),
         underlay: address,
         underlay_mtu: mtu,
+        outside: report.outside,
         target_seen: report.target_seen,
         ..server.clone()
     })

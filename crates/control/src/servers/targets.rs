@@ -58,6 +58,7 @@ const STIRRED_MAX: usize = 10_000;
 pub struct Targets {
     datacenter: String,
     dns_domain: Option<String>,
+    vxlan_port: u16,
     // A leaf lock: held while parts are made or copied, never across an await.
     state: Mutex<State>,
     /// [`State::revision`] for those who wait for it.
@@ -190,6 +191,7 @@ impl Targets {
         Self {
             datacenter: config.datacenter.clone(),
             dns_domain: config.guest_dns_domain.clone(),
+            vxlan_port: config.fabric.vxlan_port,
             state: Mutex::default(),
             followed: watch::Sender::new(0),
         }
@@ -261,6 +263,7 @@ impl Targets {
             zones,
             firewall: state.walls.target(server),
             underlay: state.peers.underlay(server),
+            vxlan_port: self.vxlan_port,
             peers: machine.peers.clone(),
         })
     }

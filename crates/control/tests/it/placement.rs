@@ -29,6 +29,7 @@ async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
         zones: BTreeMap::new(),
         images: Vec::new(),
         underlay: None,
+        outside: None,
         leaving: false,
     };
     servers::apply_report(control, id, &report).await.expect("it is taken in");

@@ -364,6 +364,7 @@ impl Machine {
             zones: self.zones.iter().map(|(id, fact)| (*id, fact.clone().into())).collect(),
             images: Vec::new(),
             underlay: None,
+            outside: None,
             leaving: false,
             untold_addresses: self.untold.clone(),
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     call::Call,
     error::{ApiError, Faults},
-    networks::show,
+    networks::{show, show_one},
     params::Params,
     reply::Reply,
 };
@@ -87,7 +87,7 @@ pub(super) async fn network_create(call: Call) -> Result<Reply, ApiError> {
 pub(super) async fn network(call: Call) -> Result<Reply, ApiError> {
     let (vlan, id) = ids(&call)?;
     let network = fabrics::network_get(call.control(), call.account.id, vlan, id)?;
-    Ok(Reply::json(&show(&network)))
+    Ok(Reply::json(&show_one(call.control(), &network)))
 }
 
 /// `PUT /:account/fabrics/default/vlans/:vlan/networks/:network`.

@@ -1,6 +1,6 @@
 //! Networks and the addresses on them.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
 
 use cloudapi::{
     error::Code,
@@ -43,7 +43,15 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
     if let Ok(pool) = pools::get(call.control(), call.scope(), PoolId::new(id.uuid())) {
         return Ok(Reply::json(&show_pool(&pool)));
     }
-    Ok(Reply::json(&show(&*networks::get(call.control(), call.scope(), id)?)))
+    Ok(Reply::json(&show_one(call.control(), &*networks::get(call.control(), call.scope(), id)?)))
+}
+
+/// One network, with the addresses its instances have towards the outside.
+pub(super) fn show_one<'a>(control: &control::Control, network: &'a model::network::Network) -> Network<'a> {
+    let known = networks::outside(control, network).into_iter().filter_map(|found| found.address);
+    let addresses: BTreeSet<IpAddr> = known.collect();
+    let nat_ips = (!addresses.is_empty() && !network.owners.is_empty()).then(|| addresses.into_iter().collect());
+    Network { nat_ips, ..show(network) }
 }
 
 /// `GET /:account/networks/:network/ips`.
@@ -108,6 +116,7 @@ pub(super) fn show(network: &model::network::Network) -> Network<'_> {
         resolvers: owned.then_some(Cow::Borrowed(&*network.resolvers)),
         routes: owned.then(|| network.routes.iter().map(|(to, via)| (to.to_string(), *via)).collect()),
         internet_nat: owned.then_some(network.fabric.map_or(network.nat, |fabric| fabric.internet_nat)),
+        nat_ips: None,
         vlan_id: network.fabric.map(|_| network.vlan),
         routed: network.fabric.is_some_and(|fabric| fabric.routed).then_some(true),
         subnet6: network.subnet6.filter(|_| owned).map(|subnet| subnet.to_string()),
@@ -133,6 +142,7 @@ fn show_pool(view: &PoolView) -> Network<'_> {
         resolvers: None,
         routes: None,
         internet_nat: None,
+        nat_ips: None,
         vlan_id: None,
         routed: None,
         subnet6: None,

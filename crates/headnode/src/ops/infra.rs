@@ -13,7 +13,7 @@ use model::{
     package::Package,
     unit::{CpuCap, CpuShares, Mib},
 };
-use opsapi::{NewNetwork, NewPackage};
+use opsapi::{NatAddress, NetworkView, NewNetwork, NewPackage};
 use store::Entry;
 
 use super::{Answer, Body, Ops, Refusal, value, values};
@@ -94,8 +94,15 @@ async fn list_networks(State(ops): State<Ops>) -> Answer<Vec<Network>> {
     Ok(Json(values(&networks::list(&ops.control, Scope::All))))
 }
 
-async fn one_network(State(ops): State<Ops>, Path(network): Path<String>) -> Answer<Network> {
-    Ok(Json(value(&find_network(&ops.control, &network)?)))
+async fn one_network(State(ops): State<Ops>, Path(network): Path<String>) -> Answer<NetworkView> {
+    let network = find_network(&ops.control, &network)?;
+    let nat = |found: networks::Outside| NatAddress {
+        server: found.server,
+        hostname: found.hostname,
+        address: found.address,
+    };
+    let nat_addresses = networks::outside(&ops.control, &network).into_iter().map(nat).collect();
+    Ok(Json(NetworkView { network: value(&network), nat_addresses }))
 }
 
 async fn create_network(State(ops): State<Ops>, Body(new): Body<NewNetwork>) -> Answer<Network> {

@@ -144,7 +144,8 @@ fn link_address(ops: &Ops) -> Result<String, Refusal> {
     if !listen.ip().is_unspecified() {
         return Ok(listen.to_string());
     }
-    let name = settings.fabric.underlay_address.map(|address| match address {
+    let reported = || servers::get(&ops.control, ops.pki.server_id).ok()?.server.underlay;
+    let name = settings.fabric.underlay_address.or_else(reported).map(|address| match address {
         std::net::IpAddr::V4(address) => address.to_string(),
         std::net::IpAddr::V6(address) => format!("[{address}]"),
     });

@@ -1,6 +1,4 @@
-//! Where the headnodes are, on a machine that runs none; and where other machines meet this one.
-
-use std::net::IpAddr;
+//! Where the headnodes are, on a machine that runs none.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,15 +31,6 @@ pub fn is_address(text: &str) -> bool {
     let fits =
         v6.map_or_else(|| !host.is_empty() && host.bytes().all(name), |v6| v6.parse::<std::net::Ipv6Addr>().is_ok());
     fits && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-/// Networks between machines.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fabric {
-    /// Address at which other machines reach this one; when absent, the one it reaches its headnode from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub underlay_address: Option<IpAddr>,
 }
 
 #[cfg(test)]

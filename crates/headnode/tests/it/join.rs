@@ -127,6 +127,7 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
         zones: BTreeMap::new(),
         images: Vec::new(),
         underlay,
+        outside: None,
         leaving: false,
         untold_addresses: BTreeMap::new(),
     };

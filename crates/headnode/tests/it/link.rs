@@ -143,6 +143,7 @@ fn report() -> ReportNews {
         images: Vec::new(),
         untold_addresses: std::collections::BTreeMap::new(),
         underlay: None,
+        outside: None,
         leaving: false,
     }))
 }

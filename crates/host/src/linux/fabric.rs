@@ -8,15 +8,20 @@ use std::{
     net::IpAddr,
 };
 
-use model::{id::MacAddr, target::Peer};
+use model::{
+    id::{AccountId, MacAddr},
+    target::Peer,
+};
 use nix::errno::Errno;
 
 use super::{
     fabric_wire as fabric,
     link::{LinuxLinks, carry_out, links, one_link, open, tolerate},
-    link_wire::{self as wire, Link},
+    link_wire::{self as wire, Link, Tunnel},
     netlink::Socket,
     router,
+    rules_kept::Loaded,
+    underlay,
 };
 use crate::{
     error::{Error, Result},
@@ -27,14 +32,24 @@ use crate::{
 /// Messages sent in one go: far below what a socket's buffer holds.
 const BATCH: usize = 500;
 
+/// Rules this process loaded for fabrics.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    underlay: Option<Loaded>,
+    pub(super) transit: Option<Loaded>,
+    pub(super) routers: BTreeMap<AccountId, Loaded>,
+}
+
 /// Makes the kernel equal to `wanted`.
-pub(super) fn program(ours: &LinuxLinks, names: &LinkNames, wanted: &FabricSet) -> Result<()> {
+pub(super) fn program(ours: &LinuxLinks, names: &LinkNames, wanted: &FabricSet, rules: &mut Rules) -> Result<()> {
     let mut host = open()?;
     let there = links(&mut host)?;
     let stray = there.iter().filter(|link| {
         let vni = names.vni_of_vxlan(&link.name).filter(|_| link.kind == "vxlan");
         vni.is_some_and(|vni| wanted.underlay.is_none() || !wanted.segments.contains_key(&vni))
     });
+    // Before there is a device that hears.
+    underlay::guard(names, wanted, &mut rules.underlay)?;
     for link in stray {
         tolerate(host.request(wire::delete_link(link.index)), Errno::ENODEV)
             .map_err(|refusal| refusal.doing(format!("delete VXLAN device `{}`", link.name)))?;
@@ -43,25 +58,19 @@ pub(super) fn program(ours: &LinuxLinks, names: &LinkNames, wanted: &FabricSet) 
         let name = ours.ensure_bridge(&segment.network)?;
         let bridge = one_link(&mut host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?;
         let Some(underlay) = wanted.underlay else { continue };
-        let vxlan = ensure_vxlan(&mut host, names, *vni, underlay, &bridge, u32::from(segment.network.mtu))?;
+        let tunnel = Tunnel { vni: *vni, local: underlay, port: wanted.port };
+        let vxlan = ensure_vxlan(&mut host, names, tunnel, &bridge, u32::from(segment.network.mtu))?;
         tell_remotes(&mut host, &vxlan, segment)?;
         tell_neighbours(&mut host, &bridge, segment)?;
     }
-    router::program(names, wanted, &there)
+    router::program(names, wanted, &there, rules)
 }
 
-fn ensure_vxlan(
-    host: &mut Socket,
-    names: &LinkNames,
-    vni: u32,
-    underlay: IpAddr,
-    bridge: &Link,
-    mtu: u32,
-) -> Result<Link> {
-    let name = names.vxlan(vni);
+fn ensure_vxlan(host: &mut Socket, names: &LinkNames, tunnel: Tunnel, bridge: &Link, mtu: u32) -> Result<Link> {
+    let name = names.vxlan(tunnel.vni);
     let doing = || format!("make VXLAN device `{name}`");
     if let Some(found) = one_link(host, &name)? {
-        if found.vxlan == Some((vni, Some(underlay))) && found.kind == "vxlan" {
+        if found.vxlan == Some(tunnel) && found.kind == "vxlan" {
             let mut changes = Vec::new();
             if found.master != bridge.index {
                 changes.push(wire::set_master(found.index, bridge.index));
@@ -75,11 +84,11 @@ fn ensure_vxlan(
             carry_out(host, changes, doing)?;
             return Ok(found);
         }
-        // Another address of this machine: the device cannot change it.
+        // Another address of this machine, or another port: the device cannot change them.
         tolerate(host.request(wire::delete_link(found.index)), Errno::ENODEV)
             .map_err(|refusal| refusal.doing(doing()))?;
     }
-    let made = vec![fabric::new_vxlan(&name, vni, underlay, bridge.index, mtu), fabric::dress_vxlan(&name)];
+    let made = vec![fabric::new_vxlan(&name, tunnel, bridge.index, mtu), fabric::dress_vxlan(&name)];
     carry_out(host, made, doing)?;
     one_link(host, &name)?.ok_or_else(|| Error::Missing(format!("VXLAN device `{name}`")))
 }

@@ -6,7 +6,10 @@ use std::net::IpAddr;
 
 use model::id::MacAddr;
 
-use super::netlink::{Message, attrs, flag, number_of};
+use super::{
+    link_wire::Tunnel,
+    netlink::{Message, attrs, flag, number_of},
+};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWNEIGH: u16 = 28;
@@ -52,28 +55,25 @@ const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
 const NTF_MASTER: u8 = 4;
 
-/// UDP port of VXLAN.
-const PORT: u16 = 4789;
-
 /// Hops an outer packet may take.
 const TTL: u8 = 64;
 
 /// Makes a VXLAN device as a port of a bridge: it learns nothing.
-pub(super) fn new_vxlan(name: &str, vni: u32, local: IpAddr, bridge: u32, mtu: u32) -> Message {
+pub(super) fn new_vxlan(name: &str, tunnel: Tunnel, bridge: u32, mtu: u32) -> Message {
     Message::new(RTM_NEWLINK, flag::CREATE | flag::EXCL, &[0; 16])
         .text(IFLA_IFNAME, name)
         .attr(IFLA_MTU, &mtu.to_ne_bytes())
         .attr(IFLA_MASTER, &bridge.to_ne_bytes())
         .nest(IFLA_LINKINFO, &[], |info| {
             info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &[], |data| {
-                let data = match local {
+                let data = match tunnel.local {
                     IpAddr::V4(local) => data.attr(IFLA_VXLAN_LOCAL, &local.octets()),
                     IpAddr::V6(local) => data.attr(IFLA_VXLAN_LOCAL6, &local.octets()),
                 };
-                data.attr(IFLA_VXLAN_ID, &vni.to_ne_bytes())
+                data.attr(IFLA_VXLAN_ID, &tunnel.vni.to_ne_bytes())
                     .attr(IFLA_VXLAN_TTL, &[TTL])
                     .attr(IFLA_VXLAN_LEARNING, &[0])
-                    .attr(IFLA_VXLAN_PORT, &PORT.to_be_bytes())
+                    .attr(IFLA_VXLAN_PORT, &tunnel.port.to_be_bytes())
             })
         })
 }

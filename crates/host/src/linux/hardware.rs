@@ -94,14 +94,29 @@ impl Sources {
     }
 }
 
+/// The machine's addresses with the interfaces that have them, the loopback device's and those of one link alone aside.
+pub fn addresses() -> Vec<(String, IpAddr)> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let reaches_far = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
+    };
+    all.filter_map(|interface| {
+        let address = address_of(&interface).filter(reaches_far)?;
+        Some((interface.interface_name, address))
+    })
+    .collect()
+}
+
+fn address_of(interface: &nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
+    let known = interface.address.as_ref()?;
+    let v4 = known.as_sockaddr_in().map(|known| IpAddr::V4(known.ip()));
+    v4.or_else(|| known.as_sockaddr_in6().map(|known| IpAddr::V6(known.ip())))
+}
+
 /// Largest packet, bytes, of the interface that has `address`.
 pub fn mtu_of(address: IpAddr) -> Option<u32> {
-    let has = |interface: &nix::ifaddrs::InterfaceAddress| {
-        let known = interface.address.as_ref();
-        let v4 = known.and_then(|known| known.as_sockaddr_in()).map(|known| IpAddr::V4(known.ip()));
-        let v6 = known.and_then(|known| known.as_sockaddr_in6()).map(|known| IpAddr::V6(known.ip()));
-        v4.or(v6) == Some(address)
-    };
+    let has = |interface: &nix::ifaddrs::InterfaceAddress| address_of(interface) == Some(address);
     let name = nix::ifaddrs::getifaddrs().ok()?.find(has)?.interface_name;
     let path = Path::new("/sys/class/net").join(name).join("mtu");
     word(&path)?.parse().ok()

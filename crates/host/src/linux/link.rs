@@ -35,6 +35,7 @@ use nix::{
 };
 
 use super::{
+    fabric::Rules,
     link_wire::{self as wire, Link, NewNic, Route},
     netlink::{Message, Refusal, Socket},
 };
@@ -54,12 +55,14 @@ pub struct LinuxLinks {
     /// NICs attached in this life, by instance. A list of all links costs the square of their number, so
     /// [`Links::detach`] asks for it only where this does not know; what it may miss, a list of [`Links::nics`] finds.
     attached: Arc<Mutex<HashMap<InstanceId, BTreeSet<String>>>>,
+    /// Rules loaded in this life; held while fabrics are made.
+    rules: Arc<Mutex<Rules>>,
 }
 
 impl LinuxLinks {
     /// Links with these names.
     pub fn new(names: LinkNames) -> Self {
-        Self { names, attached: Arc::default() }
+        Self { names, attached: Arc::default(), rules: Arc::default() }
     }
 
     fn attached(&self) -> MutexGuard<'_, HashMap<InstanceId, BTreeSet<String>>> {
@@ -291,7 +294,9 @@ impl Links for LinuxLinks {
     }
 
     fn program(&self, fabrics: &FabricSet) -> Result<()> {
-        super::fabric::program(self, &self.names, fabrics)
+        // Each part says for itself what it knows of the kernel, so a panic elsewhere leaves nothing half done.
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        super::fabric::program(self, &self.names, fabrics, &mut rules)
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

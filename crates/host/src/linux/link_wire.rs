@@ -46,6 +46,7 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
@@ -91,8 +92,18 @@ pub(super) struct Link {
     /// Index of the other end, in the namespace where that is.
     pub(super) peer: u32,
     pub(super) up: bool,
-    /// VNI and own address of a VXLAN device.
-    pub(super) vxlan: Option<(u32, Option<IpAddr>)>,
+    /// What a VXLAN device with an address of its own carries.
+    pub(super) vxlan: Option<Tunnel>,
+}
+
+/// What tells one VXLAN device from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tunnel {
+    pub(super) vni: u32,
+    /// Own address.
+    pub(super) local: IpAddr,
+    /// UDP port.
+    pub(super) port: u16,
 }
 
 /// A route of ours.
@@ -322,7 +333,7 @@ pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
             IFLA_LINKINFO => {
                 let find = |wanted: u16| attrs(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
                 link.kind = find(IFLA_INFO_KIND).map(text_of).unwrap_or_default();
-                link.vxlan = find(IFLA_INFO_DATA).filter(|_| link.kind == "vxlan").map(read_vxlan);
+                link.vxlan = find(IFLA_INFO_DATA).filter(|_| link.kind == "vxlan").and_then(read_vxlan);
             }
             _ => {}
         }
@@ -330,16 +341,17 @@ pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-fn read_vxlan(data: &[u8]) -> (u32, Option<IpAddr>) {
-    let (mut vni, mut local) = (0, None);
+fn read_vxlan(data: &[u8]) -> Option<Tunnel> {
+    let (mut vni, mut local, mut port) = (0, None, 0);
     for (kind, value) in attrs(data) {
         match kind {
             IFLA_VXLAN_ID => vni = number_of(value),
             IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => local = read_ip(value),
+            IFLA_VXLAN_PORT => port = <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes),
             _ => {}
         }
     }
-    (vni, local)
+    local.map(|local| Tunnel { vni, local, port })
 }
 
 /// Reads an answer to [`get_addresses`]: the link and the address.

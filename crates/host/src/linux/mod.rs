@@ -22,3 +22,5 @@ mod forwarding;
 mod link_wire;
 mod netlink;
 mod router;
+mod rules_kept;
+mod underlay;

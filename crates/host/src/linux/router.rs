@@ -34,12 +34,14 @@ use nix::{
 };
 
 use super::{
-    command, fabric_wire as fabric,
+    fabric::Rules,
+    fabric_wire as fabric,
     filter_rules::METADATA6,
     forwarding,
     link::{addresses, carry_out, inside_of, is_link_local, links, one_link, open, set_sysctl, tolerate},
     link_wire::{self as wire, Link, NewNic, Route},
     netlink::Socket,
+    rules_kept::{self, Loaded, Table},
 };
 use crate::{
     error::{Error, Result},
@@ -70,7 +72,7 @@ const OUT: &str = "transit";
 const OUT_MTU: u32 = 1500;
 
 /// Makes the machine's routers equal to those of `wanted`. `there` are the links of the host as they were before.
-pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> Result<()> {
+pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link], rules: &mut Rules) -> Result<()> {
     let mut host = open()?;
     let mut slots: BTreeMap<AccountId, u16> = BTreeMap::new();
     let ports: BTreeSet<u32> = wanted.routers.values().flatten().filter_map(vni_of).collect();
@@ -87,15 +89,17 @@ pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> 
                 .map_err(|refusal| refusal.doing(format!("delete router's link `{}`", link.name)))?;
         }
     }
-    let removed = remove_strangers(names, wanted)?;
+    remove_strangers(names, wanted)?;
+    rules.routers.retain(|owner, _| wanted.routers.contains_key(owner));
+    let table = host_table(names);
     if wanted.routers.is_empty() {
-        return if removed { command::run("nft", &["-f", "-"], &no_host_rules(names)).map(drop) } else { Ok(()) };
+        return rules_kept::remove(&table, &mut rules.transit);
     }
     set_sysctl("net/ipv4/ip_forward", "1")?;
     if wanted.routers.values().any(|networks| has_six(networks)) {
         forwarding::enable6()?;
     }
-    command::run("nft", &["-f", "-"], &host_rules(names))?;
+    Table { name: &table, sets: &[], text: host_rules(names) }.keep(&mut rules.transit)?;
     for (owner, networks) in &wanted.routers {
         let taken: BTreeSet<u16> = slots.values().copied().collect();
         let slot = match slots.get(owner) {
@@ -106,7 +110,10 @@ pub(super) fn program(names: &LinkNames, wanted: &FabricSet, there: &[Link]) -> 
             })?,
         };
         slots.insert(*owner, slot);
-        make(names, &mut host, *owner, slot, networks)?;
+        let path = make(names, &mut host, *owner, slot, networks)?;
+        let mut held = rules.routers.remove(owner);
+        keep_rules(&path, networks, &mut held)?;
+        rules.routers.extend(held.map(|held| (*owner, held)));
     }
     Ok(())
 }
@@ -123,7 +130,14 @@ fn vni_of(network: &NetworkTarget) -> Option<u32> {
 /// What the alias of every transit link starts with, before the owner's id.
 const ALIAS: &str = "neso router ";
 
-fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, networks: &[NetworkTarget]) -> Result<()> {
+/// Makes a router's namespace and what it has there; returns where it is bound.
+fn make(
+    names: &LinkNames,
+    host: &mut Socket,
+    owner: AccountId,
+    slot: u16,
+    networks: &[NetworkTarget],
+) -> Result<PathBuf> {
     let doing = || format!("make the router of {owner}");
     let path = ensure_namespace(&namespace(names, owner))?;
     let netns = File::open(&path)
@@ -182,15 +196,28 @@ fn make(names: &LinkNames, host: &mut Socket, owner: AccountId, slot: u16, netwo
         changes.extend([fabric::dress_router(&link.name), wire::set_place(link.index, gateway_mac(vni))]);
         carry_out(host, changes, doing)?;
         let held = wanted.entry(port_inside(vni)).or_default();
-        let v4 = network.gateway.and_then(|ip| IpNet::new(ip.into(), network.subnet.prefix_len()).ok());
-        let v6 = network.gateway6.zip(network.subnet6);
-        let v6 = v6.and_then(|(ip, subnet)| IpNet::new(ip.into(), subnet.prefix_len()).ok());
-        let gateways: Vec<IpNet> = v4.into_iter().chain(v6).collect();
-        held.extend(with_link_local(&gateways, v6.map(|_| gateway_mac(vni))));
+        held.extend(gateways(network, vni));
     }
     address(&mut inner, &wanted, &outer, &doing)?;
-    let rules = router_rules(networks);
-    inside_of(&netns, || command::run("nft", &["-f", "-"], &rules).map(drop))
+    Ok(path)
+}
+
+/// Makes what a router lets through what its networks say.
+fn keep_rules(path: &Path, networks: &[NetworkTarget], held: &mut Option<Loaded>) -> Result<()> {
+    let netns =
+        File::open(path).map_err(|source| Error::os(format!("open network namespace `{}`", path.display()), source))?;
+    let sets = ["translated", "routed", "routed_subnet", "translated6", "routed6", "routed_subnet6"];
+    let table = Table { name: "router", sets: &sets, text: router_rules(networks) };
+    inside_of(&netns, || table.keep(held))
+}
+
+/// Addresses of a router on a network.
+fn gateways(network: &NetworkTarget, vni: u32) -> BTreeSet<IpNet> {
+    let v4 = network.gateway.and_then(|ip| IpNet::new(ip.into(), network.subnet.prefix_len()).ok());
+    let v6 = network.gateway6.zip(network.subnet6);
+    let v6 = v6.and_then(|(ip, subnet)| IpNet::new(ip.into(), subnet.prefix_len()).ok());
+    let both: Vec<IpNet> = v4.into_iter().chain(v6).collect();
+    with_link_local(&both, v6.map(|_| gateway_mac(vni)))
 }
 
 /// Addresses of an interface with the link-local one of its Ethernet address: without it the kernel would ask nobody for his
@@ -321,10 +348,9 @@ fn ensure_namespace(path: &Path) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Removes the namespaces of routers that are not wanted; whether there were any.
-fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<bool> {
-    let Ok(found) = fs::read_dir(NAMESPACES) else { return Ok(false) };
-    let mut removed = false;
+/// Removes the namespaces of routers that are not wanted.
+fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<()> {
+    let Ok(found) = fs::read_dir(NAMESPACES) else { return Ok(()) };
     for entry in found.flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(&namespace_prefix(names)));
@@ -339,9 +365,8 @@ fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<bool> {
             Err(errno) => return Err(Error::os(format!("unbind `{}`", path.display()), errno.into())),
         }
         fs::remove_file(&path).map_err(|source| Error::os(format!("remove `{}`", path.display()), source))?;
-        removed = true;
     }
-    Ok(removed)
+    Ok(())
 }
 
 // === Rules ===
@@ -350,16 +375,11 @@ fn host_table(names: &LinkNames) -> String {
     format!("{}_transit", names.prefix())
 }
 
-fn no_host_rules(names: &LinkNames) -> String {
-    let table = host_table(names);
-    format!("add table inet {table}\ndelete table inet {table}\n")
-}
-
 /// Of the host a router reaches nothing; through it only the outside, as the host.
 fn host_rules(names: &LinkNames) -> String {
     let (table, transit, ours) = (host_table(names), names.transit_prefix(), names.prefix());
     let ([a, b], six) = (TRANSIT, transit6());
-    let mut text = no_host_rules(names);
+    let mut text = rules_kept::removal(&table);
     let _ = write!(
         text,
         r#"table inet {table} {{
@@ -416,10 +436,9 @@ fn router_rules(networks: &[NetworkTarget]) -> String {
     let (nat, nat6) = (with_port(is_translated, subnet4), with_port(is_translated, subnet6));
     let (routed, routed6) = (with_port(is_routed, subnet4), with_port(is_routed, subnet6));
     let (subnets, subnets6) = (alone(subnet4), alone(subnet6));
+    let removal = rules_kept::removal("router");
     format!(
-        r#"add table inet router
-delete table inet router
-table inet router {{
+        r#"{removal}table inet router {{
     counter too_many {{ }}
     set translated {{ type ifname . ipv4_addr; flags interval; {nat} }}
     set routed {{ type ifname . ipv4_addr; flags interval; {routed} }}

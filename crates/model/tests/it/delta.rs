@@ -130,6 +130,7 @@ fn any_target() -> impl Strategy<Value = Target> {
                 .collect(),
             firewall: firewall.into(),
             underlay: underlay.map(|last| IpAddr::from([192, 0, 2, last])),
+            vxlan_port: 4_789 + u16::from(underlay.unwrap_or(0)),
             peers: peers.into(),
         },
     )
@@ -153,6 +154,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                 .collect(),
             images: images.into_iter().map(|id| ImageId::new(uuid(id))).collect(),
             underlay: None,
+            outside: None,
             leaving,
             untold_addresses: BTreeMap::new(),
         },

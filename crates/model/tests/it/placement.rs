@@ -43,6 +43,7 @@ fn server(number: u128, memory: u64, reserved: u64) -> Server {
         identity: None,
         underlay: None,
         underlay_mtu: None,
+        outside: None,
         drain: None,
         created_at: Timestamp(0),
     };

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use model::{id::AccountId, image::Image, network::Network, package::Package, server::Trait};
-use opsapi::{Client, NewNetwork, NewPackage};
+use opsapi::{Client, NetworkView, NewNetwork, NewPackage};
 
 use super::{Output, bytes, details, or_dash, table};
 use crate::{failure::Outcome, importing, progress::Progress};
@@ -262,7 +262,7 @@ fn route(text: &str) -> Result<(IpNet, IpAddr), String> {
 pub(crate) async fn networks(client: &Client, output: Output, command: Networks) -> Outcome {
     match command {
         Networks::List => output.show(&client.networks().await?, |networks| network_listing(networks)),
-        Networks::Get { network } => output.show(&client.network(&network).await?, network_details),
+        Networks::Get { network } => output.show(&client.network(&network).await?, network_view),
         Networks::Create(wish) => {
             let mut owners = Vec::new();
             for owner in &wish.owner {
@@ -324,10 +324,23 @@ fn network_listing(networks: &[Network]) -> comfy_table::Table {
     )
 }
 
+fn network_view(view: &NetworkView) -> comfy_table::Table {
+    let mut lines = network_lines(&view.network);
+    for nat in &view.nat_addresses {
+        lines.push(("leaves as", format!("{} from {}", or_dash(nat.address), nat.hostname)));
+    }
+    details(&lines)
+}
+
 fn network_details(network: &Network) -> comfy_table::Table {
+    details(&network_lines(network))
+}
+
+fn network_lines(network: &Network) -> Vec<(&'static str, String)> {
     let resolvers: Vec<String> = network.resolvers.iter().map(ToString::to_string).collect();
     let routes: Vec<String> = network.routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
-    details(&[
+    let nat = network.fabric.map_or(network.nat, |fabric| fabric.internet_nat);
+    let mut lines = vec![
         ("name", network.name.clone()),
         ("id", network.id.to_string()),
         ("subnet", network.subnet.to_string()),
@@ -342,8 +355,13 @@ fn network_details(network: &Network) -> comfy_table::Table {
         ("mtu", network.mtu.to_string()),
         ("public", network.public.to_string()),
         ("node holds gateway", network.host_gateway.to_string()),
-        ("nat", network.nat.to_string()),
-    ])
+        ("nat", nat.to_string()),
+    ];
+    if let Some(fabric) = network.fabric {
+        lines.push(("vni", fabric.vni.to_string()));
+        lines.push(("routed", fabric.routed.to_string()));
+    }
+    lines
 }
 
 /// What to do with images.

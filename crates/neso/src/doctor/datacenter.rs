@@ -34,6 +34,7 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::ok("headnode", format!("elsewhere, at {headnodes}; its own `neso doctor` says more")));
         return findings;
     }
+    findings.extend(underlay(settings));
     let asked = tokio::time::timeout(ANSWER_PATIENCE, ask(settings)).await;
     match asked {
         Ok(Ok(answers)) => findings.extend(answers),
@@ -65,6 +66,25 @@ fn processes(settings: &Settings) -> Vec<Finding> {
             ),
         })
         .collect()
+}
+
+/// Whether it is known where other machines meet this one; nothing to say where none can join.
+fn underlay(settings: &Settings) -> Option<Finding> {
+    let many = match crate::machine::underlay(settings) {
+        Ok(None) => return None,
+        Ok(Some(address)) => {
+            return Some(Finding::ok("underlay", format!("other machines meet this one at {address}")));
+        }
+        Err(many) => many,
+    };
+    let all: Vec<String> = many.iter().map(ToString::to_string).collect();
+    let found = match many.is_empty() {
+        true => "this machine has no address at which others could meet it".to_owned(),
+        false => format!("others could meet this machine at any of {}", all.join(", ")),
+    };
+    let remedy = "tenants' own networks end at this machine until the settings say fabric.underlay_address; then `neso down \
+                  --keep-instances` and `neso up`";
+    Some(Finding::warning("underlay", found, remedy))
 }
 
 async fn ask(settings: &Settings) -> crate::failure::Outcome<Vec<Finding>> {

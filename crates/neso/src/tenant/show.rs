@@ -209,6 +209,8 @@ pub(super) fn package(output: Output, package: &Package<'_>) -> Outcome {
 /// One network.
 pub(super) fn network(output: Output, network: &Network<'_>) -> Outcome {
     output.show(network, |network| {
+        let nat =
+            network.nat_ips.as_ref().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
         details(&[
             ("id", network.id.to_string()),
             ("name", network.name.to_string()),
@@ -216,6 +218,7 @@ pub(super) fn network(output: Output, network: &Network<'_>) -> Outcome {
             ("description", or_dash(network.description.as_ref())),
             ("subnet", or_dash(network.subnet.as_ref())),
             ("gateway", or_dash(network.gateway)),
+            ("leaves as", or_dash(nat.as_deref())),
         ])
     })
 }

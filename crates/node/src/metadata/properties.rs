@@ -230,6 +230,7 @@ mod tests {
             zones: BTreeMap::from([(id, zone.into())]),
             firewall: Default::default(),
             underlay: None,
+            vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
         };
         (id, target)

@@ -85,6 +85,7 @@ impl Headnode {
             zones: BTreeMap::new(),
             firewall: Default::default(),
             underlay: None,
+            vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));

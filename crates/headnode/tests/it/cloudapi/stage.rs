@@ -211,6 +211,7 @@ impl Stage {
             zones: zones.into_iter().map(|(id, fact)| (id, fact.into())).collect(),
             images: Vec::new(),
             underlay: None,
+            outside: None,
             leaving: false,
             untold_addresses: BTreeMap::new(),
         };
