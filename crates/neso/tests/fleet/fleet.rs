@@ -12,6 +12,7 @@
 use std::{
     fs,
     io::Write as _,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -31,6 +32,11 @@ const POLL: Duration = Duration::from_millis(50);
 const IDS_PER_MACHINE: u32 = 65_536 * 64;
 /// First host id: above what other datacenters of tests use.
 const ID_BASE: u32 = 0xe000_0000;
+
+/// Address of the world outside on the switch.
+const GATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 200);
+/// Its address behind that, which no machine has a network with.
+pub(crate) const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 
 /// One machine.
 pub(crate) struct Machine {
@@ -58,8 +64,16 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts a headnode and `count` machines; `None`, with a line that says why, where that is impossible.
+    /// Starts a headnode that takes no instances and `count` machines; `None`, with a line that says why, where that is
+    /// impossible.
     pub(crate) fn start(count: u32) -> Option<Self> {
+        let takes_none =
+            |text: String| text.replace("headnode_takes_instances = true", "headnode_takes_instances = false");
+        Self::start_with(count, takes_none)
+    }
+
+    /// The same, with other settings of the headnode's machine.
+    pub(crate) fn start_with(count: u32, edit: impl FnOnce(String) -> String) -> Option<Self> {
         let uid = Command::new("id").arg("-u").output().expect("`id` runs");
         if uid.stdout.trim_ascii() != b"0" {
             println!("skipped: a fleet of machines, because it needs root");
@@ -74,13 +88,16 @@ impl Fleet {
         fleet.head.settle(|text| {
             let port = text.lines().find_map(|line| line.strip_prefix("node_link = \"127.0.0.1:")).expect("a port");
             let (from, to) = (format!("node_link = \"127.0.0.1:{port}"), format!("node_link = \"0.0.0.0:{port}"));
-            text.replace(&from, &to)
-                .replace("headnode_takes_instances = true", "headnode_takes_instances = false")
-                .replace("# underlay_address = \"10.0.0.1\"", "underlay_address = \"10.77.0.1\"")
+            edit(text.replace(&from, &to))
         });
         let text = fleet.head.good(&["up"]);
         let exports = text.lines().filter_map(|line| line.trim().strip_prefix("export ")?.split_once('='));
         fleet.head.tenant = exports.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        // It has one address, so nobody had to say which.
+        fleet.wait("the headnode's machine to say where it is met", || {
+            let servers = fleet.ask(&["adm", "-j", "server", "list"]).unwrap_or_default();
+            servers[0]["underlay"] == fleet.head.address.as_str()
+        });
         for number in 1..=count {
             let machine = fleet.new_machine(number);
             fleet.machines.push(machine);
@@ -97,6 +114,24 @@ impl Fleet {
             servers.as_array().is_some_and(|all| all.iter().filter(running).count() == fleet.machines.len() + 1)
         });
         Some(fleet)
+    }
+
+    /// The headnode's machine, or the `number`th of the others.
+    pub(crate) fn machine(&self, number: usize) -> &Machine {
+        number.checked_sub(1).map_or(&self.head, |at| &self.machines[at])
+    }
+
+    /// The world outside, on the switch: [`WORLD`], which every machine has its default route to.
+    pub(crate) fn world(&self) -> Space {
+        let world = Space::new(&self.base.join("world"), &machine_id(998));
+        self.switch.run(&format!("ip link add world type veth peer name eth0 netns {}", world.pid()));
+        self.switch.run("ip link set world master switch up");
+        world.run(&format!("ip address add {GATE}/24 dev eth0"));
+        world.run(&format!("ip address add {WORLD}/32 dev lo"));
+        world.run("ip link set eth0 up");
+        let machines = std::iter::once(&self.head).chain(&self.machines);
+        machines.for_each(Machine::look_outside);
+        world
     }
 
     /// A machine on the switch with settings and nothing else.
@@ -205,6 +240,11 @@ impl Machine {
         switch.run(&format!("ip link set p{number} master switch up"));
         self.space.run(&format!("ip address add {}/24 dev eth0", self.address));
         self.space.run("ip link set eth0 up");
+    }
+
+    /// Gives it the way to [`WORLD`].
+    pub(crate) fn look_outside(&self) {
+        self.space.run(&format!("ip route replace default via {GATE}"));
     }
 
     /// Writes its settings: the small image, a small pool, no first instance, ids of its own.

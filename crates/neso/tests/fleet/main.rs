@@ -5,6 +5,13 @@
 
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
+mod fabric;
 mod fleet;
+mod guest;
 mod join;
+#[expect(dead_code, reason = "lies of IPv6 are told elsewhere")]
+#[path = "../common/lies.rs"]
+mod lies;
 mod space;
+#[path = "../common/wire.rs"]
+mod wire;

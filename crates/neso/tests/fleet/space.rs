@@ -12,6 +12,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use nix::sched::{CloneFlags, setns};
+
 /// Makes the namespaces' own view: interfaces in /sys, control groups as they are, an id of this installation, and none of the
 /// pools of others, which would stay in use for as long as we hold them.
 const SETTLE: &str = r#"
@@ -75,6 +77,11 @@ impl Space {
         self.command(program).args(words).output().expect("`nsenter` of util-linux runs")
     }
 
+    /// Runs `there` in its network.
+    pub(crate) fn enter<R: Send>(&self, there: impl FnOnce() -> R + Send) -> R {
+        enter_network(u64::from(self.pid()), there)
+    }
+
     /// Kills everything inside at once.
     pub(crate) fn end(&mut self) {
         let namespace = |pid: &str| Some(fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?.ino());
@@ -99,4 +106,17 @@ impl Drop for Space {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Runs `there` in a process's network, on a thread of its own.
+#[track_caller]
+pub(crate) fn enter_network<R: Send>(pid: u64, there: impl FnOnce() -> R + Send) -> R {
+    let network = fs::File::open(format!("/proc/{pid}/ns/net")).expect("a process's network namespace");
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            setns(&network, CloneFlags::CLONE_NEWNET).expect("it can be entered");
+            there()
+        });
+        entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

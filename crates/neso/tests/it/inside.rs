@@ -8,24 +8,19 @@
 use std::{
     fmt::Display,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, send, setsockopt, socket,
-        sockopt,
-    },
-    time::{TimeVal, TimeValLike},
-};
 use serde_json::Value;
 
-use crate::datacenter::{Datacenter, PATIENCE};
+use crate::{
+    datacenter::Datacenter,
+    wire::{Nic, Wire},
+};
 
 /// Runs the jobs it finds, for ever.
 const SCRIPT: &str = r#"#!/bin/sh
@@ -94,11 +89,7 @@ impl<'a> Guest<'a> {
 
     /// Its NIC on the `n`th network.
     pub(crate) fn nic(&self, n: usize) -> Nic {
-        let nic = &self.view["nics"][n];
-        let text = |key: &str| nic[key].as_str().unwrap_or_else(|| panic!("{key} of NIC {n}: {}", self.view));
-        let mac: Vec<u8> = text("mac").split(':').flat_map(|byte| u8::from_str_radix(byte, 16)).collect();
-        let ip6 = nic["ip6"].as_str().map(|ip| ip.parse().expect("an IPv6 address"));
-        Nic { mac: mac.try_into().expect("six bytes"), ip: text("ip").parse().expect("an address"), ip6 }
+        Nic::of(&self.view, n)
     }
 
     /// Begins a job.
@@ -155,22 +146,6 @@ impl<'a> Guest<'a> {
         let ping = |address: &A| format!("(ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo {address}) & ");
         let line = addresses.iter().map(ping).collect::<String>() + "wait";
         self.shell(&line).1.lines().map(str::to_owned).collect()
-    }
-}
-
-/// A NIC's addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Nic {
-    pub(crate) mac: [u8; 6],
-    pub(crate) ip: Ipv4Addr,
-    pub(crate) ip6: Option<Ipv6Addr>,
-}
-
-impl Nic {
-    /// Its IPv6 address, which it has.
-    #[track_caller]
-    pub(crate) fn six(&self) -> Ipv6Addr {
-        self.ip6.expect("its network has IPv6")
     }
 }
 
@@ -252,49 +227,6 @@ fn probe() {
         }
         _ => panic!("no task of the probe: {task}"),
     }
-}
-
-/// All frames of one interface.
-pub(crate) struct Wire(OwnedFd);
-
-impl Wire {
-    /// Opens it in this network namespace.
-    pub(crate) fn open(interface: &str) -> Self {
-        let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-            .expect("a packet socket");
-        let found = nix::ifaddrs::getifaddrs()
-            .expect("the interfaces")
-            .filter(|found| found.interface_name == interface)
-            .filter_map(|found| found.address)
-            .find(|address| address.family() == Some(AddressFamily::Packet));
-        let address = found.unwrap_or_else(|| panic!("there is an interface {interface}"));
-        bind(fd.as_raw_fd(), address.as_link_addr().expect("an Ethernet address")).expect("bound");
-        Self(fd)
-    }
-
-    /// Sends a frame as it is.
-    pub(crate) fn send(&self, frame: &[u8]) {
-        send(self.0.as_raw_fd(), frame, MsgFlags::empty()).expect("a frame is sent");
-    }
-
-    /// Frames that arrive until one contains `end`.
-    pub(crate) fn hear_until(&self, end: &[u8]) -> Vec<Vec<u8>> {
-        setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100)).expect("a timeout");
-        let (mut heard, deadline, mut buffer) = (Vec::new(), Instant::now() + PATIENCE, [0; 2048]);
-        while Instant::now() < deadline {
-            let Ok(count) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { continue };
-            heard.push(buffer[..count].to_vec());
-            if contains(&buffer[..count], end) {
-                return heard;
-            }
-        }
-        panic!("{:?} was not heard among {} frames", String::from_utf8_lossy(end), heard.len());
-    }
-}
-
-/// Whether `bytes` has `part` somewhere.
-pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// Bytes as hex digits.

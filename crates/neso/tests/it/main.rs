@@ -15,6 +15,7 @@ mod firewall;
 mod full;
 mod guest;
 mod inside;
+#[path = "../common/lies.rs"]
 mod lies;
 mod life;
 mod limits;
@@ -25,3 +26,5 @@ mod shell;
 mod signed;
 mod six;
 mod storm;
+#[path = "../common/wire.rs"]
+mod wire;

@@ -17,8 +17,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::{
     datacenter::{Datacenter, PATIENCE},
-    inside::{Guest, READY, Wire, contains, to_hex},
+    inside::{Guest, READY, to_hex},
     lies,
+    wire::{Wire, contains},
 };
 
 /// How long to listen for what shall not come and leaves no other sign.
@@ -153,7 +154,7 @@ impl<'a> Site<'a> {
         let neighbour = bob.begin_probe(&format!("hear net0 {}", to_hex(b"to many")));
         neighbour.wait_for(READY);
         eve.probe(&format!("greet {group}:{port} to-many"));
-        eve.probe(&format!("send net0 {}", to_hex(&lies::truth(eve.nic(0), b"to many"))));
+        eve.probe(&format!("send net0 {}", to_hex(&lies::truth(eve.nic(0), lies::BROADCAST, b"to many"))));
         assert!(neighbour.heard().iter().any(|frame| contains(frame, b"to-many")), "multicast works");
         assert!(ear.recv(&mut [0; 64]).is_err(), "the machine takes multicasts of an instance");
         // Without an address of its own the machine has nothing in IPv6 to reach.
@@ -209,7 +210,7 @@ impl<'a> Site<'a> {
             ear.wait_for(READY);
             let lies = lies::all(liar, victim, gateway);
             let mut frames: Vec<String> = lies.iter().map(|lie| to_hex(&lie.frame)).collect();
-            frames.push(to_hex(&lies::truth(liar, b"the truth")));
+            frames.push(to_hex(&lies::truth(liar, lies::BROADCAST, b"the truth")));
             eve.probe(&format!("send {interface} {}", frames.join(" ")));
             for (who, heard) in [("bob", ear.heard()), ("the machine", host.hear_until(b"the truth"))] {
                 for lie in &lies {

@@ -8,8 +8,9 @@ use std::{
 
 use crate::{
     datacenter::Datacenter,
-    inside::{Guest, READY, Wire, contains, to_hex},
+    inside::{Guest, READY, to_hex},
     lies,
+    wire::{Wire, contains},
 };
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::inside::Nic;
+use crate::wire::Nic;
 
 /// Everybody.
-const BROADCAST: [u8; 6] = [0xff; 6];
+pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
 const IPV4: [u8; 2] = [8, 0];
 const ARP: [u8; 2] = [8, 6];
 const IPV6: [u8; 2] = [0x86, 0xdd];
@@ -19,9 +19,9 @@ pub(crate) struct Lie {
     pub(crate) mark: Vec<u8>,
 }
 
-/// An honest frame for everybody with `text` in it.
-pub(crate) fn truth(from: Nic, text: &[u8]) -> Vec<u8> {
-    frame(BROADCAST, from.mac, IPV4, &udp((from.ip, 5_000), ([255; 4].into(), 5_000), text))
+/// An honest frame with `text` in it.
+pub(crate) fn truth(from: Nic, to: [u8; 6], text: &[u8]) -> Vec<u8> {
+    frame(to, from.mac, IPV4, &udp((from.ip, 5_000), ([255; 4].into(), 5_000), text))
 }
 
 /// The lies of `from`, told to `victim` alone and to everybody. `gateway` is the gateway of their network.
