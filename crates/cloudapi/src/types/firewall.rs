@@ -34,8 +34,11 @@ pub struct FirewallRule<'a> {
 /// Proof of enforcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enforced {
-    /// Compute nodes the rule concerns.
+    /// Compute nodes it concerns.
     pub nodes: usize,
     /// Those of them that have confirmed the newest version.
     pub live: usize,
+    /// What they have to have confirmed: the datacenter's count of changes at the last one that concerns them. Not in older servers.
+    #[serde(default)]
+    pub revision: u64,
 }

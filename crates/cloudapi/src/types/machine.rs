@@ -60,6 +60,9 @@ pub struct Machine<'a> {
     /// Whether the firewall applies.
     #[serde(default)]
     pub firewall_enabled: bool,
+    /// On how many compute nodes its tags, addresses and firewall are in force; on `GET` of one with `wait=enforced`. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<super::Enforced>,
     /// The server it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute_node: Option<ServerId>,

@@ -3,7 +3,8 @@
 //! A rule belongs to an account and works with its instances only, or to nobody (a global rule) and works with everybody's; only
 //! operators touch global ones. What a rule means is [`model::firewall`]'s business; which machines must know it follows from the
 //! records by itself ([`crate::servers`]). Here rules are made, changed, found, and waited for: a change is
-//! accepted at once, and [`wait_enforced`] ends when every machine it concerns has said that the change is in force.
+//! accepted at once, and [`wait_enforced`] ends when every machine it concerns has said that the change is in force. The same
+//! goes for what rules speak of: an instance's tags, its addresses, and whether it is filtered at all.
 
 mod listing;
 mod seed;
@@ -12,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use model::{
     firewall::{FirewallRule, Language, Rule},
-    id::{AccountId, FirewallRuleId, ServerId},
+    id::{AccountId, FirewallRuleId, InstanceId, ServerId},
     time::Timestamp,
 };
 use store::{Entry, Snapshot, Transaction};
@@ -62,18 +63,52 @@ pub struct RuleChange {
     pub description: Option<String>,
 }
 
-/// On how many machines what a rule's record says is in force.
+/// Whose enforcement is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A rule's.
+    Rule(FirewallRuleId),
+    /// That of an instance's tags, addresses and firewall.
+    Instance(InstanceId),
+}
+
+impl From<FirewallRuleId> for Subject {
+    fn from(id: FirewallRuleId) -> Self {
+        Self::Rule(id)
+    }
+}
+
+impl From<InstanceId> for Subject {
+    fn from(id: InstanceId) -> Self {
+        Self::Instance(id)
+    }
+}
+
+/// On how many machines what a record says is in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Enforcement {
-    /// Machines the rule concerns, or concerned until a change they have not confirmed yet.
+    /// Machines it concerns, or concerned until a change they have not confirmed yet.
     pub machines: usize,
     /// Those that have confirmed the newest version.
     pub live: usize,
     /// The others.
     pub waiting_for: Vec<ServerId>,
+    /// Revision of the last change that one of them had to learn of; 0 if none had.
+    pub revision: u64,
 }
 
 impl Enforcement {
+    /// One machine more, which had to learn of a change at `revision`.
+    pub(crate) fn count(&mut self, server: ServerId, revision: u64, is_live: bool) {
+        self.machines += 1;
+        self.revision = self.revision.max(revision);
+        if is_live {
+            self.live += 1;
+        } else {
+            self.waiting_for.push(server);
+        }
+    }
+
     /// Whether nobody has to be waited for.
     pub fn is_everywhere(&self) -> bool {
         self.waiting_for.is_empty()
@@ -178,28 +213,31 @@ pub async fn delete(control: &Control, scope: Scope, id: FirewallRuleId) -> Resu
     Ok(())
 }
 
-/// On how many machines a rule is in force as its record says; for a deleted one, how many may still enforce it.
-pub async fn enforcement(control: &Control, id: FirewallRuleId) -> Enforcement {
+/// On how many machines a record is in force as it is now; for a deleted one, how many may still enforce it.
+pub async fn enforcement(control: &Control, subject: impl Into<Subject>) -> Enforcement {
     control.targets.caught_up(control.snapshot().revision().0).await;
-    control.targets.enforcement(id, |server| control.nodes.heard(server).map_or(0, |heard| heard.firewall_seen))
+    control
+        .targets
+        .enforcement(subject.into(), |server| control.nodes.heard(server).map_or(0, |heard| heard.firewall_seen))
 }
 
-/// Waits until every machine a rule concerns, or concerned, has said that the rule is in force as it is now, but not longer than
+/// Waits until every machine a record concerns, or concerned, has said that it is in force as it is now, but not longer than
 /// [`ENFORCED_WAIT_MAX_MS`]. The answer says how far it came.
-pub async fn wait_enforced(control: &Control, id: FirewallRuleId) -> Enforcement {
+pub async fn wait_enforced(control: &Control, subject: impl Into<Subject>) -> Enforcement {
+    let subject = subject.into();
     let mut news = control.nodes.firewall_news();
     let deadline = control.clock.sleep(Duration::from_millis(ENFORCED_WAIT_MAX_MS));
     tokio::pin!(deadline);
     loop {
         news.borrow_and_update();
-        let now = enforcement(control, id).await;
+        let now = enforcement(control, subject).await;
         if now.is_everywhere() {
             return now;
         }
         tokio::select! {
             biased;
             changed = news.changed() => if changed.is_err() { return now },
-            () = &mut deadline => return enforcement(control, id).await,
+            () = &mut deadline => return enforcement(control, subject).await,
         }
     }
 }

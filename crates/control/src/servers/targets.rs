@@ -26,7 +26,7 @@ use base::{shutdown::Shutdown, watch};
 use model::{
     compile,
     delta::{Held, TargetDelta, TargetNews},
-    id::{AccountId, FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::Instance,
     network::Network,
     part::{Digest, Part},
@@ -40,7 +40,7 @@ use super::peers::{Member, Peers};
 use crate::{
     Control, ControlConfig, Error, Result,
     accounts::keys,
-    firewall::Enforcement,
+    firewall::{Enforcement, Subject},
     servers::walls::Walls,
     tables::{
         ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
@@ -230,16 +230,20 @@ impl Targets {
         async move { while generation.changed().await.is_ok() {} }
     }
 
-    /// On how many machines the newest version of a rule is in force, by what each machine says it enforces.
-    pub(crate) fn enforcement(&self, rule: FirewallRuleId, seen: impl Fn(ServerId) -> u64) -> Enforcement {
+    /// On how many machines the newest version of a record is in force, by what each machine says it enforces.
+    pub(crate) fn enforcement(&self, subject: Subject, seen: impl Fn(ServerId) -> u64) -> Enforcement {
         let mut state = self.lock();
         let State { machines, walls, .. } = &mut *state;
-        walls.enforcement(rule, |server, revision| {
+        let has = |server, revision: u64| {
             machines.get(&server).map(|machine| {
                 let seen = seen(server);
                 seen > machine.floor && seen >= revision.saturating_add(machine.base)
             })
-        })
+        };
+        match subject {
+            Subject::Rule(id) => walls.enforcement(id, has),
+            Subject::Instance(id) => walls.enforcement_of(id, has),
+        }
     }
 
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {
@@ -309,7 +313,7 @@ impl Targets {
         let known: BTreeSet<ServerId> = snapshot.scan(&SERVERS).map(|server| server.id).collect();
         state.machines.retain(|server, _| known.contains(server));
         state.place_of.clear();
-        state.walls.rebuild(snapshot);
+        let walled_anew = state.walls.rebuild(snapshot);
         // Everybody's document is made anew below, so nobody need be marked.
         let mut everybody = BTreeSet::new();
         state.peers.clear();
@@ -342,7 +346,8 @@ impl Targets {
         for (server, machine) in machines {
             let mut newest = newest_of.get(server).copied().unwrap_or(0);
             machine.complete(snapshot, *server, peers);
-            if walls.filters(*server) || machine.networks.values().any(|network| network.fabric.is_some()) {
+            let is_walled = walls.filters(*server) || walled_anew.contains(server);
+            if is_walled || machine.networks.values().any(|network| network.fabric.is_some()) {
                 // Addresses in it come from records everywhere, of which some may be gone: no single one tells how new it is.
                 newest = newest.max(snapshot.revision().0);
             }

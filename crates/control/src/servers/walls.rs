@@ -5,8 +5,9 @@
 //! whose own traffic is filtered, and a rule, make the machines they concern be compiled anew. Everything else a commit may do
 //! (facts, histories, intents) costs one comparison of views.
 //!
-//! Beside the documents it remembers, per rule and machine, the revision that last changed how the rule stands there. What a
-//! machine says it enforces, held against that, is the proof of enforcement.
+//! Beside the documents it remembers, per rule and machine, the revision that last changed how the rule stands there, and per instance
+//! and machine the revision at which the machine's part last changed because the instance did. What a machine says it
+//! enforces, held against those, is the proof of enforcement.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -31,6 +32,9 @@ use crate::{
 /// Deleted rules whose last machines are remembered for those who wait for the end of their effect.
 const DEPARTED_MAX: usize = 1_000;
 
+/// Instances whose last changes are remembered one by one; those before count as changes of the machines they touched.
+const TRACED_MAX: usize = 2_000;
+
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Walls {
@@ -45,6 +49,11 @@ pub(super) struct Walls {
     users: HashMap<SetKey, BTreeSet<ServerId>>,
     marks: HashMap<FirewallRuleId, BTreeMap<ServerId, Mark>>,
     departed: VecDeque<FirewallRuleId>,
+    traces: HashMap<InstanceId, BTreeMap<ServerId, u64>>,
+    /// Keys of `traces`, in the order in which they came.
+    traced: VecDeque<InstanceId>,
+    /// Revisions at which machines' parts changed for reasons that are not known, or not any more.
+    since: HashMap<ServerId, u64>,
 }
 
 /// How a rule stands in a machine's document.
@@ -63,6 +72,8 @@ struct Work {
     stale: BTreeSet<ServerId>,
     /// Keys whose addresses may differ.
     changed: BTreeSet<SetKey>,
+    /// Instances that are the reason.
+    instances: Vec<InstanceId>,
 }
 
 impl Walls {
@@ -76,10 +87,18 @@ impl Walls {
         self.targets.get(&server).is_some_and(|target| !target.instances.is_empty())
     }
 
-    /// Makes everything anew from one snapshot. What comes out as it was keeps its marks.
-    pub(super) fn rebuild(&mut self, snapshot: &Snapshot) {
-        let (targets, marks) = (std::mem::take(&mut self.targets), std::mem::take(&mut self.marks));
-        *self = Self { targets, marks, departed: std::mem::take(&mut self.departed), ..Self::default() };
+    /// Makes everything anew from one snapshot, and says whose document differs. What comes out as it was keeps its marks.
+    pub(super) fn rebuild(&mut self, snapshot: &Snapshot) -> BTreeSet<ServerId> {
+        let before = std::mem::take(self);
+        *self = Self {
+            targets: before.targets,
+            marks: before.marks,
+            departed: before.departed,
+            traces: before.traces,
+            traced: before.traced,
+            since: before.since,
+            ..Self::default()
+        };
         for entry in snapshot.scan(&FIREWALL_RULES) {
             self.by_owner.entry(entry.owner).or_default().insert(entry.id);
             self.rules.insert(entry.id, entry);
@@ -90,15 +109,17 @@ impl Walls {
             self.place_of.insert(entry.id, entry.server);
         }
         let known: BTreeSet<ServerId> = self.targets.keys().chain(self.here.keys()).copied().collect();
-        for server in known {
-            self.recompile(server, snapshot.revision().0);
-        }
+        let revision = snapshot.revision().0;
+        let differing: BTreeSet<ServerId> =
+            known.into_iter().filter(|server| self.recompile(*server, revision)).collect();
+        self.since.extend(differing.iter().map(|server| (*server, revision)));
         self.users.clear();
         for (server, target) in &self.targets {
             for set in target.sets.values() {
                 self.users.entry(set.key.clone()).or_default().insert(*server);
             }
         }
+        differing
     }
 
     /// Follows one commit and says whose document differs.
@@ -138,6 +159,9 @@ impl Walls {
                 differing.insert(server);
             }
         }
+        for id in work.instances {
+            self.trace(id, &differing, revision);
+        }
         differing
     }
 
@@ -156,15 +180,64 @@ impl Walls {
             if is_live && !mark.is_there {
                 return false;
             }
-            enforcement.machines += 1;
-            if is_live {
-                enforcement.live += 1;
-            } else {
-                enforcement.waiting_for.push(*server);
-            }
+            enforcement.count(*server, mark.revision, is_live);
             true
         });
         enforcement
+    }
+
+    /// On how many machines what an instance's record says of its tags, its addresses and its firewall is in force: those that filter
+    /// it or refer to it, and those that did until a change they have not confirmed. `has` is as for [`Walls::enforcement`].
+    pub(super) fn enforcement_of(
+        &mut self,
+        id: InstanceId,
+        has: impl Fn(ServerId, u64) -> Option<bool>,
+    ) -> Enforcement {
+        let mut concerned: BTreeMap<ServerId, u64> = BTreeMap::new();
+        if let Some(view) = self.directory.get(id) {
+            let own = self.place_of.get(&id).filter(|_| view.firewall_enabled);
+            let keys: Vec<SetKey> = view.keys().collect();
+            let users = keys.iter().filter_map(|key| self.users.get(key)).flatten();
+            let since = |server: &ServerId| (*server, self.since.get(server).copied().unwrap_or(0));
+            concerned.extend(own.into_iter().chain(users).map(since));
+        }
+        if let Some(trace) = self.traces.get_mut(&id) {
+            trace.retain(|server, revision| {
+                let refers = concerned.contains_key(server);
+                // A machine that has let go of the instance is none of its machines any more.
+                let keep = has(*server, *revision).is_some_and(|is_live| refers || !is_live);
+                if keep {
+                    let newest = concerned.entry(*server).or_default();
+                    *newest = (*newest).max(*revision);
+                }
+                keep
+            });
+        }
+        let mut enforcement = Enforcement::default();
+        for (server, revision) in concerned {
+            let Some(is_live) = has(server, revision) else { continue };
+            enforcement.count(server, revision, is_live);
+        }
+        enforcement
+    }
+
+    /// Remembers which machines' parts an instance's change touched.
+    fn trace(&mut self, id: InstanceId, servers: &BTreeSet<ServerId>, revision: u64) {
+        if servers.is_empty() {
+            return;
+        }
+        if !self.traces.contains_key(&id) {
+            self.traced.push_back(id);
+            if self.traced.len() > TRACED_MAX
+                && let Some(forgotten) = self.traced.pop_front()
+            {
+                for (server, revision) in self.traces.remove(&forgotten).unwrap_or_default() {
+                    let since = self.since.entry(server).or_default();
+                    *since = (*since).max(revision);
+                }
+            }
+        }
+        self.traces.entry(id).or_default().extend(servers.iter().map(|server| (*server, revision)));
     }
 
     fn take_instance(&mut self, snapshot: &Snapshot, id: InstanceId, work: &mut Work) {
@@ -178,6 +251,7 @@ impl Walls {
             Some(after) => self.directory.insert(after),
             None => self.directory.remove(id),
         };
+        work.instances.push(id);
         work.changed.append(&mut changed_sets(before.as_ref(), after.as_ref()));
         for (server, view) in [(was_at, &before), (place, &after)] {
             if view.as_ref().is_some_and(|view| view.firewall_enabled) {

@@ -79,6 +79,58 @@ async fn tags_and_rules_reach_machines_and_are_confirmed() {
 }
 
 #[tokio::test]
+async fn changes_of_instances_are_confirmed_too() {
+    let world = World::new().await;
+    let (control, scope) = (&world.control, world.scope);
+    let mut machine = Machine::new(&world);
+    let (web, db) = (world.running(&mut machine, "web").await, world.running(&mut machine, "db").await);
+    let counted = async |id: InstanceId| {
+        let found = firewall::enforcement(control, id).await;
+        (found.machines, found.live)
+    };
+    tags::add(control, &caller(), scope, web, tag("web")).await.expect("tagged");
+    assert_eq!(counted(web).await, (0, 0), "nobody filters anything, so nobody has to know");
+
+    instances::set_firewall(control, &caller(), scope, db, true).await.expect("enabled");
+    assert_eq!((counted(db).await, counted(web).await), ((1, 0), (0, 0)), "the machine has to learn of the wall");
+    machine.fetch(&world).await;
+    machine.report(&world).await;
+    assert_eq!(counted(db).await, (1, 1));
+    firewall::create(
+        control,
+        Some(world.owner),
+        rule("FROM tag role = web TO vm 00000000-0000-4000-8000-000000000001 ALLOW ah"),
+    )
+    .await
+    .expect("made");
+    assert_eq!(counted(web).await, (0, 0), "a rule of nobody's");
+    firewall::create(control, Some(world.owner), rule("FROM tag role = web TO all vms ALLOW tcp PORT 5432"))
+        .await
+        .expect("made");
+    machine.fetch(&world).await;
+    machine.report(&world).await;
+    assert_eq!(counted(web).await, (1, 1), "the machine's sets have its address");
+
+    tags::delete_all(control, &caller(), scope, web).await.expect("untagged");
+    let pending = firewall::enforcement(control, web).await;
+    assert_eq!((pending.machines, pending.live, &pending.waiting_for), (1, 0, &vec![world.server]));
+    assert!(pending.revision > 0 && !pending.is_everywhere());
+    assert_eq!(counted(db).await, (1, 1), "it is no change of the other's");
+    machine.fetch(&world).await;
+    machine.report(&world).await;
+    assert_eq!(firewall::wait_enforced(control, web).await, firewall::Enforcement::default(), "it has let go of it");
+
+    tags::add(control, &caller(), scope, web, tag("web")).await.expect("tagged");
+    let waiting = firewall::wait_enforced(control, web);
+    let confirmed = async {
+        machine.fetch(&world).await;
+        machine.report(&world).await;
+    };
+    let (found, ()) = tokio::join!(waiting, confirmed);
+    assert_eq!((found.machines, found.live), (1, 1), "who waits is woken by the report");
+}
+
+#[tokio::test]
 async fn who_may_do_what() {
     let world = World::new().await;
     let (control, scope) = (&world.control, world.scope);

@@ -32,6 +32,8 @@ pub(super) struct Call {
     pub(super) path: Vec<String>,
     /// Query and body.
     pub(super) params: Params,
+    /// The query alone.
+    pub(super) query: Params,
 }
 
 impl Call {

@@ -5,13 +5,14 @@
 
 use std::borrow::Cow;
 
-use cloudapi::types::{Enforced, FirewallRule};
+use cloudapi::types::FirewallRule;
 use control::firewall::{self, Enforcement, NewRule, RuleChange};
 use http::StatusCode;
 use model::id::FirewallRuleId;
 
 use super::{
     call::Call,
+    enforced,
     error::{ApiError, Faults},
     machine_view::{Show, machine},
     reply::Reply,
@@ -109,13 +110,8 @@ fn id(call: &Call) -> Result<FirewallRuleId, ApiError> {
     call.id("firewall rule", 0)
 }
 
-/// Whether the answer is to wait until the change is in force.
 fn wait(call: &Call) -> Result<bool, ApiError> {
-    match call.params.text("wait")?.as_deref() {
-        None | Some("") => Ok(false),
-        Some("enforced") => Ok(true),
-        Some(other) => Err(ApiError::invalid("wait", format!("wait can be \"enforced\" or absent, not \"{other}\""))),
-    }
+    enforced::wanted(&call.params)
 }
 
 async fn outcome(call: &Call, id: FirewallRuleId, wait: bool) -> Enforcement {
@@ -134,6 +130,6 @@ fn show<'a>(rule: &'a model::firewall::FirewallRule, enforcement: Option<&Enforc
         description: rule.description.as_deref().map(Cow::Borrowed),
         log: rule.log,
         version: Some(rule.version),
-        enforced: enforcement.map(|found| Enforced { nodes: found.machines, live: found.live }),
+        enforced: enforcement.map(enforced::shown),
     }
 }

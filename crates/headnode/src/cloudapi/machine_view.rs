@@ -42,6 +42,7 @@ pub(super) fn machine(view: &InstanceView, version: Version, show: Show) -> Mach
         nics: view.nics.iter().map(nic).collect(),
         primary_ip: view.primary_ip(),
         firewall_enabled: instance.firewall_enabled,
+        enforced: None,
         compute_node: Some(instance.server),
         package: Cow::Borrowed(&instance.package_name),
         dns_names: None,

@@ -1,12 +1,16 @@
 //! Instances: list, get, act on, delete.
 
-use cloudapi::error::Code;
-use control::instances::{self, InstanceFilter, InstanceView, PAGE_MAX};
+use cloudapi::{error::Code, types::Machine};
+use control::{
+    firewall,
+    instances::{self, InstanceFilter, InstanceView, PAGE_MAX},
+};
 use http::StatusCode;
 use model::{instance::Brand, state::PublicState};
 
 use super::{
     call::Call,
+    enforced,
     error::{ApiError, Faults},
     machine_view::{Show, machine},
     params::{Params, scalar},
@@ -45,13 +49,19 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 
 /// `GET /:account/machines/:machine`.
 pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
-    let view = instances::get(call.control(), call.scope(), call.machine()?)?;
-    Ok(Reply::json(&machine(&view, call.version, show(&call)?)))
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
+    let view = instances::get(call.control(), call.scope(), id)?;
+    let found = match wait {
+        true => Some(firewall::wait_enforced(call.control(), id).await),
+        false => None,
+    };
+    let shown = machine(&view, call.version, show(&call)?);
+    Ok(Reply::json(&Machine { enforced: found.as_ref().map(enforced::shown), ..shown }))
 }
 
 /// `POST /:account/machines/:machine`.
 pub(super) async fn act(call: Call) -> Result<Reply, ApiError> {
-    let id = call.machine()?;
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
     let (control, caller, scope) = (call.control(), call.caller(), call.scope());
     let action = call.params.required("action")?;
     match action.as_str() {
@@ -80,7 +90,7 @@ pub(super) async fn act(call: Call) -> Result<Reply, ApiError> {
             return Err(ApiError::invalid("action", message));
         }
     };
-    Ok(Reply::empty(StatusCode::ACCEPTED))
+    Ok(enforced::answered(&call, id, wait, Reply::empty(StatusCode::ACCEPTED)).await)
 }
 
 /// `DELETE /:account/machines/:machine`.

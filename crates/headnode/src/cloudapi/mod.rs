@@ -14,6 +14,7 @@ mod audit;
 mod auth;
 mod call;
 mod create;
+mod enforced;
 mod error;
 mod fabrics;
 mod fwrules;

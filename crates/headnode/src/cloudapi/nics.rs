@@ -6,7 +6,7 @@ use model::id::{InstanceId, MacAddr};
 
 use super::{
     call::Call,
-    create,
+    create, enforced,
     error::{ApiError, Faults},
     machine_view::nic,
     reply::Reply,
@@ -22,6 +22,7 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 /// `POST /:account/machines/:machine/nics`.
 pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
     let id = call.machine()?;
+    let wait = enforced::wanted(&call.query)?;
     let mut faults = Faults::default();
     let wanted = call.params.get("network").ok_or_else(|| ApiError::missing("network"));
     let choice = faults.take(wanted.and_then(|wanted| create::network("network", wanted)).map(Some));
@@ -37,7 +38,8 @@ pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
     }
     let view = nics::add(call.control(), &call.caller(), call.scope(), id, choice).await?;
     let location = location(&call, id, view.nic.mac);
-    Ok(Reply::json(&nic(&view)).status(StatusCode::CREATED).header(header::LOCATION, location))
+    let reply = Reply::json(&nic(&view)).status(StatusCode::CREATED).header(header::LOCATION, location);
+    Ok(enforced::answered(&call, id, wait, reply).await)
 }
 
 /// `GET /:account/machines/:machine/nics/:mac`.
@@ -49,8 +51,9 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
 /// `DELETE /:account/machines/:machine/nics/:mac`.
 pub(super) async fn remove(call: Call) -> Result<Reply, ApiError> {
     let (id, mac) = (call.machine()?, call.id("NIC", 1)?);
+    let wait = enforced::wanted(&call.query)?;
     nics::remove(call.control(), &call.caller(), call.scope(), id, mac).await?;
-    Ok(Reply::empty(StatusCode::NO_CONTENT))
+    Ok(enforced::answered(&call, id, wait, Reply::empty(StatusCode::NO_CONTENT)).await)
 }
 
 fn location(call: &Call, id: InstanceId, mac: MacAddr) -> String {

@@ -105,6 +105,7 @@ async fn handle(
     let body = read(parts, body).await?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let params = Params::merge(parts.uri.query(), content_type, &body)?;
+    let query = Params::merge(parts.uri.query(), None, &Bytes::new())?;
     let named = repeat::named(parts, signer.holder.id, account.id, version, &body)?;
     let call = Call {
         api: api.clone(),
@@ -117,6 +118,7 @@ async fn handle(
         version,
         path: values,
         params,
+        query,
     };
     match named {
         Some(named) => repeat::once(named, call, route.run).await,

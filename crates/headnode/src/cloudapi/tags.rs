@@ -9,6 +9,7 @@ use model::instance::TagValue;
 use super::{
     call::Call,
     create::tag,
+    enforced,
     error::{ApiError, Faults},
     reply::Reply,
 };
@@ -20,16 +21,16 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 
 /// `POST /:account/machines/:machine/tags`: adds, and answers all of them.
 pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
-    let id = call.machine()?;
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
     let view = tags::add(call.control(), &call.caller(), call.scope(), id, given(&call)?).await?;
-    Ok(Reply::json(&view.instance.tags))
+    Ok(enforced::answered(&call, id, wait, Reply::json(&view.instance.tags)).await)
 }
 
 /// `PUT /:account/machines/:machine/tags`.
 pub(super) async fn replace(call: Call) -> Result<Reply, ApiError> {
-    let id = call.machine()?;
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
     let view = tags::replace(call.control(), &call.caller(), call.scope(), id, given(&call)?).await?;
-    Ok(Reply::json(&view.instance.tags))
+    Ok(enforced::answered(&call, id, wait, Reply::json(&view.instance.tags)).await)
 }
 
 /// `GET /:account/machines/:machine/tags/:tag`.
@@ -46,20 +47,25 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
 
 /// `DELETE /:account/machines/:machine/tags/:tag`.
 pub(super) async fn delete(call: Call) -> Result<Reply, ApiError> {
-    tags::delete_one(call.control(), &call.caller(), call.scope(), call.machine()?, call.segment(1)).await?;
-    Ok(Reply::empty(StatusCode::NO_CONTENT))
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
+    tags::delete_one(call.control(), &call.caller(), call.scope(), id, call.segment(1)).await?;
+    Ok(enforced::answered(&call, id, wait, Reply::empty(StatusCode::NO_CONTENT)).await)
 }
 
 /// `DELETE /:account/machines/:machine/tags`.
 pub(super) async fn delete_all(call: Call) -> Result<Reply, ApiError> {
-    tags::delete_all(call.control(), &call.caller(), call.scope(), call.machine()?).await?;
-    Ok(Reply::empty(StatusCode::NO_CONTENT))
+    let (id, wait) = (call.machine()?, enforced::wanted(&call.query)?);
+    tags::delete_all(call.control(), &call.caller(), call.scope(), id).await?;
+    Ok(enforced::answered(&call, id, wait, Reply::empty(StatusCode::NO_CONTENT)).await)
 }
 
 fn given(call: &Call) -> Result<BTreeMap<String, TagValue>, ApiError> {
     let mut faults = Faults::default();
     let read = |(key, value): (&String, &_)| Some((key.clone(), faults.take(tag(key, value).map(Some))?));
-    let tags = call.params.iter().filter_map(read).collect();
+    // What says that the answer shall wait is no tag.
+    let waits = call.query.get(enforced::WAIT);
+    let is_tag = |(key, value): &(&String, &_)| *key != enforced::WAIT || Some(*value) != waits;
+    let tags = call.params.iter().filter(is_tag).filter_map(read).collect();
     faults.finish()?;
     Ok(tags)
 }

@@ -54,6 +54,25 @@ fn operators_change_rules_and_see_them_enforced() {
     assert_eq!(rules(&["get", &id])["rule"]["version"], 3, "what is refused changes nothing");
 
     datacenter.good(&["adm", "firewall", "delete", &id]);
+    let tagged = rules(&["create", "FROM tag role = db TO all vms ALLOW tcp PORT 4322"]);
+    let address = datacenter.good(&["instance", "ip", "walled"]);
+    // Sets of addresses, not the maps beside them, in which every address is.
+    let elements = || {
+        let held = kernel(&datacenter);
+        held.split("\tset s")
+            .skip(1)
+            .filter(|set| set.split('}').next().is_some_and(|set| set.contains(address.trim())))
+            .count()
+    };
+    assert_eq!(elements(), 0, "nobody has the tag");
+    let (status, body) = tenant.ask("POST", &format!("/machines/{instance}/tags?wait=enforced&role=db"));
+    assert_eq!((status, body.trim()), (200, r#"{"role":"db"}"#));
+    assert_eq!(elements(), 1, "the set has it when the answer is there: {}", kernel(&datacenter));
+    let (_, shown) = tenant.ask("GET", &format!("/machines/{instance}?wait=enforced"));
+    assert!(shown.contains(r#""enforced":{"nodes":1,"live":1,"revision":"#), "{shown}");
+    let (status, _) = tenant.ask("DELETE", &format!("/machines/{instance}/tags/role?wait=enforced"));
+    assert_eq!((status, elements()), (204, 0), "and has not when the next one is");
+    datacenter.good(&["adm", "firewall", "delete", tagged["rule"]["id"].as_str().expect("an id")]);
     datacenter.good(&["instance", "delete", "-w", "walled"]);
     datacenter.wait_idle();
     datacenter.assert_clean();

@@ -13,7 +13,9 @@ async fn rules_are_made_changed_waited_for_and_listed() {
     let body = json!({"rule": "from any to all vms allow tcp port 80", "enabled": true, "description": "web"});
     let made = stage.ask(Who::Ana, Method::POST, "/my/fwrules", body).await;
     assert_eq!(made.status.as_u16(), 201);
-    let rule = made.json();
+    let mut rule = made.json();
+    let revision = rule["enforced"].as_object_mut().and_then(|enforced| enforced.remove("revision"));
+    assert!(revision.and_then(|revision| revision.as_u64()).is_some_and(|revision| revision > 0));
     let path = format!("/my/fwrules/{}", rule["id"].as_str().unwrap());
     assert_eq!(
         rule,
@@ -24,7 +26,7 @@ async fn rules_are_made_changed_waited_for_and_listed() {
     );
     stage.converge().await;
     let live = stage.get(Who::Ana, &format!("{path}?wait=enforced")).await.json();
-    assert_eq!(live["enforced"], json!({"nodes": 1, "live": 1}));
+    assert_eq!((&live["enforced"]["nodes"], &live["enforced"]["live"]), (&json!(1), &json!(1)));
     let off = stage.ask(Who::Ana, Method::POST, &format!("{path}/disable"), json!({})).await;
     assert_eq!((off.status.as_u16(), &off.json()["enabled"]), (202, &json!(false)));
     let on = stage.ask(Who::Ana, Method::POST, &format!("{path}/enable"), json!({})).await;
@@ -55,4 +57,55 @@ async fn rules_are_made_changed_waited_for_and_listed() {
     }
     assert_eq!(stage.ask(Who::Ana, Method::DELETE, &path, Value::Null).await.status.as_u16(), 204);
     assert_eq!(stage.get(Who::Ana, &path).await.code(), "ResourceNotFound");
+}
+
+#[tokio::test]
+async fn changes_of_instances_are_waited_for() {
+    let stage = Stage::new().await;
+    let (web, db) = (stage.running("web").await, stage.running("db").await);
+    let settled = async |method: Method, path: String, body: Value| {
+        let ask = stage.ask(Who::Ana, method, &path, body);
+        tokio::pin!(ask);
+        // The machine goes on reporting until the answer is there.
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut ask => break answer,
+                () = stage.converge() => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let counts = |answer: &super::stage::Answer| {
+        ["x-enforced-nodes", "x-enforced-live"]
+            .map(|name| answer.header(name).map(str::to_owned))
+            .map(Option::unwrap_or_default)
+    };
+    let walled =
+        settled(Method::POST, format!("/my/machines/{db}?action=enable_firewall&wait=enforced"), Value::Null).await;
+    assert_eq!((walled.status.as_u16(), counts(&walled)), (202, ["1".to_owned(), "1".to_owned()]));
+    let rule = json!({"rule": "FROM tag role = web TO all vms ALLOW tcp PORT 80", "enabled": true});
+    stage.ask(Who::Ana, Method::POST, "/my/fwrules", rule).await;
+
+    let tags = format!("/my/machines/{web}/tags");
+    let tagged = settled(Method::POST, format!("{tags}?wait=enforced"), json!({"role": "web"})).await;
+    assert_eq!((tagged.json(), counts(&tagged)), (json!({"role": "web"}), ["1".to_owned(), "1".to_owned()]));
+    assert!(tagged.header("x-enforced-revision").is_some_and(|revision| revision != "0"));
+    let shown = settled(Method::GET, format!("/my/machines/{web}?wait=enforced"), Value::Null).await.json();
+    assert_eq!((&shown["enforced"]["nodes"], &shown["enforced"]["live"]), (&json!(1), &json!(1)));
+    let plain = stage.get(Who::Ana, &format!("/my/machines/{web}")).await.json();
+    assert!(plain.get("enforced").is_none(), "only who asks is told");
+
+    // In a body it is a tag like any other.
+    let named = stage.ask(Who::Ana, Method::POST, &tags, json!({"wait": "long"})).await;
+    assert_eq!((named.json(), named.header("x-enforced-nodes")), (json!({"role": "web", "wait": "long"}), None));
+    let gone = settled(Method::DELETE, format!("{tags}/role?wait=enforced"), Value::Null).await;
+    assert_eq!(
+        (gone.status.as_u16(), counts(&gone)),
+        (204, ["0".to_owned(), "0".to_owned()]),
+        "no set has it any more"
+    );
+    for path in [format!("{tags}?wait=long"), format!("/my/machines/{web}?action=enable_firewall&wait=1")] {
+        let refused = stage.ask(Who::Ana, Method::POST, &path, json!({"a": "b"})).await;
+        assert_eq!((refused.status.as_u16(), &refused.json()["errors"][0]["field"]), (409, &json!("wait")), "{path}");
+    }
 }
