@@ -14,6 +14,7 @@ mod create;
 mod datacenter;
 mod density;
 mod peers;
+mod placement;
 mod report;
 
 use std::{path::Path, process::ExitCode};
@@ -23,7 +24,12 @@ use report::Section;
 /// A benchmark: its name, and the function that measures.
 type Bench = (&'static str, fn() -> Result<Vec<Section>, String>);
 
-const BENCHES: &[Bench] = &[("api", api::measure), ("create", create::measure), ("density", density::measure)];
+const BENCHES: &[Bench] = &[
+    ("api", api::measure),
+    ("create", create::measure),
+    ("density", density::measure),
+    ("placement", placement::measure),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -77,7 +77,11 @@ async fn all() -> Result<Vec<Section>, String> {
         let before = resident_mib()?;
         let began = Instant::now();
         let place = Place::filled(machines).await?;
-        eprintln!("{machines} machines, {} instances recorded in {:.1} s", machines * ON_EACH, began.elapsed().as_secs_f64());
+        eprintln!(
+            "{machines} machines, {} instances recorded in {:.1} s",
+            machines * ON_EACH,
+            began.elapsed().as_secs_f64()
+        );
         place.one_at_a_time(SINGLE / 10).await?;
         let memory = resident_mib()? - before;
         growth.push((machines, place.one_at_a_time(SINGLE).await?));
@@ -96,13 +100,32 @@ async fn all() -> Result<Vec<Section>, String> {
     let second = place.second_headnode().await?;
     let both = [place.control.clone(), second.0.clone()];
     let two = place.crowd(CROWD / 4, AT_ONCE, &both).await?;
-    let floor_rate = Row { name: "a bare commit of six records".to_owned(), unit: "/s", samples: Ok(floor.rates.clone()) };
+    Ok(told(Measured { growth, floor, ours, eight, two, memory, engine_mib }))
+}
+
+/// Everything that was measured.
+struct Measured {
+    growth: Vec<(u32, Vec<f64>)>,
+    floor: Crowd,
+    ours: Crowd,
+    eight: Crowd,
+    two: Crowd,
+    memory: f64,
+    engine_mib: f64,
+}
+
+fn told(measured: Measured) -> Vec<Section> {
+    let Measured { growth, floor, ours, eight, two, memory, engine_mib } = measured;
+    let floor_rate =
+        Row { name: "a bare commit of six records".to_owned(), unit: "/s", samples: Ok(floor.rates.clone()) };
     let (most, apart) = (SIZES[SIZES.len() - 1], |crowd: &Crowd| format!("{} of {}", crowd.again, crowd.millis.len()));
-    Ok(vec![
+    vec![
         Section {
             about: format!(
                 "Committed creates per second, {AT_ONCE} at once, on {most} machines with {} instances in the memory store. Decisions made again: {} on one headnode; {} where two headnodes share the store and half of the creates each.",
-                most * ON_EACH, apart(&ours), apart(&two),
+                most * ON_EACH,
+                apart(&ours),
+                apart(&two),
             ),
             rows: vec![
                 floor_rate,
@@ -112,7 +135,9 @@ async fn all() -> Result<Vec<Section>, String> {
             ],
         },
         Section {
-            about: format!("From request to commit, one at a time, while the datacenter grows; {ON_EACH} instances a machine."),
+            about: format!(
+                "From request to commit, one at a time, while the datacenter grows; {ON_EACH} instances a machine."
+            ),
             rows: growth
                 .into_iter()
                 .map(|(machines, millis)| Row { name: format!("{machines} machines"), unit: "ms", samples: Ok(millis) })
@@ -127,13 +152,16 @@ async fn all() -> Result<Vec<Section>, String> {
             ],
         },
         Section {
-            about: format!("Resident memory that {most} machines and {} instances take. The memory store keeps the encoded records beside the decoded ones; SQLite has them on disk.", most * ON_EACH),
+            about: format!(
+                "Resident memory that {most} machines and {} instances take. The memory store keeps the encoded records beside the decoded ones; SQLite has them on disk.",
+                most * ON_EACH
+            ),
             rows: vec![
                 Row::one("all", "MiB", memory),
                 Row::one("of it the memory store's own, at least", "MiB", engine_mib),
             ],
         },
-    ])
+    ]
 }
 
 /// What many callers at once came to.
@@ -189,7 +217,8 @@ impl Place {
             networks.push(networks::create(&control, network(number)).await.map_err(text)?.id);
         }
         let image = image(&control, accounts[0]).await?;
-        let mut place = Self { engine, control, accounts, networks, image, servers: Vec::new(), _trigger: trigger, directory };
+        let mut place =
+            Self { engine, control, accounts, networks, image, servers: Vec::new(), _trigger: trigger, directory };
         for number in 0..machines {
             place.machine(number).await?;
         }
@@ -510,7 +539,8 @@ fn instance(
 }
 
 fn resident_mib() -> Result<f64, String> {
-    let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("cannot read /proc/self/status: {error}"))?;
+    let status =
+        fs::read_to_string("/proc/self/status").map_err(|error| format!("cannot read /proc/self/status: {error}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().map_err(|_| "VmRSS is no number".to_owned())?;
     Ok(kib / 1_024.0)

@@ -14,6 +14,7 @@ use model::{
     instance::Instance,
     network::{Address, FabricVlan, Network, NicTag, Pool},
     package::Package,
+    placement::affinity::AffinityGroup,
     repeat::Repeat,
     server::{Invite, Server},
 };
@@ -198,6 +199,15 @@ pub static REPEATS: Table<Repeat> = Table {
 /// id and `/`.
 pub const BY_AGE: &str = "age";
 
+/// Turns of owners at placing by rules of racks, by the owner's id.
+pub static AFFINITY_GROUPS: Table<AffinityGroup> = Table {
+    name: "affinity_groups",
+    version: 1,
+    key: |group| group.owner.to_string(),
+    indexes: &[],
+    upgrade: no_upgrade,
+};
+
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
     name: "claims",
@@ -277,6 +287,7 @@ pub fn schema() -> Schema {
         .with(&CLAIMS)
         .with(&FIREWALL_RULES)
         .with(&REPEATS)
+        .with(&AFFINITY_GROUPS)
         .with(&flow::FLOWS)
 }
 

@@ -18,6 +18,7 @@ pub mod explain;
 pub mod policy;
 pub mod score;
 pub mod stage;
+pub mod wiring;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -30,6 +31,7 @@ pub use self::{
     policy::{Demand, Policy, Weights},
     score::roominess,
     stage::{NoRoom, Refusal, fits},
+    wiring::Choice,
 };
 use crate::{
     id::ServerId,
@@ -67,6 +69,8 @@ pub struct Request<'a> {
     pub demand: Demand,
     /// NIC tags of the networks it is to be on; fabrics need none.
     pub nic_tags: BTreeSet<String>,
+    /// NICs on networks that are chosen with the machine.
+    pub choices: Vec<Choice>,
     /// Traits the package asks for. A machine with traits takes only requests that ask for them.
     pub traits: BTreeMap<String, Trait>,
     /// What the rules of affinity come to.

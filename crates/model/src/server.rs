@@ -57,7 +57,7 @@ pub struct Server {
     /// What fails together: the machines of one rack share its switch and its power.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
-    /// NIC tags it is wired to; `None` when it did not say, which counts as all.
+    /// NIC tags it is wired to, as it reports; `None` when it did not say, which counts as all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic_tags: Option<BTreeSet<String>>,
     /// Where the datacenter's policy is overridden.
@@ -206,6 +206,9 @@ pub struct Hardware {
     /// What tells it from other machines.
     #[serde(default)]
     pub identity: MachineIdentity,
+    /// NIC tags it is wired to, as its settings say; `None` when they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic_tags: Option<BTreeSet<String>>,
 }
 
 /// Sum of what instances on a machine were promised.

@@ -70,6 +70,7 @@ pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcom
     let config = AgentConfig {
         id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
         whereabouts,
+        nic_tags: settings.fabric.nic_tags.clone(),
         ..AgentConfig::new(member.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
     Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;

@@ -59,7 +59,7 @@ impl Agent {
         let (keeper, target) = Keeper::open(self.config.disk.clone(), &self.config.data_dir, server)?;
         let remembered = ledgers.load()?;
         let verbs = Verbs::new(self.host.clone(), self.config.execution);
-        let (boot_id, identity) = identify(&verbs, &self.config.version).await?;
+        let (boot_id, identity) = identify(&verbs, &self.config).await?;
         let survey = verbs.run("survey", dispatch::survey).await;
         let survey = survey.map_err(|source| AgentError::Host { doing: "list what is on this machine", source })?;
         tracing::info!(
@@ -119,12 +119,13 @@ fn make_directory(path: &Path) -> Result<(), AgentError> {
     fs::create_dir_all(path).map_err(|source| AgentError::File { doing: "create", path: path.to_owned(), source })
 }
 
-async fn identify(verbs: &Verbs, version: &str) -> Result<(String, Identity), AgentError> {
+async fn identify(verbs: &Verbs, config: &AgentConfig) -> Result<(String, Identity), AgentError> {
     let machine = |doing| move |source| AgentError::Host { doing, source };
     let (boot_id, hostname, hardware) =
         verbs.run("identify", |host| (host.machine.boot_id(), host.machine.hostname(), host.machine.hardware())).await;
     let mut hardware = hardware.map_err(machine("read the machine's hardware"))?;
-    hardware.agent_version = version.to_owned();
+    hardware.agent_version.clone_from(&config.version);
+    hardware.nic_tags.clone_from(&config.nic_tags);
     let hostname = hostname.map_err(machine("read the host name"))?;
     Ok((boot_id.map_err(machine("read the boot id"))?, Identity { hostname, hardware }))
 }

@@ -1,6 +1,6 @@
 //! What an agent must be told. Plain data: reading settings files is the caller's job.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use host::zone::IdRange;
 use model::{id::ServerId, server::Whereabouts};
@@ -27,6 +27,8 @@ pub struct AgentConfig {
     pub stop_grace: Duration,
     /// Version text for reports.
     pub version: String,
+    /// NIC tags this machine is wired to; `None` leaves it open.
+    pub nic_tags: Option<BTreeSet<String>>,
     /// Where this machine is in the networks around it; follows what the caller finds out.
     pub whereabouts: watch::Receiver<Whereabouts>,
     /// Where verbs of the host run.
@@ -46,6 +48,7 @@ impl AgentConfig {
             stop_grace: Duration::from_secs(15),
             whereabouts: watch::channel(Whereabouts::default()).1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            nic_tags: None,
             execution: Execution::Threads,
         }
     }

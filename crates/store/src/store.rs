@@ -1,7 +1,10 @@
 //! The store as its callers see it: snapshots, decisions, commits, changes.
 
 use std::{
-    sync::{Arc, MutexGuard},
+    sync::{
+        Arc, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -88,6 +91,7 @@ struct Inner {
     mirror: Arc<Mirror>,
     queued: Notify,
     waiting: Semaphore,
+    again: AtomicU64,
 }
 
 enum Decided<R, E> {
@@ -104,7 +108,7 @@ impl Store {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
         let (trigger, shutdown) = Shutdown::new();
         let waiting = Semaphore::new(WAITING_MAX);
-        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), waiting });
+        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), waiting, again: AtomicU64::new(0) });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
         Ok(Self { inner, _stop: Arc::new(trigger) })
@@ -113,6 +117,11 @@ impl Store {
     /// The newest durable state.
     pub fn snapshot(&self) -> Snapshot {
         self.inner.mirror.snapshot()
+    }
+
+    /// How many decisions were made anew because what they saw did not come true.
+    pub fn decided_again(&self) -> u64 {
+        self.inner.again.load(Ordering::Relaxed)
     }
 
     /// Every change from now on.
@@ -156,7 +165,10 @@ impl Store {
     ) -> Result<(Revision, R), E> {
         let _turn = self.turn().await;
         let mut lost = CommitError::Conflict { table: "", key: String::new() };
-        for _ in 0..DECISIONS_MAX {
+        for number in 0..DECISIONS_MAX {
+            if number > 0 {
+                self.inner.again.fetch_add(1, Ordering::Relaxed);
+            }
             match self.decide(&mut decide) {
                 Ok(Decided::Yes(ticket, answer)) => {
                     if let Some(revision) = self.landed(ticket).await? {

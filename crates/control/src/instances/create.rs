@@ -15,7 +15,6 @@ use model::{
     id::{AccountId, InstanceId, NetworkId},
     image::{Image, ImageState},
     instance::{Brand, Caller, Instance, Intent, TagValue, Wanted},
-    network::{Network, Nic},
     package::Package,
     placement::{Demand, Rule},
     rules,
@@ -25,16 +24,13 @@ use model::{
 };
 use store::{Entry, Snapshot, Transaction};
 
-use super::InstanceView;
+use super::{InstanceView, wanted_nics::WantedNics};
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     error::{Faults, FieldError},
     flows::{self, Provision},
     images,
-    networks::{
-        self,
-        allocate::{self, Holder, Taken},
-    },
+    networks::allocate::{self, Holder},
     packages, placement,
     tables::{ACCOUNTS, CLAIMS, Claim, INSTANCES, SERVERS},
 };
@@ -156,7 +152,7 @@ struct Plan {
     owner: Arc<Entry<Account>>,
     package: Arc<Entry<Package>>,
     image: Arc<Entry<Image>>,
-    nics: Vec<(Arc<Entry<Network>>, NetworkChoice)>,
+    nics: WantedNics,
     brand: Brand,
     alias: String,
     rules: Vec<Rule>,
@@ -193,7 +189,7 @@ impl Plan {
             (Some(package), Some(image)) => faults.take(agree(package, image, request.brand).map(Some))?,
             _ => None,
         };
-        let nics = faults.take(choose_networks(control, snapshot, &account, &request.networks))?;
+        let nics = faults.take(WantedNics::look_up(control, snapshot, &account, &request.networks))?;
         faults.finish()?;
         let (Some(package), Some(image), Some(brand)) = (package, image, brand) else {
             unreachable!("a missing one was a fault");
@@ -216,13 +212,15 @@ impl Plan {
             owner: self.owner.id,
             alias: &self.alias,
             package: &self.package,
-            networks: self.nics.iter().map(|(network, _)| &network.value).collect(),
+            networks: self.nics.fixed().collect(),
+            choices: self.nics.choices(),
             rules: &self.rules,
             now: begun_at,
         };
         let server = placement::choose(control, snapshot, &asked)?;
         let holder = Holder { instance: id, owner: self.owner.id, now: asked_at };
-        let (nics, transaction) = wire(control, snapshot, &self.nics, holder, Transaction::new())?;
+        let (nics, transaction) = self.nics.wire(control, snapshot, &server, holder, Transaction::new())?;
+        let transaction = placement::take_turn(snapshot, &asked, transaction);
         let decided_at = control.now();
         let phase = |name: &str, at: Timestamp, until: Timestamp| Phase {
             name: name.to_owned(),
@@ -270,80 +268,6 @@ impl Plan {
             .create(&INSTANCES, instance)
             .and(begun))
     }
-}
-
-/// Gives each chosen network a NIC.
-fn wire(
-    control: &Control,
-    snapshot: &Snapshot,
-    chosen: &[(Arc<Entry<Network>>, NetworkChoice)],
-    holder: Holder,
-    mut transaction: Transaction,
-) -> Result<(Vec<Nic>, Transaction)> {
-    let mut taken = Taken::default();
-    let mut nics = Vec::with_capacity(chosen.len());
-    // Where nobody chose, the way out: the first public network.
-    let asked = chosen.iter().position(|(_, choice)| choice.primary);
-    let primary = asked.or_else(|| chosen.iter().position(|(network, _)| network.public)).unwrap_or(0);
-    for (number, (network, choice)) in chosen.iter().enumerate() {
-        let (ip, ip6, with_ip) =
-            allocate::addresses_of(control, snapshot, network, choice.wanted(), holder, &mut taken, transaction)?;
-        let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
-        transaction = with_mac;
-        let (interface, network) = (format!("net{number}"), network.id);
-        nics.push(Nic { mac, interface, network, ip, ip6, primary: number == primary });
-    }
-    Ok((nics, transaction))
-}
-
-/// The networks that were asked for, or the defaults.
-fn choose_networks(
-    control: &Control,
-    snapshot: &Snapshot,
-    owner: &Account,
-    asked: &[NetworkChoice],
-) -> Result<Vec<(Arc<Entry<Network>>, NetworkChoice)>> {
-    let scope = Scope::Account(owner.id);
-    let any = |network: &Network| NetworkChoice::any(network.id);
-    if asked.is_empty() {
-        let own = owner.default_network.and_then(|id| networks::visible(snapshot, scope, id));
-        let usual = control.config.default_networks.iter();
-        let usual = usual.filter_map(|name| networks::by_name(snapshot, scope, name));
-        let defaults: Vec<_> = match own {
-            // Its own network stands for the shared ones; the way out is still the datacenter's.
-            Some(network) if network.fabric.is_some() => usual.filter(|usual| usual.public).chain([network]).collect(),
-            Some(network) => vec![network],
-            None => usual.collect(),
-        };
-        return Ok(defaults.into_iter().map(|network| (network.clone(), any(&network))).collect());
-    }
-    if asked.iter().filter(|choice| choice.primary).count() > 1 {
-        return Err(Error::field("networks", FieldCode::Conflict, "only one network can be the primary one"));
-    }
-    let mut chosen: Vec<(Arc<Entry<Network>>, NetworkChoice)> = Vec::with_capacity(asked.len());
-    for choice in asked {
-        let is_chosen = |id| chosen.iter().any(|(other, _): &(Arc<Entry<Network>>, _)| other.id == id);
-        let network = networks::look_up(control, snapshot, scope, choice, is_chosen)?;
-        let network =
-            network.ok_or_else(|| Error::invalid("networks", format!("there is no network {}", choice.network)))?;
-        if chosen.iter().any(|(other, _)| other.id == network.id) {
-            return Err(Error::field(
-                "networks",
-                FieldCode::Conflict,
-                format!("network {} is named twice", network.id),
-            ));
-        }
-        if choice.names_an_address() && network.id != choice.network {
-            let why = "a certain address can be asked for on a network, not on a pool of networks";
-            return Err(Error::invalid("networks", why));
-        }
-        if choice.names_an_address() && network.public {
-            let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
-            return Err(Error::invalid("networks", why));
-        }
-        chosen.push((network, choice.clone()));
-    }
-    Ok(chosen)
 }
 
 /// The brand on which package, image and request agree, with the image's demands on memory met.

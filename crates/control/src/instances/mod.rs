@@ -11,6 +11,7 @@ pub mod metadata;
 pub mod nics;
 pub(crate) mod release;
 pub mod tags;
+mod wanted_nics;
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -19,6 +19,7 @@ use crate::{
         self,
         allocate::{self, Holder, Taken},
     },
+    tables::SERVERS,
 };
 
 /// The NICs in the order of their interfaces.
@@ -48,7 +49,9 @@ pub async fn add(
         let state = InstanceView::of(control, snapshot, entry.clone()).state;
         usable("add a NIC to", entry, state)?;
         let is_used = |id| entry.nics.iter().any(|nic| nic.network == id);
-        let network = networks::look_up(control, snapshot, Scope::Account(entry.owner), &choice, is_used)?
+        let server = snapshot.get(&SERVERS, &entry.server.to_string());
+        let wired = server.as_ref().and_then(|server| server.nic_tags.as_ref());
+        let network = networks::look_up(control, snapshot, Scope::Account(entry.owner), &choice, wired, is_used)?
             .ok_or_else(|| Error::invalid("network", format!("there is no network {}", choice.network)))?;
         if choice.names_an_address() && network.id != choice.network {
             let why = "a certain address can be asked for on a network, not on a pool of networks";
@@ -57,6 +60,10 @@ pub async fn add(
         if choice.names_an_address() && network.public {
             let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
             return Err(Error::invalid("network", why));
+        }
+        if network.fabric.is_none() && wired.is_some_and(|wired| !wired.contains(&network.nic_tag)) {
+            let why = format!("the instance's machine is not wired to network \"{}\"", network.name);
+            return Err(Error::field("network", FieldCode::Conflict, why));
         }
         if entry.nics.iter().any(|nic| nic.network == network.id) {
             let why = format!("the instance has a NIC on network \"{}\" already", network.name);

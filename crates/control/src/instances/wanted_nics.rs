@@ -63,8 +63,8 @@ impl WantedNics {
                 }
                 None => {
                     let pool = pools::visible(snapshot, scope, PoolId::new(choice.network.uuid()));
-                    let pool =
-                        pool.ok_or_else(|| Error::invalid("networks", format!("there is no network {}", choice.network)))?;
+                    let pool = pool
+                        .ok_or_else(|| Error::invalid("networks", format!("there is no network {}", choice.network)))?;
                     if choice.names_an_address() {
                         let why = "a certain address can be asked for on a network, not on a pool of networks";
                         return Err(Error::invalid("networks", why));

@@ -18,6 +18,7 @@ use model::{
     address,
     id::{AccountId, NetworkId, PoolId, ServerId},
     network::Network,
+    placement::wiring,
     rules,
 };
 use store::{Entry, Snapshot, Transaction};
@@ -208,19 +209,24 @@ pub(crate) fn visible(snapshot: &Snapshot, scope: Scope, id: NetworkId) -> Optio
     snapshot.get(&NETWORKS, &id.to_string()).filter(|network| sees(scope, &network.owners))
 }
 
-/// The network that `choice` names, or the one it gets of a pool; none of those in `except`.
+/// The network that `choice` names, or the one it gets of a pool on a machine that is wired to `wired` (anything, when it does not
+/// say); none of those in `except`.
 pub(crate) fn look_up(
     control: &Control,
     snapshot: &Snapshot,
     scope: Scope,
     choice: &NetworkChoice,
+    wired: Option<&BTreeSet<String>>,
     except: impl Fn(NetworkId) -> bool,
 ) -> Result<Option<Arc<Entry<Network>>>> {
     if let Some(network) = visible(snapshot, scope, choice.network) {
         return Ok(Some(network));
     }
-    let pool = pools::visible(snapshot, scope, PoolId::new(choice.network.uuid()));
-    pool.map(|pool| pools::choose(control, snapshot, &pool, except)).transpose()
+    let Some(pool) = pools::visible(snapshot, scope, PoolId::new(choice.network.uuid())) else { return Ok(None) };
+    let open = [pools::open(control, snapshot, pool, except, 1)?];
+    let choices = open.each_ref().map(pools::OpenPool::choice);
+    let given = wiring::assign(&choices, wired).map_err(|choice| Error::NoAddress { network: choice.pool.clone() })?;
+    Ok(given.first().and_then(|id| open[0].network(*id)))
 }
 
 /// All that `scope` sees.

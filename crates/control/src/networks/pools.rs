@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::{
     id::{AccountId, NetworkId, PoolId},
     network::{Network, Pool},
+    placement::Choice,
     rules,
 };
 use store::{Entry, Snapshot, Transaction};
@@ -116,26 +117,60 @@ pub async fn delete(control: &Control, id: PoolId) -> Result<()> {
     Ok(())
 }
 
-/// The first network of a pool that has a free address and is none of `except`.
+/// A pool with those of its networks that have addresses to give.
+pub(crate) struct OpenPool {
+    pool: Arc<Entry<Pool>>,
+    networks: Vec<Arc<Entry<Network>>>,
+}
+
+/// A pool's networks that have a free address and are none of `except`: of each NIC tag the first `per_tag`, so that a pool of many
+/// networks on one wire is not looked through.
 ///
 /// # Errors
 /// [`Error::NoAddress`] in the pool's name when there is none.
-pub(crate) fn choose(
+pub(crate) fn open(
     control: &Control,
     snapshot: &Snapshot,
-    pool: &Pool,
+    pool: Arc<Entry<Pool>>,
     except: impl Fn(NetworkId) -> bool,
-) -> Result<Arc<Entry<Network>>> {
-    let networks = pool.networks.iter().filter(|id| !except(**id));
-    networks
-        .filter_map(|id| snapshot.get(&NETWORKS, &id.to_string()))
-        .find(|network| allocate::has_room(control, snapshot, network))
-        .ok_or_else(|| Error::NoAddress { network: pool.name.clone() })
+    per_tag: usize,
+) -> Result<OpenPool> {
+    let mut networks: Vec<Arc<Entry<Network>>> = Vec::new();
+    for id in pool.networks.iter().filter(|id| !except(**id)) {
+        let Some(network) = snapshot.get(&NETWORKS, &id.to_string()) else { continue };
+        let enough = networks.iter().filter(|other| other.nic_tag == network.nic_tag).count() >= per_tag;
+        if !enough && allocate::has_room(control, snapshot, &network) {
+            networks.push(network);
+        }
+    }
+    if networks.is_empty() {
+        Err(Error::NoAddress { network: pool.name.clone() })
+    } else {
+        Ok(OpenPool { pool, networks })
+    }
+}
+
+impl OpenPool {
+    /// What placement has to choose among.
+    pub(crate) fn choice(&self) -> Choice {
+        let networks = self.networks.iter().map(|network| (network.id, network.nic_tag.clone())).collect();
+        Choice { pool: self.pool.name.clone(), networks }
+    }
+
+    /// One of its networks.
+    pub(crate) fn network(&self, id: NetworkId) -> Option<Arc<Entry<Network>>> {
+        self.networks.iter().find(|network| network.id == id).cloned()
+    }
 }
 
 /// The pool with an id, if `scope` sees it.
 pub(crate) fn visible(snapshot: &Snapshot, scope: Scope, id: PoolId) -> Option<Arc<Entry<Pool>>> {
     snapshot.get(&POOLS, &id.to_string()).filter(|pool| sees(scope, &pool.owners))
+}
+
+/// The pool with a name, if `scope` sees it.
+pub(crate) fn by_name(snapshot: &Snapshot, scope: Scope, name: &str) -> Option<Arc<Entry<Pool>>> {
+    snapshot.scan(&POOLS).find(|pool| pool.name == name && sees(scope, &pool.owners))
 }
 
 /// Whether there is a pool of that name which somebody would see beside an object of `owners`.

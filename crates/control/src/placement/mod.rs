@@ -2,7 +2,8 @@
 //!
 //! The decision is part of the commit that makes the instance, and that commit checks the chosen machine's record: two instances
 //! that would crowd or offend each other on one machine cannot both be committed without the second one having seen the
-//! first. Nothing is locked for the whole datacenter.
+//! first. Those placed by rules of racks also take turns among their owner's ([`take_turn`]). Nothing is locked for the whole
+//! datacenter.
 //!
 //! Machines are read in the order of their room from an index of the records, and the owner's other instances are counted only on
 //! the machines that are compared; rules of affinity, when there are any, look through the owner's instances once.
@@ -16,20 +17,22 @@ use model::{
     network::Network,
     package::Package,
     placement::{
-        self, Candidate, Demand, Explanation, Neighbour, NoRoom, Request, Rule, Search, Spread, Wishes, explain, stage,
+        self, Candidate, Choice, Demand, Explanation, Neighbour, NoRoom, Request, Rule, Search, Spread, Wishes,
+        affinity::AffinityGroup, explain, stage,
     },
     server::Server,
     time::Timestamp,
 };
-use store::{Entry, Snapshot};
+use store::{Entry, Snapshot, Transaction};
 
 pub use refusals::Refusals;
 
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     error::Faults,
-    networks, packages,
-    tables::{BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on},
+    networks::{self, pools},
+    packages,
+    tables::{AFFINITY_GROUPS, BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on},
 };
 
 /// Affinity rules in one request at most.
@@ -45,6 +48,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) alias: &'a str,
     pub(crate) package: &'a Package,
     pub(crate) networks: Vec<&'a Network>,
+    /// NICs on networks that are chosen with the machine.
+    pub(crate) choices: Vec<Choice>,
     pub(crate) rules: &'a [Rule],
     pub(crate) now: Timestamp,
 }
@@ -101,7 +106,7 @@ pub struct Question {
     pub owner: AccountId,
     /// Package by id or name.
     pub package: String,
-    /// Networks by id or name; fabrics need no wiring.
+    /// Networks and pools by id or name; fabrics need no wiring.
     pub networks: Vec<String>,
     /// Rules of affinity.
     pub affinity: Vec<String>,
@@ -121,21 +126,33 @@ pub fn explain(control: &Control, question: &Question) -> Result<Explanation> {
     if package.is_none() {
         faults.check("package", Err(format!("there is no package \"{}\"", question.package)));
     }
-    let mut wanted = Vec::new();
+    let (mut wanted, mut pools) = (Vec::new(), Vec::new());
     for name in &question.networks {
         let by_id = name.parse().ok().and_then(|id| networks::visible(&snapshot, Scope::All, id));
+        let pool = || {
+            let by_id = name.parse().ok().and_then(|id| pools::visible(&snapshot, Scope::All, id));
+            by_id.or_else(|| pools::by_name(&snapshot, Scope::All, name))
+        };
         match by_id.or_else(|| networks::by_name(&snapshot, Scope::All, name)) {
             Some(network) => wanted.push(network),
-            None => faults.check("networks", Err(format!("there is no network \"{name}\""))),
+            None => match pool() {
+                Some(pool) => pools.push(pool),
+                None => faults.check("networks", Err(format!("there is no network \"{name}\""))),
+            },
         }
     }
     faults.finish()?;
+    let is_named = |id| wanted.iter().any(|network: &Arc<Entry<Network>>| network.id == id);
+    let count = pools.len();
+    let open = pools.into_iter().map(|pool| pools::open(control, &snapshot, pool, is_named, count));
+    let choices = open.map(|open| Ok(open?.choice())).collect::<Result<_>>()?;
     let Some(package) = package else { unreachable!("a missing one was a fault") };
     let asked = Asked {
         owner: question.owner,
         alias: "",
         package: &package,
         networks: wanted.iter().map(|network| &network.value).collect(),
+        choices,
         rules: &rules,
         now: control.now(),
     };
@@ -146,6 +163,22 @@ pub fn explain(control: &Control, question: &Question) -> Result<Explanation> {
         .iter()
         .map(|server| Candidate { server, reachability: control.nodes.reachability(server.id, asked.now) });
     Ok(explain::explain(&request, &control.config.placement, question.count, candidates))
+}
+
+/// The owner's turn at placing by rules of racks, in the commit that places. Rules of machines need none: two instances that offend
+/// each other on one machine both change that machine's record. On two machines of one rack they change nothing in common, so two headnodes
+/// that each see neither could put them there; with this record one of them sees the other's first.
+pub(crate) fn take_turn(snapshot: &Snapshot, asked: &Asked<'_>, transaction: Transaction) -> Transaction {
+    if !asked.rules.iter().any(Rule::is_of_racks) {
+        return transaction;
+    }
+    match snapshot.get(&AFFINITY_GROUPS, &asked.owner.to_string()) {
+        Some(entry) => {
+            let next = AffinityGroup { placements: entry.placements + 1, ..entry.value.clone() };
+            transaction.replace(&AFFINITY_GROUPS, &entry, next)
+        }
+        None => transaction.create(&AFFINITY_GROUPS, AffinityGroup { owner: asked.owner, placements: 1 }),
+    }
 }
 
 /// `server` with the room it has: for every commit that changes what room is made of.
@@ -176,6 +209,7 @@ fn request<'a>(snapshot: &Snapshot, asked: &Asked<'_>, others: &'a Others<'_>) -
             .filter(|network| network.fabric.is_none())
             .map(|network| network.nic_tag.clone())
             .collect(),
+        choices: asked.choices.clone(),
         traits: asked.package.traits.clone(),
         wishes,
         spread: others,

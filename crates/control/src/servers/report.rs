@@ -402,12 +402,14 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
     let same = server.hostname == report.hostname
         && server.hardware == report.hardware
         && server.boot_id.as_ref() == Some(&report.boot_id)
+        && server.nic_tags == report.hardware.nic_tags
         && server.identity.is_some()
         && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside);
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
     (!same || !fresh).then(|| Server {
         hostname: report.hostname.clone(),
         hardware: report.hardware.clone(),
+        nic_tags: report.hardware.nic_tags.clone(),
         boot_id: Some(report.boot_id.clone()),
         last_seen_at: Some(now),
         identity: Some(server.identity.clone().unwrap_or_else(|| report.hardware.identity.clone())),

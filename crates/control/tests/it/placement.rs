@@ -1,22 +1,51 @@
 //! Placement through the control plane: many machines, many creates at once, rules of affinity, questions.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
+use base::shutdown::Shutdown;
 use control::{
     Control, Error, FieldCode,
-    instances::{self, CreateInstance},
+    instances::{self, CreateInstance, NetworkChoice, nics},
+    networks::{
+        self, NewNetwork,
+        pools::{self, NewPool},
+    },
+    packages::{self, NewPackage},
     placement::{self, Question},
-    servers::{self, NewServer},
+    servers::{self, NewServer, ServerChange},
 };
-use model::{id::ServerId, instance::TagValue, server::Hardware, target::Report, unit::Mib};
+use model::{
+    id::{NetworkId, ServerId},
+    instance::TagValue,
+    server::{Hardware, Trait},
+    state::PublicState,
+    target::Report,
+    unit::Mib,
+};
+use store::{Store, memory::Memory};
 
-use crate::world::{World, caller};
+use crate::world::{Choices, Machine, World, caller, network, package, start};
 
 /// A machine of `memory` MiB that has reported.
 async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
+    wired(control, number, memory, None).await
+}
+
+/// One that says what it is wired to.
+async fn wired(control: &Control, number: u32, memory: u64, nic_tags: Option<&[&str]>) -> ServerId {
     let id = ServerId::random();
     let new = NewServer { hostname: format!("m{number}"), ..NewServer::default() };
     servers::register(control, id, new).await.expect("a machine");
+    let nic_tags = nic_tags.map(|tags| tags.iter().map(|tag| (*tag).to_owned()).collect());
+    hear_of(control, id, number, memory, nic_tags).await;
+    id
+}
+
+async fn hear_of(control: &Control, id: ServerId, number: u32, memory: u64, nic_tags: Option<BTreeSet<String>>) {
     let report = Report {
         server: id,
         sequence: 1,
@@ -25,7 +54,7 @@ async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
         target_seen: 0,
         firewall_seen: 0,
         untold_addresses: std::collections::BTreeMap::new(),
-        hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
+        hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), nic_tags, ..Hardware::default() },
         zones: BTreeMap::new(),
         images: Vec::new(),
         underlay: None,
@@ -33,7 +62,6 @@ async fn machine(control: &Control, number: u32, memory: u64) -> ServerId {
         leaving: false,
     };
     servers::apply_report(control, id, &report).await.expect("it is taken in");
-    id
 }
 
 /// So many machines, and the one the world begins with closed.
@@ -137,4 +165,124 @@ async fn a_question_makes_nothing_and_a_refusal_is_remembered() {
     create(&world, world.request("late")).await.expect_err("all are closed");
     let refused = &world.control.refusals.newest()[0];
     assert_eq!((refused.alias.as_str(), refused.stages["open"], refused.machines.len()), ("late", 3, 3));
+}
+
+/// A network of its own on a NIC tag, with so many addresses.
+async fn on_tag(control: &Control, number: u8, tag: &str, addresses: u8) -> NetworkId {
+    let new = NewNetwork {
+        nic_tag: tag.to_owned(),
+        vlan: number.into(),
+        subnet: format!("10.40.{number}.0/24").parse().expect("a subnet"),
+        range_start: Some(Ipv4Addr::new(10, 40, number, 10)),
+        gateway: None,
+        host_gateway: false,
+        ..network(&format!("{tag}-{number}"), Ipv4Addr::new(10, 40, number, 9 + addresses))
+    };
+    networks::create(control, new).await.expect("made").id
+}
+
+#[tokio::test]
+async fn a_pools_network_is_chosen_with_the_machine_that_is_wired_to_it() {
+    let world = World::new().await;
+    let control = &world.control;
+    servers::set_accepts_instances(control, world.server, false).await.expect("it is closed");
+    let (one, two) = (on_tag(control, 1, "rack1", 2).await, on_tag(control, 2, "rack2", 3).await);
+    let new = NewPool { name: "racks".to_owned(), networks: vec![one, two], ..NewPool::default() };
+    let pool = NetworkId::new(pools::create(control, new).await.expect("made").pool.id.uuid());
+    let small = wired(control, 1, 4_096, Some(&["rack1"])).await;
+    let large = wired(control, 2, 65_536, Some(&["rack2"])).await;
+    let asked = |name: &str, choices: &[NetworkId]| CreateInstance {
+        networks: choices.iter().map(|id| NetworkChoice::any(*id)).collect(),
+        ..world.request(name)
+    };
+    let made = async |request| {
+        let view = instances::create(control, &caller(), world.owner, request).await?;
+        Ok::<_, Error>((view.instance.server, view.networks().collect::<Vec<_>>(), view.instance.id))
+    };
+    // The roomiest machine is in the second rack, so that is where the network is, though the pool names the first one first.
+    let (server, networks, id) = made(asked("a", &[pool])).await.expect("there is room");
+    assert_eq!((server, networks), (large, vec![two]));
+    // Named networks decide the machine, and the pool follows.
+    let (server, networks, _) = made(asked("b", &[one])).await.expect("there is room");
+    assert_eq!((server, networks), (small, vec![one]));
+    let refused = made(asked("c", &[one, two])).await.expect_err("no machine is wired to both");
+    let said = "no machine can take it: 1 closed for new instances, 2 not on the networks asked for";
+    assert_eq!(refused.to_string(), said);
+    // Another NIC is on what the instance's machine is wired to, if anything is.
+    let mut machine = Machine::new(&world);
+    machine.id = large;
+    machine.obey(&world, id).await;
+    world.until(id, |view| view.state == PublicState::Running && view.instance.flow.is_none()).await;
+    hear_of(control, large, 2, 65_536, Some(["rack2".to_owned()].into())).await;
+    let refused = nics::add(control, &caller(), world.scope, id, NetworkChoice::any(one)).await.expect_err("no wire");
+    assert_eq!(refused.to_string(), "network: the instance's machine is not wired to network \"rack1-1\"");
+    let refused = nics::add(control, &caller(), world.scope, id, NetworkChoice::any(pool)).await.expect_err("no wire");
+    assert!(matches!(&refused, Error::NoAddress { network } if network == "racks"), "{refused}");
+    // When the second rack's addresses are used up, the first rack's machine is taken, however full.
+    for name in ["d", "e"] {
+        assert_eq!(made(asked(name, &[pool])).await.expect("there is room").0, large);
+    }
+    let (server, networks, _) = made(asked("f", &[pool])).await.expect("one address is left");
+    assert_eq!((server, networks), (small, vec![one]));
+    let refused = made(asked("g", &[pool])).await.expect_err("nothing is left");
+    assert!(matches!(&refused, Error::NoAddress { network } if network == "racks"), "{refused}");
+    // A machine that is wired anew says so.
+    let more = on_tag(control, 3, "rack1", 5).await;
+    hear_of(control, large, 2, 65_536, Some(["rack1".to_owned()].into())).await;
+    let (server, networks, _) = made(asked("h", &[more])).await.expect("the large machine is there too");
+    assert_eq!((server, networks), (large, vec![more]));
+    let question = Question {
+        owner: world.owner,
+        package: "small".to_owned(),
+        networks: vec!["racks".to_owned()],
+        affinity: Vec::new(),
+        count: 1,
+    };
+    let refused = placement::explain(control, &question).expect_err("the pool is used up");
+    assert!(matches!(refused, Error::NoAddress { .. }), "{refused}");
+}
+
+/// Two machines in a rack that take different packages, so that two placements have no record in common but the owner's turn.
+#[tokio::test]
+async fn two_headnodes_at_once_do_not_put_into_one_rack_what_is_kept_apart() {
+    let engine: Arc<dyn store::Engine> = Arc::new(Memory::new());
+    let world = World::with(Choices { over: Some(engine.clone()), flows: false, ..Choices::default() }).await;
+    let (_trigger, shutdown) = Shutdown::new();
+    let store = Store::open(engine, control::schema()).await.expect("a second headnode opens the store");
+    let other = start(store, world.control.clock.clone(), &world.dir, shutdown);
+    let flag = |name: &str| BTreeMap::from([(name.to_owned(), Trait::Flag(true))]);
+    for name in ["x", "y"] {
+        let new = NewPackage { traits: flag(name), ..package(name, 256) };
+        packages::create(&world.control, new).await.expect("a package");
+    }
+    servers::set_accepts_instances(&world.control, world.server, false).await.expect("it is closed");
+    for rack in 0..8 {
+        for (number, name) in ["x", "y"].into_iter().enumerate() {
+            // The lower the rack, the roomier: both headnodes begin with the same one.
+            let (number, memory) = (rack * 2 + number as u32, 65_536 - u64::from(rack) * 2_048);
+            let id = machine(&world.control, number, memory).await;
+            let change = ServerChange { rack: Some(format!("r{rack}")), traits: flag(name), ..ServerChange::default() };
+            servers::change(&world.control, id, change).await.expect("changed");
+            hear_of(&other, id, number, memory, None).await;
+        }
+    }
+    let racks: BTreeMap<ServerId, String> = servers::list(&world.control)
+        .into_iter()
+        .filter_map(|view| Some((view.server.id, view.server.rack.clone()?)))
+        .collect();
+    let mut places = Vec::new();
+    for round in 0..4 {
+        let ask = async |control: &Control, package: &str| {
+            let request = with_rules(&world, &format!("db-{package}-{round}"), &["rack.instance!=db*"]);
+            let request = CreateInstance { package: package.to_owned(), ..request };
+            let view = instances::create(control, &caller(), world.owner, request).await.expect("there is room");
+            racks[&view.instance.server].clone()
+        };
+        let (one, two) = tokio::join!(ask(&world.control, "x"), ask(&other, "y"));
+        places.extend([one, two]);
+    }
+    let apart: BTreeSet<&String> = places.iter().collect();
+    assert_eq!(apart.len(), places.len(), "two in one rack: {places:?}");
+    let again = world.control.store.decided_again() + other.store.decided_again();
+    assert!(again > 0, "they never met, so nothing was shown");
 }

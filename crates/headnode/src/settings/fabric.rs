@@ -1,10 +1,13 @@
 //! Networks between machines: how they are carried, and what new accounts get of them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use control::fabrics::{FabricConfig, FirstFabric};
 use ipnet::Ipv4Net;
-use model::network::{FABRIC_VLAN_MAX, VNIS, VXLAN_PORT};
+use model::{
+    network::{FABRIC_VLAN_MAX, VNIS, VXLAN_PORT},
+    rules::check_nic_tag,
+};
 use serde::{Deserialize, Serialize};
 
 /// Smallest packet IPv6 works with, bytes.
@@ -14,7 +17,7 @@ const MTU_MAX: u16 = 9_000 - 70;
 /// Name servers an instance can have.
 const RESOLVERS_MAX: usize = 4;
 
-/// See the head of this file. On a machine without a headnode only the address counts; the rest is the headnode's to say.
+/// See the head of this file. On a machine without a headnode only the address and the NIC tags count; the rest is the headnode's to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fabric {
@@ -22,6 +25,9 @@ pub struct Fabric {
     /// machine the only one it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub underlay_address: Option<IpAddr>,
+    /// NIC tags this machine is wired to; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nic_tags: Option<BTreeSet<String>>,
     /// First and last number a tenant's segment may have.
     pub vnis: [u32; 2],
     /// Largest packet of tenants' networks, bytes; networks that are there keep theirs.
@@ -43,6 +49,7 @@ impl Default for Fabric {
         let (config, first) = (FabricConfig::default(), FirstFabric::default());
         Self {
             underlay_address: None,
+            nic_tags: None,
             vnis: [*config.vnis.start(), *config.vnis.end()],
             mtu: config.mtu,
             vxlan_port: VXLAN_PORT,
@@ -56,6 +63,9 @@ impl Default for Fabric {
 
 impl Fabric {
     pub(super) fn check(&self) -> Result<(), String> {
+        for tag in self.nic_tags.iter().flatten() {
+            check_nic_tag(tag).map_err(|why| format!("fabric.nic_tags: \"{tag}\" {why}"))?;
+        }
         let [first, last] = self.vnis;
         if first > last || !VNIS.contains(&first) || !VNIS.contains(&last) {
             let (least, most) = (VNIS.start(), VNIS.end());

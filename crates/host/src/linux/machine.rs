@@ -47,6 +47,7 @@ impl Machine for LinuxMachine {
             cards: sources.cards(),
             product: sources.product(),
             identity: sources.identity(),
+            nic_tags: None,
         })
     }
 

@@ -13,9 +13,10 @@
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use regex::bytes::{Regex, RegexBuilder};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{InstanceId, ServerId},
+    id::{AccountId, InstanceId, ServerId},
     instance::{Instance, TagValue},
 };
 
@@ -171,6 +172,11 @@ impl fmt::Display for Rule {
 }
 
 impl Rule {
+    /// Whether it speaks of racks and not of machines.
+    pub fn is_of_racks(&self) -> bool {
+        self.racks
+    }
+
     fn matches(&self, neighbour: &Neighbour<'_>) -> bool {
         match &self.key {
             Key::Instance => {
@@ -186,6 +192,16 @@ impl Rule {
             }),
         }
     }
+}
+
+/// How often an owner's instances were placed by rules of racks. Record of table `affinity_groups`, key the owner: each such placement
+/// changes it, so that no two are decided without one having seen the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AffinityGroup {
+    /// Whose instances.
+    pub owner: AccountId,
+    /// So many.
+    pub placements: u64,
 }
 
 /// An instance of the same owner that is on a machine.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Candidate, Demand, Policy, Request};
+use super::{Candidate, Demand, Policy, Request, wiring};
 use crate::{
     id::ServerId,
     server::{Reserved, Server},
@@ -42,6 +42,8 @@ pub enum Refusal {
     },
     /// It is not wired to a network that is asked for.
     NicTag(String),
+    /// It is wired to no network of a pool that is asked for, or to none with a free address.
+    Pool(String),
     /// A rule of affinity wants it to be somewhere else.
     Affinity(String),
     /// It has as many instances as a machine may.
@@ -73,7 +75,7 @@ impl Refusal {
             Self::Headnode => "headnode",
             Self::Unreachable => "reachable",
             Self::Trait { .. } => "traits",
-            Self::NicTag(_) => "nic tags",
+            Self::NicTag(_) | Self::Pool(_) => "nic tags",
             Self::Affinity(_) => "affinity",
             Self::TooMany { .. } => "instances",
             Self::CpuCaps { .. } => "cpu caps",
@@ -107,6 +109,7 @@ impl fmt::Display for Refusal {
             Self::Trait { name, asked: true } => write!(f, "trait \"{name}\" is asked for, and it has no such one"),
             Self::Trait { name, asked: false } => write!(f, "kept for requests with trait \"{name}\""),
             Self::NicTag(tag) => write!(f, "not wired to NIC tag \"{tag}\""),
+            Self::Pool(pool) => write!(f, "not wired to a network of pool \"{pool}\" that has addresses left"),
             Self::Affinity(rule) => write!(f, "ruled out by \"{rule}\""),
             Self::TooMany { limit } => write!(f, "has {limit} instances already"),
             Self::CpuCaps { capped: true } => f.write_str("has instances without a CPU cap"),
@@ -171,6 +174,10 @@ pub fn judge(request: &Request<'_>, policy: &Policy, candidate: Candidate<'_>) -
         && let Some(tag) = request.nic_tags.iter().find(|tag| !wired.contains(*tag))
     {
         return Err(Refusal::NicTag(tag.clone()));
+    }
+    if !request.choices.is_empty() {
+        wiring::assign(&request.choices, server.nic_tags.as_ref())
+            .map_err(|choice| Refusal::Pool(choice.pool.clone()))?;
     }
     request.wishes.allows(server.id, server.rack.as_deref()).map_err(|rule| Refusal::Affinity(rule.to_owned()))?;
     let limit = policy.instances(server);

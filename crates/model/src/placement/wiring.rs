@@ -49,7 +49,9 @@ fn settle(
         return true;
     }
     for id in networks() {
-        let Some(holder) = given.iter().position(|held| *held == Some(id)).filter(|_| tried.insert(id)) else { continue };
+        let Some(holder) = given.iter().position(|held| *held == Some(id)).filter(|_| tried.insert(id)) else {
+            continue;
+        };
         if settle(choices, wired, holder, given, tried) {
             given[position] = Some(id);
             return true;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use model::{
-    id::{InstanceId, ServerId},
+    id::{InstanceId, NetworkId, ServerId},
     placement::{
-        Candidate, Demand, Neighbour, NoRoom, Placed, Policy, Refusal, Request, Rule, Spread, Weights, Wishes, explain,
-        place, roominess, stage,
+        Candidate, Choice, Demand, Neighbour, NoRoom, Placed, Policy, Refusal, Request, Rule, Spread, Weights, Wishes,
+        explain, place, roominess, stage,
     },
     server::{Hardware, Ratios, Reserved, Server, Trait},
     state::Reachability,
@@ -19,6 +19,10 @@ const SMALL: Demand = Demand { memory: Mib(256), disk: Mib(1_000), cpu: 100 };
 
 fn id(number: u128) -> ServerId {
     ServerId::new(uuid::Uuid::from_u128(number))
+}
+
+fn network(number: u128) -> NetworkId {
+    NetworkId::new(uuid::Uuid::from_u128(number))
 }
 
 fn server(number: u128, memory: u64, reserved: u64) -> Server {
@@ -52,7 +56,14 @@ fn server(number: u128, memory: u64, reserved: u64) -> Server {
 }
 
 fn request() -> Request<'static> {
-    Request { demand: SMALL, nic_tags: [].into(), traits: BTreeMap::new(), wishes: Wishes::default(), spread: &() }
+    Request {
+        demand: SMALL,
+        nic_tags: [].into(),
+        choices: Vec::new(),
+        traits: BTreeMap::new(),
+        wishes: Wishes::default(),
+        spread: &(),
+    }
 }
 
 fn reachable(server: &Server) -> Candidate<'_> {
@@ -107,6 +118,15 @@ fn every_stage_gives_its_reason() {
     assert_eq!(refusal_of(&on("external"), &policy, &wired), "fits");
     assert_eq!(refusal_of(&on("storage"), &policy, &wired), "not wired to NIC tag \"storage\"");
     assert_eq!(refusal_of(&on("storage"), &policy, &good), "fits");
+    let pool = |tag: &str| Choice { pool: "racks".to_owned(), networks: vec![(network(1), tag.to_owned())] };
+    let of = |tag: &str| Request { choices: vec![pool(tag)], ..request() };
+    assert_eq!(refusal_of(&of("external"), &policy, &wired), "fits");
+    let refused = "not wired to a network of pool \"racks\" that has addresses left";
+    assert_eq!(refusal_of(&of("storage"), &policy, &wired), refused);
+    assert_eq!(
+        refusal_of(&Request { choices: vec![Choice::default()], ..request() }, &policy, &good),
+        refused.replace("racks", "")
+    );
 }
 
 #[test]

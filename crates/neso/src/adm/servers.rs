@@ -208,6 +208,10 @@ fn server_listing(servers: &[ServerView]) -> comfy_table::Table {
     )
 }
 
+fn tag_words(tags: &BTreeSet<String>) -> String {
+    tags.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
 fn trait_words(traits: &BTreeMap<String, Trait>) -> String {
     let word = |(name, value): (&String, &Trait)| match value {
         Trait::Flag(true) => name.clone(),
@@ -232,6 +236,7 @@ fn server_details(view: &ServerView) -> comfy_table::Table {
         ("headnode", server.headnode.to_string()),
         ("rack", or_dash(server.rack.as_ref())),
         ("traits", trait_words(&server.traits)),
+        ("nic tags", server.nic_tags.as_ref().map_or_else(|| "all".to_owned(), tag_words)),
         ("comments", server.comments.clone()),
         ("cpu", format!("{} × {}", hardware.cpus, hardware.cpu_model)),
         ("memory", format!("{} promised of {}", server.reserved.memory, hardware.memory)),

@@ -26,6 +26,7 @@ pub(crate) fn tell(dc: &Datacenter) {
     fabrics(dc);
     let id = create(dc, &image, &package);
     reading(dc, &id, &image, &package);
+    affinity(dc, &id, &image, &package);
     filters(dc, &id);
     tags_and_metadata(dc, &id);
     nics(dc, &id);
@@ -251,6 +252,36 @@ fn reading(dc: &Datacenter, id: &str, image: &str, package: &str) {
             ("network", Kind::Uuid),
         ],
     );
+}
+
+/// Rules of affinity on the one machine there is: beside somebody it can be, apart from somebody it cannot.
+fn affinity(dc: &Datacenter, id: &str, image: &str, package: &str) {
+    let create = |name: &str, rules: &str| format!("instance create -w -j -n {name} {rules} {image} {package}");
+    let name = dc.one(&format!("instance get -j {id}"))["name"].as_str().expect("a name").to_owned();
+    let near = format!("-a instance=={name} -a role!=~db*");
+    let created = dc.json(&create("beside", &near));
+    let beside = created.last().expect("create prints the instance");
+    assert_eq!(beside["state"], "running", "{beside}");
+    let node = |id: &Value| {
+        let id = id.as_str().expect("an id");
+        dc.one(&format!("instance get -j {id}"))["compute_node"].as_str().expect("a machine").to_owned()
+    };
+    assert_eq!(node(&beside["id"]), node(&json!(id)), "beside it");
+    for (rules, said) in [
+        (format!("-a instance!={name}"), "ruled out by affinity"),
+        ("-a role!=story".to_owned(), "ruled out by affinity"),
+        ("-a instance==nobody".to_owned(), "no instance of yours matches affinity rule"),
+        ("-a instance!=/(/".to_owned(), "is no regular expression"),
+        (format!("-a instance=={name} -a instance!={name}"), "contradict each other"),
+    ] {
+        dc.triton(&create("apart", &rules)).refused(said);
+    }
+    // A wish that cannot be met is none.
+    let created = dc.json(&create("wished", &format!("-a instance!=~{name}")));
+    assert_eq!(created.last().expect("create prints the instance")["state"], "running");
+    for name in ["beside", "wished"] {
+        dc.triton(&format!("instance delete -f -w {name}")).good();
+    }
 }
 
 fn filters(dc: &Datacenter, id: &str) {
