@@ -9,6 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::AsRawFd,
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -315,9 +316,9 @@ impl<'a> Site<'a> {
 }
 
 /// The world outside: a network namespace behind a link of the machine's.
-struct Outside {
+pub(crate) struct Outside {
     namespace: File,
-    link: String,
+    pub(crate) link: String,
     /// Bytes that tell this test's networks from those of others that run now.
     octets: [u8; 2],
     /// The machine's address on that link.
@@ -327,7 +328,7 @@ struct Outside {
 }
 
 impl Outside {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let namespace = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
             File::open("/proc/thread-self/ns/net").expect("its file")
@@ -337,7 +338,10 @@ impl Outside {
         // Sixteen addresses for each of 4096 processes.
         let octets @ [a, b] = u16::try_from(pid & 0xfff).map(|pid| (pid << 4).to_be_bytes()).expect("twelve bits");
         let (host, there) = (Ipv4Addr::new(198, 18, a, b + 1), Ipv4Addr::new(198, 18, a, b + 2));
-        let outside = Self { link: format!("nit{pid}"), octets, host, there, namespace };
+        // Tests of one process run side by side.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let outside = Self { link: format!("nit{pid}-{count}"), octets, host, there, namespace };
         let named = format!("/proc/{pid}/fd/{}", outside.namespace.as_raw_fd());
         let link = outside.link.as_str();
         run(&["ip", "link", "add", link, "type", "veth", "peer", "name", "world", "netns", &named]);
@@ -353,7 +357,7 @@ impl Outside {
     }
 
     /// Runs `there` in the world outside.
-    fn enter<R: Send>(&self, there: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn enter<R: Send>(&self, there: impl FnOnce() -> R + Send) -> R {
         thread::scope(|scope| {
             let entered = scope.spawn(|| {
                 setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("it can be entered");
@@ -370,7 +374,7 @@ impl Drop for Outside {
     }
 }
 
-fn run(command: &[&str]) {
+pub(crate) fn run(command: &[&str]) {
     let done = Command::new(command[0]).args(&command[1..]).output().expect("the command is installed");
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

@@ -6,10 +6,14 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 use crate::{
     datacenter::Datacenter,
     inside::{Guest, READY, to_hex},
     lies,
+    network::{Outside, run},
+    signed::Tenant,
     wire::{Wire, contains},
 };
 
@@ -22,6 +26,48 @@ fn instances_speak_ipv6_in_their_own_name() {
     site.spoofing();
     site.powers();
     site.repair();
+    for name in ["ada", "ben"] {
+        datacenter.good(&["instance", "delete", name]);
+    }
+    datacenter.wait("all to be gone", || datacenter.instances().is_empty());
+    datacenter.wait_idle();
+    datacenter.assert_clean();
+}
+
+/// A network a tenant drew: its own subnet, a gateway that is a router of its own, and a way out.
+#[test]
+fn a_tenants_own_network_speaks_ipv6() {
+    let Some(datacenter) = Datacenter::start() else { return };
+    let outside = Outside::new();
+    let own = u16::try_from(std::process::id() & 0xfff).expect("twelve bits");
+    let world = |last| Ipv6Addr::new(0x2001, 0xdb8, own, 0, 0, 0, 0, last);
+    let at = |last| format!("{}/64", world(last));
+    run(&["ip", "-6", "address", "add", &at(1), "dev", &outside.link, "nodad"]);
+    outside.enter(|| run(&["ip", "-6", "address", "add", &at(2), "dev", "world", "nodad"]));
+
+    let tenant = Tenant::of(&datacenter);
+    let made = |path: &str| {
+        let (status, body) = tenant.ask("POST", path);
+        assert_eq!(status, 201, "{path}: {body}");
+        serde_json::from_str::<Value>(&body).expect("an object")
+    };
+    made("/fabrics/default/vlans?vlan_id=7&name=dmz");
+    let network = made(
+        "/fabrics/default/vlans/7/networks?name=dual&subnet=10.3.0.0%2F24&provision_start_ip=10.3.0.10\
+         &provision_end_ip=10.3.0.99&gateway=10.3.0.1&subnet6=fd00%3A3%3A%3A%2F64&gateway6=fd00%3A3%3A%3A1",
+    );
+    let id = network["id"].as_str().expect("an id");
+    Guest::order(&datacenter, "ada", &[id]);
+    Guest::order(&datacenter, "ben", &[id]);
+    let (ada, ben) = (Guest::meet(&datacenter, "ada"), Guest::meet(&datacenter, "ben"));
+    let gateway: Ipv6Addr = "fd00:3::1".parse().expect("an address");
+    assert!(ada.pings(ben.nic(0).six()), "neighbours reach each other");
+    datacenter.wait("the router to answer", || ada.pings(gateway));
+    assert!(ada.shell("ip -6 route").1.contains("default via fd00:3::1 dev net0"));
+    let server = outside.enter(|| TcpListener::bind((world(2), 0)).expect("a port"));
+    assert!(ada.connects(server.local_addr().expect("bound")), "its router and the machine translate");
+    let (_, from) = server.accept().expect("it arrived");
+    assert_eq!(from.ip(), IpAddr::V6(world(1)), "the outside sees the machine's address");
     for name in ["ada", "ben"] {
         datacenter.good(&["instance", "delete", name]);
     }
