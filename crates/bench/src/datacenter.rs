@@ -186,13 +186,13 @@ pub(crate) fn fresh_key() -> Result<(Signer, String), String> {
     Ok((key?, public.trim().to_owned()))
 }
 
-fn sibling(name: &str) -> Result<PathBuf, String> {
+pub(crate) fn sibling(name: &str) -> Result<PathBuf, String> {
     let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let path = program.with_file_name(name);
     if path.exists() { Ok(path) } else { Err(format!("{} does not exist: build it first", path.display())) }
 }
 
-fn write(path: &Path, text: &str) -> Result<(), String> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), String> {
     let parent = path.parent().ok_or("a settings file lies in a directory")?;
     fs::create_dir_all(parent)
         .and_then(|()| fs::write(path, text))

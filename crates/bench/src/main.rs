@@ -13,6 +13,7 @@ mod api;
 mod create;
 mod datacenter;
 mod density;
+mod fleet;
 mod peers;
 mod placement;
 mod report;
@@ -28,6 +29,7 @@ const BENCHES: &[Bench] = &[
     ("api", api::measure),
     ("create", create::measure),
     ("density", density::measure),
+    ("fleet", fleet::measure),
     ("placement", placement::measure),
 ];
 
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((name, rest)) if name == peers::CHILD => peers::child(rest),
+        Some((name, rest)) if name == fleet::NODES => fleet::nodes::child(rest),
+        Some((name, rest)) if name == fleet::FLOOR => fleet::floor::child(rest),
         _ => run(&arguments),
     };
     match outcome {

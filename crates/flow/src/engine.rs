@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     kind::{AnyKind, Kind},
+    ready::{Begun, Ready},
     record::{FLOWS, FlowId, FlowRecord, OPEN},
     runner::Runner,
     step::FlowKind,
@@ -96,8 +97,7 @@ impl<C: Send + Sync + 'static> Engine<C> {
             shutdown: shutdown.clone(),
             known: HashSet::new(),
             lines: HashMap::new(),
-            ready: VecDeque::new(),
-            running: 0,
+            ready: Ready::default(),
             ended,
         };
         dispatcher.pick_up_all(&dispatcher.shared.store.snapshot());
@@ -123,11 +123,10 @@ struct Dispatcher<C> {
     shutdown: Shutdown,
     /// Flows that run, are ready, or stand in a line.
     known: HashSet<FlowId>,
-    /// Per subject: the flow whose turn it is, and those behind it.
-    lines: HashMap<String, VecDeque<FlowId>>,
-    /// Whose turn it is, but without a task yet.
-    ready: VecDeque<(FlowId, String)>,
-    running: usize,
+    /// Per subject: the flow whose turn it is, and those behind it, each with its group.
+    lines: HashMap<String, VecDeque<(FlowId, String)>>,
+    /// Whose turn it is within its subject, but without a task yet; and how many have one.
+    ready: Ready,
     ended: Sender<Ended>,
 }
 
@@ -143,13 +142,13 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
             return;
         }
         if flow.subject.is_empty() {
-            self.ready.push_back((flow.id, String::new()));
+            self.ready.push(&flow.group, flow.id, String::new());
             return;
         }
         let line = self.lines.entry(flow.subject.clone()).or_default();
-        line.push_back(flow.id);
+        line.push_back((flow.id, flow.group.clone()));
         if line.len() == 1 {
-            self.ready.push_back((flow.id, flow.subject.clone()));
+            self.ready.push(&flow.group, flow.id, flow.subject.clone());
         }
     }
 
@@ -171,14 +170,12 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
     }
 
     fn start_ready(&mut self) {
-        while self.running < FLOWS_MAX {
-            let Some((id, subject)) = self.ready.pop_front() else { return };
-            self.running += 1;
+        while let Some(Begun { id, subject, group }) = self.ready.begin() {
             let runner = Runner { shared: self.shared.clone(), id, shutdown: self.shutdown.clone() };
             let ended = self.ended.clone();
             base::task::spawn("flow", async move {
                 // Also when the runner panics: the line must move on.
-                let _end = EndGuard { ended, id, subject };
+                let _end = EndGuard { ended, id, subject, group };
                 runner.run().await;
             });
         }
@@ -186,13 +183,13 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
 
     fn end(&mut self, end: &Ended) {
         let (id, subject) = (end.id, end.subject.as_str());
-        self.running -= 1;
+        self.ready.ended(&end.group);
         if !subject.is_empty()
             && let Some(line) = self.lines.get_mut(subject)
         {
             line.pop_front();
             match line.front() {
-                Some(next) => self.ready.push_back((*next, subject.to_owned())),
+                Some((next, group)) => self.ready.push(group, *next, subject.to_owned()),
                 None => {
                     self.lines.remove(subject);
                 }
@@ -212,11 +209,9 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
     }
 
     async fn drain(mut self, ends: &mut Receiver<Ended>) {
-        while self.running > 0 {
-            if ends.recv().await.is_none() {
-                return;
-            }
-            self.running -= 1;
+        while self.ready.running() > 0 {
+            let Some(end) = ends.recv().await else { return };
+            self.ready.ended(&end.group);
         }
     }
 }
@@ -225,6 +220,7 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
 struct Ended {
     id: FlowId,
     subject: String,
+    group: String,
     panicked: bool,
 }
 
@@ -232,12 +228,13 @@ struct EndGuard {
     ended: Sender<Ended>,
     id: FlowId,
     subject: String,
+    group: String,
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        let subject = std::mem::take(&mut self.subject);
+        let (subject, group) = (std::mem::take(&mut self.subject), std::mem::take(&mut self.group));
         // The queue has room for every flow that runs; closed means the dispatcher is gone.
-        let _ = self.ended.try_send(Ended { id: self.id, subject, panicked: std::thread::panicking() });
+        let _ = self.ended.try_send(Ended { id: self.id, subject, group, panicked: std::thread::panicking() });
     }
 }

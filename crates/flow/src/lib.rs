@@ -20,6 +20,7 @@ pub mod archive;
 pub mod engine;
 mod kind;
 pub mod loops;
+mod ready;
 pub mod record;
 mod runner;
 pub mod step;

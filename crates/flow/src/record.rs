@@ -135,6 +135,9 @@ pub struct FlowRecord {
     pub kind: String,
     /// What it works on (an instance's id, say). Flows with the same subject run one after the other; empty: no order.
     pub subject: String,
+    /// For whom it works (an account's id, say): who has many flows open does not keep others waiting. Empty: for nobody by name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
     /// The kind's input.
     pub input: Value,
     /// What steps left for later steps.
@@ -169,6 +172,7 @@ pub fn record_for<K: FlowKind>(id: FlowId, subject: impl Into<String>, input: &K
         id,
         kind: K::NAME.to_owned(),
         subject: subject.into(),
+        group: String::new(),
         input: serde_json::to_value(input).expect("a flow's input is plain data"),
         notes: Notes::default(),
         steps: K::steps().into_iter().map(step).collect(),
@@ -189,6 +193,12 @@ pub(crate) enum Next {
 }
 
 impl FlowRecord {
+    /// The same, working for `group`.
+    #[must_use]
+    pub fn in_group(self, group: impl Into<String>) -> Self {
+        Self { group: group.into(), ..self }
+    }
+
     pub(crate) fn next(&self) -> Next {
         match self.state {
             FlowState::Running => match self.steps.iter().position(|step| step.state != StepState::Done) {

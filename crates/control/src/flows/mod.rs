@@ -200,7 +200,8 @@ pub(crate) fn begin<W: Work>(
     };
     let id = flow::FlowId::new(now.0);
     instance.flow = id.to_string().parse::<FlowId>().ok();
-    Transaction::new().create(&FLOWS, flow::record_for::<Waiting<W>>(id, instance.id.to_string(), &input, now.0))
+    let record = flow::record_for::<Waiting<W>>(id, instance.id.to_string(), &input, now.0);
+    Transaction::new().create(&FLOWS, record.in_group(instance.owner.to_string()))
 }
 
 fn run<W: Work>(at: &At<'_, Waiting<W>>) -> Result<Progress, StepError> {

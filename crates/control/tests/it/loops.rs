@@ -66,6 +66,7 @@ async fn history_that_leaves_the_store_is_archived() {
         id: flow::FlowId::new(control.now().0),
         kind: "reboot".to_owned(),
         subject: subject.to_owned(),
+        group: String::new(),
         input: number.into(),
         notes: flow::Notes::default(),
         steps: Vec::new(),

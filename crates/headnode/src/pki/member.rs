@@ -39,6 +39,13 @@ pub struct Renewal {
     pub request_pem: String,
 }
 
+impl Renewal {
+    /// The key, PEM: for who keeps it elsewhere than in files.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+}
+
 /// Makes a key and a request for a certificate for it.
 pub fn request() -> Result<Renewal, PkiError> {
     let fail = |source| PkiError::Make { what: "this machine".to_owned(), source };

@@ -1,0 +1,79 @@
+//! The process with the agents, as seen from outside: it prints now and then who has reported when.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Between two looks at what it printed.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// See the head of this file; the process is gone when this is dropped.
+pub(crate) struct Watched {
+    process: Child,
+    said: Arc<Mutex<Said>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Said {
+    /// When the last report of the agent was answered that was answered longest ago, milliseconds since 1970; 0 as long as there is one
+    /// without any.
+    oldest_ms: f64,
+    /// Answered reports in all.
+    reports: f64,
+}
+
+impl Watched {
+    /// Starts it.
+    pub(super) fn start(command: &mut Command) -> Result<Self, String> {
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = spawned.map_err(|error| format!("cannot start the agents: {error}"))?;
+        let output = process.stdout.take().ok_or("the agents have no output")?;
+        let said: Arc<Mutex<Said>> = Arc::default();
+        let heard = said.clone();
+        let listening = base::task::thread("agents' words", move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+                if let [oldest_ms, reports] = numbers[..] {
+                    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Said { oldest_ms, reports };
+                }
+            }
+        });
+        listening.map_err(|error| format!("cannot listen to the agents: {error}"))?;
+        Ok(Self { process, said })
+    }
+
+    /// Waits until every agent has had an answer to a report after `since`, and says when that was seen.
+    pub(super) fn all_report_after(&self, since: f64, patience: Duration) -> Result<f64, String> {
+        let begun = Instant::now();
+        loop {
+            let said = self.said();
+            if said.oldest_ms > since {
+                return Ok(crate::datacenter::now_ms());
+            }
+            if begun.elapsed() > patience {
+                return Err(format!("after {} s some machines have not reported: {said:?}", patience.as_secs()));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Answered reports so far.
+    pub(super) fn reports(&self) -> f64 {
+        self.said().reports
+    }
+
+    fn said(&self) -> Said {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
