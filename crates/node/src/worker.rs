@@ -213,7 +213,12 @@ impl<'a> Worker<'a> {
                 Step::Root if rest.starts_with(&[Step::Namespaces, Step::Network]) => {
                     // The root and the network know nothing of each other: make them at the same time.
                     steps = &rest[2..];
-                    self.prepare(target, zone, wiring, first_boot).await?;
+                    let result = self.prepare(target, zone, wiring, first_boot).await;
+                    // A start says it in a moment; whoever dies before looks and makes sure of both again.
+                    if self.held.written && (result.is_err() || steps.first() != Some(&Step::Start)) {
+                        self.save("write", Durability::Process)?;
+                    }
+                    result?;
                 }
                 Step::Root => self.make_root(target, zone, wiring, first_boot).await?,
                 Step::Namespaces if rest.first() == Some(&Step::Network) => {
@@ -267,7 +272,6 @@ impl<'a> Worker<'a> {
             self.apply(Step::Namespaces, zone, wiring);
             self.apply(Step::Network, zone, wiring);
         }
-        self.save("write", Durability::Process)?;
         root?;
         network?;
         Ok(())

@@ -1,7 +1,7 @@
 //! Namespaces that exist before any process of a zone does, and the mounts a zone's root is made of.
 //!
 //! A user namespace must be entered by a process with one thread, and the agent has many; so a short-lived child is
-//! forked straight into the two new namespaces, its ids are mapped from outside, its namespaces are pinned by bind mounts
+//! cloned straight into the two new namespaces, its ids are mapped from outside, its namespaces are pinned by bind mounts
 //! of their files, and it is killed. The network namespace is made in the same call, hence owned by the user namespace:
 //! only then may the zone mount `/sys` and open raw sockets.
 
@@ -46,15 +46,15 @@ const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
 
 /// Makes a user namespace with the given ids and a network namespace it owns, and pins both at the given paths.
 pub(crate) fn make(ids: IdRange, user: &Path, net: &Path) -> Result<()> {
-    let holder = Holder::fork().map_err(|source| Error::os("make a user and a network namespace", source))?;
+    let holder = Holder::clone().map_err(|source| Error::os("make a user and a network namespace", source))?;
     let map = format!("0 {} {}\n", ids.first, ids.count);
     for (file, what) in [("uid_map", "user"), ("gid_map", "group")] {
-        fs::write(format!("/proc/{}/{file}", holder.0), &map).map_err(|source| {
+        fs::write(format!("/proc/{}/{file}", holder.pid), &map).map_err(|source| {
             Error::os(format!("map {what} ids {}..{}", ids.first, u64::from(ids.first) + u64::from(ids.count)), source)
         })?;
     }
     for (name, path) in [("user", user), ("net", net)] {
-        pin(&format!("/proc/{}/ns/{name}", holder.0), path)?;
+        pin(&format!("/proc/{}/ns/{name}", holder.pid), path)?;
     }
     Ok(())
 }
@@ -145,25 +145,39 @@ fn pin(namespace: &str, path: &Path) -> Result<()> {
 }
 
 /// A child that does nothing but live in its new namespaces until it is dropped.
-struct Holder(Pid);
+///
+/// It shares the agent's memory: a copy, however lazy, costs page tables now and a fault for every page the agent touches
+/// afterwards, more with every zone the agent knows of. So it has a stack of its own, which outlives it, and its body makes
+/// system calls and nothing else.
+struct Holder {
+    pid: Pid,
+    _stack: Box<[u128]>,
+}
+
+/// Bytes of a holder's stack: two system calls deep.
+const HOLDER_STACK_BYTES: usize = 16 << 10;
 
 impl Holder {
-    fn fork() -> io::Result<Self> {
-        let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::SIGCHLD) as libc::c_long;
-        // SAFETY: without CLONE_VM and with no stack this is fork(2). The child of a process with many threads may only
-        // make calls that are safe in a signal handler: it makes two plain system calls and never returns.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-        match Errno::result(pid)? {
-            0 => {
-                // SAFETY: plain system calls with integers. If the agent dies first, the kernel ends the child.
-                unsafe {
-                    libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-                    loop {
-                        libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
-                    }
-                }
-            }
-            pid => Ok(Self(Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?))),
+    fn clone() -> io::Result<Self> {
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_VM | libc::SIGCHLD;
+        let mut stack = vec![0_u128; HOLDER_STACK_BYTES / size_of::<u128>()].into_boxed_slice();
+        let top = stack.as_mut_ptr_range().end;
+        // SAFETY: the child runs `hold` on `stack`, whose end is aligned and which is dropped only after the child was reaped.
+        let pid = unsafe { libc::clone(hold, top.cast(), flags, std::ptr::null_mut()) };
+        Ok(Self { pid: Pid::from_raw(Errno::result(pid)?), _stack: stack })
+    }
+}
+
+/// All a holder ever does.
+extern "C" fn hold(_: *mut libc::c_void) -> libc::c_int {
+    static EVERY_SIGNAL: u64 = u64::MAX;
+    // SAFETY: plain system calls with numbers and the address of a static, neither of which fails and would write to the `errno`
+    // of the thread that made this child. No signal that can be blocked runs a handler here. If that thread dies first, the kernel
+    // ends the child.
+    unsafe {
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        loop {
+            libc::syscall(libc::SYS_ppoll, 0, 0, 0, &raw const EVERY_SIGNAL, size_of::<u64>());
         }
     }
 }
@@ -171,8 +185,8 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         // It is our child and not yet reaped, so the pid is still its own.
-        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
-        let _ = waitpid(self.0, None);
+        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
     }
 }
 
