@@ -198,7 +198,8 @@ fn nic(index: u32, network: NetworkId) -> Nic {
     }
 }
 
-fn instance(
+/// A running instance with one NIC whose Ethernet and other address end in `index`.
+pub(crate) fn instance(
     index: u32,
     owner: AccountId,
     image: ImageId,

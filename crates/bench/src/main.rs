@@ -14,6 +14,7 @@ mod create;
 mod datacenter;
 mod density;
 mod fleet;
+mod network;
 mod peers;
 mod placement;
 mod report;
@@ -30,6 +31,7 @@ const BENCHES: &[Bench] = &[
     ("create", create::measure),
     ("density", density::measure),
     ("fleet", fleet::measure),
+    ("network", network::measure),
     ("placement", placement::measure),
 ];
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Some((name, rest)) if name == peers::CHILD => peers::child(rest),
         Some((name, rest)) if name == fleet::NODES => fleet::nodes::child(rest),
         Some((name, rest)) if name == fleet::FLOOR => fleet::floor::child(rest),
+        Some((name, _)) if name == network::CHILD => network::child(),
         _ => run(&arguments),
     };
     match outcome {
