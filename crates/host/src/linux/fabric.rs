@@ -29,8 +29,9 @@ use crate::{
     link::{LinkNames, Links as _},
 };
 
-/// Messages sent in one go: far below what a socket's buffer holds.
-const BATCH: usize = 500;
+/// Messages sent in one go. All are answered before the first answer is read, and each answer counts with some 800 bytes against a
+/// socket's buffer, which holds 208 KiB: half of it.
+const BATCH: usize = 128;
 
 /// Rules this process loaded for fabrics.
 #[derive(Debug, Default)]

@@ -159,8 +159,12 @@ fn linux_links_pass_the_fabric_suite() {
 
 fn suite(links: &dyn Links) {
     let network = tenant_network(AccountId::random(), 7, "10.0.0.0/24");
-    let peer = |last: u8| Peer { addresses: vec![IpAddr::from([10, 0, 0, last])], underlay: [127, 0, 0, last].into() };
-    let peers: BTreeMap<_, _> = (1..=40).map(|last| (MacAddr::from_suffix(last.into()), peer(last))).collect();
+    let peer = |last: u16| {
+        let [high, low] = last.to_be_bytes();
+        Peer { addresses: vec![IpAddr::from([10, 0, high, low])], underlay: [127, 1, high, low].into() }
+    };
+    // More than a socket's buffer holds answers for.
+    let peers: BTreeMap<_, _> = (1..=1_000).map(|last| (MacAddr::from_suffix(last.into()), peer(last))).collect();
     let mut set = FabricSet { underlay: Some([127, 0, 0, 100].into()), ..FabricSet::default() };
     set.segments.insert(7, Segment { network: network.clone(), peers });
     for _ in 0..2 {
