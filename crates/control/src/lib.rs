@@ -24,6 +24,7 @@ pub mod images;
 pub mod instances;
 pub mod networks;
 pub mod packages;
+pub mod paths;
 pub mod placement;
 pub mod repeats;
 pub mod servers;

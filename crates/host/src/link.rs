@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use ipnet::IpNet;
 use model::{
     id::{InstanceId, MacAddr},
+    path::{Look, Sight},
     target::{NetworkTarget, NicTarget},
 };
 
@@ -53,6 +54,10 @@ pub trait Links: Send + Sync {
     /// Makes segments between machines, their peers and their routers exactly those of `fabrics`; also their bridges. What
     /// is right already is left as it is.
     fn program(&self, fabrics: &FabricSet) -> Result<()>;
+
+    /// What the kernel has on the way of a packet. What filters are in force is asked of
+    /// [`Filters::intact`](crate::filter::Filters::intact) and not known here.
+    fn sight(&self, look: &Look) -> Result<Sight>;
 
     /// Every NIC of ours on this machine.
     fn nics(&self) -> Result<Vec<NicStatus>>;

@@ -7,7 +7,8 @@
 //! [`instance`], [`server`] and [`repeat`] are the records; [`target`] is the document a node receives and the facts it returns, made of
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
-//! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`rules`] says what
+//! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
+//! packet stops; [`rules`] says what
 //! names, tags and metadata may be.
 
 pub mod id;
@@ -28,6 +29,7 @@ pub mod delta;
 pub mod diff;
 pub mod firewall;
 pub mod part;
+pub mod path;
 pub mod placement;
 pub mod rules;
 pub mod state;

@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
 use host::zone::ConsoleMark;
-use model::id::InstanceId;
+use model::{
+    id::InstanceId,
+    path::{Look, Sight},
+};
 use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question};
 use tokio::sync::Semaphore;
 
@@ -73,6 +76,7 @@ async fn next(shared: &Shared, permits: &Arc<Semaphore>) -> Result<Asked, nodeap
 async fn answer(shared: &Arc<Shared>, inquiry: Inquiry) {
     let answer = match inquiry.question {
         Question::Console { instance, max_bytes, after } => console(shared, instance, max_bytes, after).await,
+        Question::Path(look) => path(shared, *look).await,
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }
@@ -100,6 +104,14 @@ async fn console(
     let (text, kept) = text_of(&piece.bytes, after.is_none() || piece.lost);
     let end = piece.end.map(|end| ConsoleMark { offset: end.offset.saturating_sub(kept as u64), ..end });
     Ok(Answer::Console(Console { text, next: end.map(|end| end.to_string()), lost: piece.lost }))
+}
+
+async fn path(shared: &Shared, look: Look) -> Result<Answer, String> {
+    let seen = shared.verbs.run("path", move |host| {
+        let filters = host.filters.intact()?;
+        Ok::<_, host::Error>(Sight { filters: Some(filters), ..host.links.sight(&look)? })
+    });
+    seen.await.map(Answer::Path).map_err(|error| base::errors::chain(&error))
 }
 
 /// The text of a piece, and how many bytes at its end are kept for the next one: the begin of a character. A piece that was

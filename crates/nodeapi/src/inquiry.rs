@@ -5,7 +5,10 @@
 //! survives everybody. So nothing of this is written down, an answer that comes too late is dropped, and whoever
 //! asked may ask again.
 
-use model::id::{InquiryId, InstanceId};
+use model::{
+    id::{InquiryId, InstanceId},
+    path::{Look, Sight},
+};
 use serde::{Deserialize, Serialize};
 
 /// How long whoever asked waits for the answer, seconds: a node that is well answers in milliseconds.
@@ -40,6 +43,8 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
+    /// What its kernel has on the way of a packet.
+    Path(Box<Look>),
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
@@ -51,6 +56,8 @@ pub enum Question {
 pub enum Answer {
     /// To [`Question::Console`].
     Console(Console),
+    /// To [`Question::Path`].
+    Path(Sight),
     /// It cannot say, and why.
     Refused {
         /// In words.

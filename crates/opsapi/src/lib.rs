@@ -34,6 +34,7 @@
 pub mod client;
 pub mod firewall;
 pub mod networks;
+pub mod path;
 pub mod placement;
 mod servers;
 
@@ -50,6 +51,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, Error};
 pub use firewall::{FirewallRuleChange, FirewallRuleView, NewFirewallRule};
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicTagView};
+pub use path::PathView;
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 

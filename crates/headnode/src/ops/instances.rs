@@ -73,7 +73,7 @@ async fn list(State(ops): State<Ops>, Query(which): Query<Which>) -> Answer<Vec<
 }
 
 /// An instance by id, short id, or an alias that only one has.
-fn find(control: &Control, instance: &str) -> Result<Found, Refusal> {
+pub(super) fn find(control: &Control, instance: &str) -> Result<Found, Refusal> {
     if let Ok(id) = instance.parse() {
         return Ok(instances::get(control, Scope::All, id)?);
     }
@@ -120,6 +120,9 @@ async fn console(
     match ops.inquiries.ask(instance.server, question).await? {
         nodeapi::inquiry::Answer::Console(Console { text, next, lost }) => {
             Ok(Json(ConsoleView { instance: instance.id, text, next, lost }))
+        }
+        nodeapi::inquiry::Answer::Path(_) => {
+            Err(AskError::Refused("the machine answered something else".to_owned()).into())
         }
         nodeapi::inquiry::Answer::Refused { why } => Err(AskError::Refused(why).into()),
     }

@@ -10,6 +10,7 @@ mod infra;
 mod instances;
 mod networks;
 mod overview;
+mod path;
 mod placement;
 mod servers;
 
@@ -83,6 +84,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(placement::routes())
         .merge(servers::routes())
         .merge(firewall::routes())
+        .merge(path::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

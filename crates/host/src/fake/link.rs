@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use model::{id::InstanceId, target::NetworkTarget};
+use model::{
+    id::InstanceId,
+    path::{Look, Sight, Tunnel},
+    target::NetworkTarget,
+};
 
 use super::Faults;
 use crate::{
@@ -69,7 +73,7 @@ pub struct FakeLinks {
 
 impl FakeLinks {
     /// A handle. Verbs to arm: `links.ensure_bridge`, `.remove_bridges_except`, `.attach`, `.detach`,
-    /// `.program`, `.nics`.
+    /// `.program`, `.sight`, `.nics`.
     pub fn new(machine: LinkMachine, faults: Faults) -> Self {
         Self { machine, faults, names: LinkNames::default() }
     }
@@ -117,6 +121,25 @@ impl Links for FakeLinks {
         }
         state.fabrics = fabrics.clone();
         Ok(())
+    }
+
+    fn sight(&self, look: &Look) -> Result<Sight> {
+        self.faults.pass("links.sight", "")?;
+        let state = self.machine.lock();
+        let is_there = |network: &NetworkTarget| state.bridges.contains_key(&self.names.bridge(network));
+        let mut nics = state.attached.values().flat_map(|setup| &setup.nics);
+        let nic = nics.find(|(nic, _)| nic.mac == look.mac).map(|(_, network)| is_there(network));
+        let routed = state.fabrics.routers.values().flatten();
+        let router = routed.into_iter().any(|network| network.nic_tag == look.network.nic_tag);
+        let tunnel = look.other.as_ref().and_then(|(network, mac, address)| {
+            let vni = network.fabric.as_ref()?.vni;
+            let segment = state.fabrics.segments.get(&vni).filter(|_| state.fabrics.underlay.is_some());
+            let peer = segment.and_then(|segment| segment.peers.get(mac));
+            let machine = peer.map(|peer| peer.underlay);
+            let neighbour = peer.filter(|peer| peer.addresses.contains(address)).map(|_| *mac);
+            Some(Tunnel { device: segment.is_some(), machine, port: peer.is_some(), neighbour })
+        });
+        Ok(Sight { nic, filters: None, router, tunnel })
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

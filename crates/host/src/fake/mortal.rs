@@ -17,6 +17,7 @@ use std::{
 use model::{
     id::{ImageId, InstanceId},
     image::Compression,
+    path::{Look, Sight},
     target::{Limits, NetworkTarget},
     unit::Mib,
 };
@@ -217,6 +218,10 @@ impl Links for Mortal {
 
     fn program(&self, fabrics: &FabricSet) -> Result<()> {
         self.act(|host| host.links.program(fabrics))
+    }
+
+    fn sight(&self, look: &Look) -> Result<Sight> {
+        self.look().links.sight(look)
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

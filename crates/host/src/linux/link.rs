@@ -26,6 +26,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     id::{InstanceId, MacAddr},
+    path::{Look, Sight},
     target::{LINK_LOCAL_BITS, NetworkTarget, NicTarget},
 };
 use nix::{
@@ -297,6 +298,10 @@ impl Links for LinuxLinks {
         // Each part says for itself what it knows of the kernel, so a panic elsewhere leaves nothing half done.
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         super::fabric::program(self, &self.names, fabrics, &mut rules)
+    }
+
+    fn sight(&self, look: &Look) -> Result<Sight> {
+        super::sight::look(&self.names, look)
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

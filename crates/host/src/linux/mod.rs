@@ -23,4 +23,5 @@ mod link_wire;
 mod netlink;
 mod router;
 mod rules_kept;
+mod sight;
 mod underlay;

@@ -5,4 +5,5 @@
 mod delta;
 mod diff;
 mod firewall;
+mod path;
 mod placement;

@@ -9,6 +9,7 @@ mod firewall;
 mod infra;
 mod instances;
 mod nets;
+mod path;
 mod placement;
 mod servers;
 
@@ -69,6 +70,8 @@ enum Noun {
     /// Rules of the firewall, and how far they are enforced.
     #[command(subcommand)]
     Firewall(firewall::Command),
+    /// The way of a packet from one instance to another, and where it stops.
+    Path(path::Command),
     /// Where instances go and why.
     #[command(subcommand)]
     Placement(placement::Command),
@@ -106,6 +109,7 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Server(command) => servers::servers(&client, output, command).await,
         Noun::Node(command) => servers::nodes(&client, output, command).await,
         Noun::Firewall(command) => firewall::run(&client, output, command).await,
+        Noun::Path(command) => path::run(&client, output, command).await,
         Noun::Placement(command) => placement::run(&client, output, command).await,
         Noun::Instance(command) => instances::instances(&client, output, command).await,
         Noun::Flow(command) => instances::flows(&client, output, command).await,

@@ -20,6 +20,7 @@ mod lies;
 mod life;
 mod limits;
 mod network;
+mod path;
 mod repeat;
 mod restore;
 mod shell;

@@ -323,7 +323,7 @@ async fn a_console_is_read_on_request() {
     };
     let console = |answer| match answer {
         Answer::Console(console) => console,
-        Answer::Refused { why } => panic!("refused: {why}"),
+        other => panic!("answered: {other:?}"),
     };
     let nothing = console(ask(id, 100, None).await);
     assert_eq!((nothing.text.as_str(), nothing.next, nothing.lost), ("", None, false));
@@ -342,7 +342,7 @@ async fn a_console_is_read_on_request() {
     assert_eq!(console(ask(id, 9, None).await).text, " two →");
     let refused = |answer| match answer {
         Answer::Refused { why } => why,
-        Answer::Console(console) => panic!("answered: {console:?}"),
+        other => panic!("answered: {other:?}"),
     };
     assert!(refused(ask(id, 9, Some("here")).await).contains("no place in a console log"));
     assert!(refused(ask(model::id::InstanceId::random(), 9, None).await).contains("has no instance"));

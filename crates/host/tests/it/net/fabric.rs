@@ -17,6 +17,7 @@ use host::{
 use ipnet::Ipv6Net;
 use model::{
     id::{AccountId, InstanceId, MacAddr},
+    path::{Look, Sight, Tunnel},
     target::{FabricTarget, NetworkTarget, Peer},
 };
 
@@ -417,5 +418,36 @@ fn routers_translate_ipv6_and_lead_between_networks() {
         // Whatever is there is left as it is.
         one.program();
         a.space.enter(|| assert!(connects(at, PATIENCE)));
+    });
+}
+
+#[test]
+fn what_is_on_a_packets_way_is_seen_and_so_is_what_was_taken_from_it() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["yi", "yj"]);
+        let network = tenant_network(AccountId::random(), 0x40, "10.0.0.0/24");
+        one.join(&network);
+        two.join(&network);
+        let (a, b) = (one.zone(&network, 1), two.zone(&network, 2));
+        let other = Some((network.clone(), b.mac, IpAddr::from(b.address)));
+        let look = Look { mac: a.mac, network: network.clone(), other };
+        let seen = |one: &Machine| one.space.enter(|| one.links.sight(&look)).expect("a look");
+        let nobody = Tunnel { device: true, ..Tunnel::default() };
+        assert_eq!(seen(&one), Sight { nic: Some(true), filters: None, router: false, tunnel: Some(nobody.clone()) });
+        one.meet(0x40, &b, &two);
+        two.meet(0x40, &a, &one);
+        let whole = Tunnel { device: true, machine: Some(two.underlay.into()), port: true, neighbour: Some(b.mac) };
+        assert_eq!(seen(&one).tunnel, Some(whole.clone()));
+        a.space.enter(|| assert!(pings(b.address, PATIENCE), "it is the way packets take"));
+        one.space.run(&["bridge", "fdb", "del", &b.mac.to_string(), "dev", "yix000040", "self"]);
+        assert_eq!(seen(&one).tunnel, Some(Tunnel { machine: None, ..whole.clone() }));
+        one.space.run(&["ip", "neigh", "flush", "dev", "yib-x000040", "nud", "permanent"]);
+        assert_eq!(seen(&one).tunnel, Some(Tunnel { machine: None, neighbour: None, ..whole }));
+        one.space.run(&["ip", "link", "delete", "yix000040"]);
+        one.space.run(&["ip", "link", "set", &format!("yiv{}", a.mac.bare()), "down"]);
+        assert_eq!(
+            seen(&one),
+            Sight { nic: Some(false), filters: None, router: false, tunnel: Some(Tunnel::default()) }
+        );
     });
 }
