@@ -281,6 +281,7 @@ impl Place {
                 zones: BTreeMap::new(),
                 images: Vec::new(),
                 underlay: None,
+                outside: None,
                 leaving: false,
                 untold_addresses: BTreeMap::new(),
             };
@@ -465,6 +466,7 @@ fn server(id: ServerId, number: u32, now: Timestamp) -> Server {
         roominess: 0,
         identity: None,
         underlay: None,
+        outside: None,
         underlay_mtu: None,
         drain: None,
         created_at: now,

@@ -178,7 +178,7 @@ pub fn plan(
             steps.extend([Step::Stop, Step::Namespaces, Step::Network, Step::Start]);
         }
         (Wanted::Running, true) => {
-            if rewired || (!observed.connected && !wiring.nics.is_empty()) {
+            if rewired || observed.connected == wiring.nics.is_empty() {
                 steps.push(Step::Network);
             }
             if relimited {

@@ -451,3 +451,70 @@ fn what_is_on_a_packets_way_is_seen_and_so_is_what_was_taken_from_it() {
         );
     });
 }
+
+/// The kernel's numbers of all tables, which change when one is loaded anew.
+fn numbers(machine: &Machine, router: &str) -> [String; 2] {
+    let here = machine.space.run(&["nft", "-a", "list", "tables"]);
+    let there = machine.space.run(&["nsenter", &format!("--net={router}"), "nft", "-a", "list", "tables"]);
+    [here, there]
+}
+
+/// All rules of a machine and of a router on it, in an order of their own: tables stand in the order in which they came to be.
+fn rules(machine: &Machine, router: &str) -> Vec<String> {
+    let here = machine.space.run(&["nft", "list", "ruleset"]);
+    let there = machine.space.run(&["nsenter", &format!("--net={router}"), "nft", "list", "ruleset"]);
+    // What a counter has counted is no part of it.
+    let lines = here.lines().chain(there.lines()).filter(|line| !line.trim_start().starts_with("packets"));
+    let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn rules_are_loaded_when_they_differ_and_left_alone_otherwise() {
+    in_host(|| {
+        let mut one = Machine::new("yu", [10, 99, 0, 1]);
+        one.space.run(&["ip", "address", "add", "10.99.0.1/32", "dev", "lo"]);
+        let mut network = tenant_network(AccountId::random(), 0x60, "10.0.0.0/24");
+        let fabric = network.fabric.as_mut().expect("a fabric");
+        fabric.internet_nat = true;
+        let router = format!("/run/netns/neso-yu-{}", fabric.owner);
+        one.join(&network);
+        let made = numbers(&one, &router);
+        assert!(
+            made[0].contains("yu_underlay") && made[0].contains("yu_transit") && made[1].contains("router"),
+            "{made:?}"
+        );
+        one.program();
+        assert_eq!(numbers(&one, &router), made, "what is as it should be");
+        // Somebody else's table makes us look, and no more.
+        one.space.run(&["nft", "add", "table", "inet", "another"]);
+        one.program();
+        one.space.run(&["nft", "delete", "table", "inet", "another"]);
+        assert_eq!(numbers(&one, &router), made, "what is beside another's");
+
+        for damage in [
+            &["nft", "flush", "chain", "inet", "yu_transit", "forward"][..],
+            &["nft", "delete", "table", "inet", "yu_underlay"],
+            &["nsenter", &format!("--net={router}"), "nft", "flush", "set", "inet", "router", "translated"],
+        ] {
+            let whole = rules(&one, &router);
+            one.space.run(damage);
+            assert_ne!(rules(&one, &router), whole, "`{damage:?}` does something");
+            one.program();
+            assert_eq!(rules(&one, &router), whole, "after `{damage:?}`");
+        }
+
+        // Another port is another device, and other rules.
+        one.set.port = 4_790;
+        one.program();
+        let device = one.space.run(&["ip", "-d", "link", "show", "yux000060"]);
+        assert!(device.contains("dstport 4790"), "{device}");
+        let rules = one.space.run(&["nft", "list", "table", "inet", "yu_underlay"]);
+        assert!(rules.contains("dport 4790") && !rules.contains("4789"), "{rules}");
+        one.set.segments.clear();
+        one.set.routers.clear();
+        one.program();
+        assert_eq!(one.space.run(&["nft", "list", "tables"]), "", "nothing is left");
+    });
+}
