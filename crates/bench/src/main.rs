@@ -13,6 +13,7 @@ mod api;
 mod create;
 mod datacenter;
 mod density;
+mod firewall;
 mod fleet;
 mod network;
 mod peers;
@@ -30,6 +31,7 @@ const BENCHES: &[Bench] = &[
     ("api", api::measure),
     ("create", create::measure),
     ("density", density::measure),
+    ("firewall", firewall::measure),
     ("fleet", fleet::measure),
     ("network", network::measure),
     ("placement", placement::measure),
