@@ -199,12 +199,13 @@ async fn a_pools_network_is_chosen_with_the_machine_that_is_wired_to_it() {
         let view = instances::create(control, &caller(), world.owner, request).await?;
         Ok::<_, Error>((view.instance.server, view.networks().collect::<Vec<_>>(), view.instance.id))
     };
-    // The roomiest machine is in the second rack, so that is where the network is, though the pool names the first one first.
-    let (server, networks, id) = made(asked("a", &[pool])).await.expect("there is room");
-    assert_eq!((server, networks), (large, vec![two]));
-    // Named networks decide the machine, and the pool follows.
-    let (server, networks, _) = made(asked("b", &[one])).await.expect("there is room");
+    // Named networks decide the machine.
+    let (server, networks, _) = made(asked("a", &[one])).await.expect("there is room");
     assert_eq!((server, networks), (small, vec![one]));
+    // The machine with more room left is in the second rack, so that is where the network is, though the pool names the first
+    // one first.
+    let (server, networks, id) = made(asked("b", &[pool])).await.expect("there is room");
+    assert_eq!((server, networks), (large, vec![two]));
     let refused = made(asked("c", &[one, two])).await.expect_err("no machine is wired to both");
     let said = "no machine can take it: 1 closed for new instances, 2 not on the networks asked for";
     assert_eq!(refused.to_string(), said);

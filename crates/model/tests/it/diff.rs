@@ -370,7 +370,7 @@ fn exits_are_told_apart_by_their_reason() {
 #[test]
 fn nics_a_dying_agent_connected_and_forgot_are_taken_away() {
     let mut world = World::new(0);
-    for event in [Event::Settle, Event::Rewire(1), Event::Resize(2), Event::Dies(0), Event::Rewire(0)] {
+    for event in [Event::Settle, Event::Rewire(1), Event::Resize(2), Event::Dies(1), Event::Rewire(0)] {
         happen(&mut world, &event);
     }
     assert!(world.observed.connected, "the history is the one meant");
