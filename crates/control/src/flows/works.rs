@@ -156,11 +156,19 @@ impl Work for Resize {
         else {
             return Transaction::new();
         };
-        let had = Demand::of(&instance.limits);
+        // One that is to be gone is not given a size any more.
+        if instance.intent.wanted == Wanted::Absent {
+            return Transaction::new();
+        }
+        let Some(server) = snapshot.get(&SERVERS, &instance.server.to_string()) else { return Transaction::new() };
+        let (had, wants) = (Demand::of(&instance.limits), Demand::of(&before.limits));
+        // What a smaller size left free may be somebody else's by now: then it stays as asked for, and its machine goes on trying.
+        if model::placement::fits(wants, had, &control.config.placement, &server).is_err() {
+            return Transaction::new();
+        }
         instance.package = before.package;
         instance.package_name.clone_from(&before.package_name);
         instance.limits = before.limits.clone();
-        let Some(server) = snapshot.get(&SERVERS, &instance.server.to_string()) else { return Transaction::new() };
         let reserved = server.reserved.minus(had).plus(Demand::of(&instance.limits));
         let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
         Transaction::new().replace(&SERVERS, &server, promised)

@@ -25,6 +25,14 @@ fn a_story_of_two_hundred_machines() {
     survives(Plan { seed: 200, nodes: 200, steps: 25 });
 }
 
+/// A resize to a smaller size was overtaken, and the old size was given back though somebody else had the room by then.
+#[test]
+fn stories_of_a_shrink_that_failed() {
+    for seed in [1022, 1098, 1102] {
+        survives(Plan { seed, nodes: 2, steps: 120 });
+    }
+}
+
 /// Prints its seeds: what fails here once is played again by the line it prints, and then gets a name.
 #[test]
 fn stories_nobody_has_heard_yet() {
