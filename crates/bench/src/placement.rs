@@ -435,6 +435,8 @@ fn network(number: u32) -> NewNetwork {
     NewNetwork {
         name: format!("net{number}"),
         nic_tag: "external".to_owned(),
+        // A segment of its own.
+        vlan: u16::try_from(number).unwrap_or(0),
         subnet: ipnet::Ipv4Net::new_assert(subnet, 18),
         mtu: 1_500,
         ..NewNetwork::default()

@@ -10,7 +10,11 @@
 
 mod refusals;
 
-use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeMap,
+    sync::Arc,
+};
 
 use model::{
     id::{AccountId, ServerId},
@@ -39,6 +43,8 @@ use crate::{
 pub const RULES_MAX: usize = 32;
 /// Instances of one owner on a machine, or in a rack, counted at most: beyond, machines are not told apart.
 const COUNTED_MAX: usize = 10;
+/// Instances of one owner that are walked through for a placement at most.
+const WALKED_MAX: usize = 500;
 
 /// What an instance to be placed needs.
 #[derive(Debug)]
@@ -73,7 +79,7 @@ pub(crate) fn parse_rules(texts: &[String]) -> Result<Vec<Rule>> {
 
 /// Chooses a machine.
 pub(crate) fn choose(control: &Control, snapshot: &Snapshot, asked: &Asked<'_>) -> Result<Arc<Entry<Server>>> {
-    let others = Others { snapshot, owner: asked.owner, racks: RefCell::default() };
+    let others = Others::of(snapshot, asked.owner);
     let request = request(snapshot, asked, &others)?;
     let seen = |server| control.nodes.reachability(server, asked.now);
     let mut search = Search::new(&request, &control.config.placement);
@@ -156,7 +162,7 @@ pub fn explain(control: &Control, question: &Question) -> Result<Explanation> {
         rules: &rules,
         now: control.now(),
     };
-    let others = Others { snapshot: &snapshot, owner: question.owner, racks: RefCell::default() };
+    let others = Others::of(&snapshot, question.owner);
     let request = request(&snapshot, &asked, &others)?;
     let servers: Vec<Arc<Entry<Server>>> = snapshot.scan(&SERVERS).collect();
     let candidates = servers
@@ -234,8 +240,17 @@ fn walk<'a>(snapshot: &'a Snapshot, request: &Request<'_>) -> impl Iterator<Item
 struct Others<'a> {
     snapshot: &'a Snapshot,
     owner: AccountId,
-    /// Counted once per request.
+    /// Counted once per request; `None` for an owner of very many, where each is asked for by itself.
+    counted: OnceCell<Option<Counts>>,
+    /// Racks of an owner of very many, counted once per request.
     racks: RefCell<BTreeMap<String, usize>>,
+}
+
+/// How many instances of one owner are where.
+#[derive(Default)]
+struct Counts {
+    on: BTreeMap<ServerId, usize>,
+    in_rack: BTreeMap<String, usize>,
 }
 
 impl std::fmt::Debug for Others<'_> {
@@ -244,12 +259,48 @@ impl std::fmt::Debug for Others<'_> {
     }
 }
 
+impl<'a> Others<'a> {
+    fn of(snapshot: &'a Snapshot, owner: AccountId) -> Self {
+        Self { snapshot, owner, counted: OnceCell::new(), racks: RefCell::default() }
+    }
+
+    /// One walk through the owner's instances: most owners have fewer than the racks that are compared have machines.
+    fn counts(&self) -> Option<&Counts> {
+        let counted = self.counted.get_or_init(|| {
+            let mut counts = Counts::default();
+            let all = self.snapshot.ordered(&INSTANCES, BY_OWNER_ON, &format!("{}@", self.owner));
+            for (number, instance) in all.enumerate() {
+                if number == WALKED_MAX {
+                    return None;
+                }
+                *counts.on.entry(instance.server).or_default() += 1;
+            }
+            for (server, count) in &counts.on {
+                let server = self.snapshot.get(&SERVERS, &server.to_string());
+                if let Some(rack) = server.as_ref().and_then(|server| server.rack.as_ref()) {
+                    *counts.in_rack.entry(rack.clone()).or_default() += count;
+                }
+            }
+            Some(counts)
+        });
+        counted.as_ref()
+    }
+}
+
 impl Spread for Others<'_> {
     fn on(&self, server: ServerId) -> usize {
-        self.snapshot.find(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, server)).take(COUNTED_MAX).count()
+        match self.counts() {
+            Some(counts) => counts.on.get(&server).copied().unwrap_or(0).min(COUNTED_MAX),
+            None => {
+                self.snapshot.find(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, server)).take(COUNTED_MAX).count()
+            }
+        }
     }
 
     fn in_rack(&self, rack: &str) -> usize {
+        if let Some(counts) = self.counts() {
+            return counts.in_rack.get(rack).copied().unwrap_or(0).min(COUNTED_MAX);
+        }
         if let Some(count) = self.racks.borrow().get(rack) {
             return *count;
         }
