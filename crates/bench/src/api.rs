@@ -26,16 +26,19 @@ use http_body_util::BodyExt as _;
 use model::{
     account::Profile,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
-    instance::{Brand, Instance, Intent, Wanted},
+    instance::Instance,
     network::Nic,
-    target::{Limits, ZoneFact, ZoneState},
+    target::Limits,
     time::Timestamp,
     unit::{CpuShares, Mib},
 };
 use store::{Store, Transaction, memory::Memory};
 use tower::ServiceExt as _;
 
-use crate::report::{Row, Section};
+use crate::{
+    report::{Row, Section},
+    standing::{self, Standing},
+};
 
 /// Records in the store.
 const INSTANCES: u32 = 100_000;
@@ -216,49 +219,15 @@ pub(crate) fn instance(
         cpu_cap: None,
         cpu_shares: CpuShares(100),
     };
-    Instance {
-        id: InstanceId::random(),
-        owner,
+    let of = Standing {
         alias: format!("machine-{index}"),
-        brand: Brand::Lx,
+        owner,
         image,
         package,
-        package_name: "g1-nano".to_owned(),
-        affinity: Vec::new(),
-        limits: limits.clone(),
+        package_name: "g1-nano",
+        limits,
         server,
-        nics: vec![nic(index, network)],
-        metadata: BTreeMap::from([("root_authorized_keys".to_owned(), "ssh-ed25519 AAAA bench".to_owned())]),
-        internal_metadata: BTreeMap::new(),
-        tags: BTreeMap::new(),
-        firewall_enabled: false,
-        deletion_protection: false,
-        intent: Intent { wanted: Wanted::Running, starts: 1, reboots: 0 },
-        fact: Some(ZoneFact {
-            state: ZoneState::Running,
-            starts_done: 1,
-            reboots_done: 0,
-            started_at: Some(now),
-            exit: None,
-            error: None,
-            timeline: Vec::new(),
-            limits: Some(limits),
-            nics: vec![MacAddr::from_suffix(index)],
-            gave_up: false,
-            oom_kills: 0,
-            guest_metadata: Vec::new(),
-        }),
-        failure: None,
-        flow: None,
-        timeline: Vec::new(),
-        guest_metadata_seen: 0,
-        metadata_edits: 0,
-        metadata_edits_served: 0,
-        history: Vec::new(),
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
-        delete_asked_at: None,
-        released: false,
-    }
+        nic: nic(index, network),
+    };
+    standing::instance(of, now)
 }

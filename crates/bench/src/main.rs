@@ -19,6 +19,7 @@ mod network;
 mod peers;
 mod placement;
 mod report;
+mod standing;
 
 use std::{path::Path, process::ExitCode};
 

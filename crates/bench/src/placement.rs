@@ -29,18 +29,21 @@ use control::{
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use model::{
-    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
-    instance::{Brand, Caller, Instance, Intent, Wanted},
+    id::{AccountId, ImageId, MacAddr, NetworkId, PackageId, ServerId},
+    instance::{Caller, Instance},
     network::{Address, Nic},
     placement::{Demand, roominess},
     server::{Hardware, Ratios, Reserved, Server},
-    target::{Limits, Report, ZoneFact, ZoneState},
+    target::{Limits, Report},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
 };
 use store::{Engine, Store, Table, Transaction, memory::Memory};
 
-use crate::report::{Row, Section};
+use crate::{
+    report::{Row, Section},
+    standing::{self, Standing},
+};
 
 /// Machines of the three datacenters that are compared; the last is the one with everything measured.
 const SIZES: [u32; 3] = [100, 1_000, 10_000];
@@ -484,7 +487,6 @@ fn instance(
     server: ServerId,
     now: Timestamp,
 ) -> Instance {
-    let id = InstanceId::random();
     let limits = Limits {
         memory: Mib(1_024),
         swap: Mib(2_048),
@@ -494,52 +496,24 @@ fn instance(
         cpu_shares: CpuShares(100),
     };
     let ip = Ipv4Addr::from_bits((0x0a00_0000 | (index % NETWORKS) << 14) + 2 + index / NETWORKS);
-    let mac = MacAddr::from_suffix(index);
-    Instance {
-        id,
+    let of = Standing {
+        alias: format!("standing-{index}"),
         owner,
-        alias: id.short(),
-        brand: Brand::Lx,
         image,
-        package: model::id::PackageId::random(),
-        package_name: "bench".to_owned(),
-        affinity: Vec::new(),
-        limits: limits.clone(),
+        package: PackageId::random(),
+        package_name: "bench",
+        limits,
         server,
-        nics: vec![Nic { mac, interface: "net0".to_owned(), network, ip, ip6: None, primary: true }],
-        metadata: BTreeMap::from([("root_authorized_keys".to_owned(), "ssh-ed25519 AAAA bench".to_owned())]),
-        internal_metadata: BTreeMap::new(),
-        tags: BTreeMap::new(),
-        firewall_enabled: false,
-        deletion_protection: false,
-        intent: Intent { wanted: Wanted::Running, starts: 1, reboots: 0 },
-        fact: Some(ZoneFact {
-            state: ZoneState::Running,
-            starts_done: 1,
-            reboots_done: 0,
-            started_at: Some(now),
-            exit: None,
-            error: None,
-            timeline: Vec::new(),
-            limits: Some(limits),
-            nics: vec![mac],
-            gave_up: false,
-            oom_kills: 0,
-            guest_metadata: Vec::new(),
-        }),
-        failure: None,
-        flow: None,
-        timeline: Vec::new(),
-        guest_metadata_seen: 0,
-        metadata_edits: 0,
-        metadata_edits_served: 0,
-        history: Vec::new(),
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
-        delete_asked_at: None,
-        released: false,
-    }
+        nic: Nic {
+            mac: MacAddr::from_suffix(index),
+            interface: "net0".to_owned(),
+            network,
+            ip,
+            ip6: None,
+            primary: true,
+        },
+    };
+    standing::instance(of, now)
 }
 
 fn resident_mib() -> Result<f64, String> {
