@@ -57,6 +57,9 @@ const STOPPING: &str = "stopping";
 /// How long a zone may take to vanish after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How often a directory that somebody wrote to while it was removed is removed again.
+const REMOVALS: u32 = 50;
+
 /// How long a start waits for another agent's start of the same zone: longer than one may take.
 const START_TURN: Duration = Duration::from_secs(75);
 
@@ -412,12 +415,7 @@ impl Zones for LinuxZones {
         namespaces::unpin(&zone.net_ns())?;
         console::remove(&self.console_path(instance))
             .map_err(|source| Error::os(format!("remove the console log of zone {instance}"), source))?;
-        match fs::remove_dir_all(zone.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::os(format!("remove `{}`", zone.path().display()), error))
-            }
-            _ => Ok(()),
-        }
+        remove_papers(zone.path())
     }
 
     fn events(&self) -> mpsc::Receiver<ZoneEvent> {
@@ -435,6 +433,20 @@ fn remove_file(path: &std::path::Path) -> Result<()> {
             Err(Error::os(format!("remove `{}`", path.display()), error))
         }
         _ => Ok(()),
+    }
+}
+
+/// Removes a zone's directory. A supervisor nobody had papers of cannot be waited for, and writes how its init ended while
+/// the directory goes: once, so that another attempt finds nobody there.
+fn remove_papers(path: &std::path::Path) -> Result<()> {
+    let mut attempts = 1..=REMOVALS;
+    loop {
+        match fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && attempts.next().is_some() => {}
+            Err(error) => return Err(Error::os(format!("remove `{}`", path.display()), error)),
+        }
     }
 }
 
