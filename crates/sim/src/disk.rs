@@ -62,6 +62,7 @@ impl SimDisk {
         let mut lost = 0;
         for (path, file) in state.files.iter_mut().filter(|(_, file)| !file.since.is_empty()) {
             let newest = file.since.last().cloned().flatten();
+            let sure = file.durable.clone().unwrap_or_default();
             let which = usize::try_from(chance.below(file.since.len() as u64 + 1)).unwrap_or(0);
             let mut content = match which.checked_sub(1) {
                 None => file.durable.take(),
@@ -71,7 +72,10 @@ impl SimDisk {
                 && let Some(bytes) = &mut content
                 && chance.percent(TORN_PERCENT)
             {
-                bytes.truncate(usize::try_from(chance.below(bytes.len() as u64 + 1)).unwrap_or(0));
+                // What was only made longer keeps what the disk had of it.
+                let least = if bytes.starts_with(&sure) { sure.len() } else { 0 };
+                let more = (bytes.len() - least) as u64;
+                bytes.truncate(least + usize::try_from(chance.below(more + 1)).unwrap_or(0));
             }
             match &content {
                 Some(bytes) => std::fs::write(path, bytes)?,
@@ -193,6 +197,25 @@ mod tests {
             seen.insert(std::fs::read_to_string(&unsure).unwrap());
         }
         assert!(seen.contains("old") && seen.contains("new") && seen.contains(""), "{seen:?}");
+    }
+
+    #[test]
+    fn a_line_that_was_refused_takes_none_before_it_along() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (mut chance, mut seen) = (Chance::new(1), std::collections::BTreeSet::new());
+        for _ in 0..100 {
+            let disk = SimDisk::default();
+            disk.emptying(&path).unwrap();
+            disk.appending(&path, b"sure\n").unwrap();
+            disk.fail(1);
+            assert!(disk.appending(&path, b"refused\n").is_err());
+            disk.lose_power(&mut chance).unwrap();
+            let back = std::fs::read_to_string(&path).unwrap();
+            assert!(back.starts_with("sure\n"), "{back:?}");
+            seen.insert(back);
+        }
+        assert!(seen.len() > 2, "{seen:?}");
     }
 
     #[test]

@@ -33,6 +33,12 @@ fn stories_of_a_shrink_that_failed() {
     }
 }
 
+/// A journal's line was refused by a full disk, and power went before the whole was written.
+#[test]
+fn a_story_of_a_refused_line() {
+    survives(Plan { seed: 1283, nodes: 2, steps: 120 });
+}
+
 /// Prints its seeds: what fails here once is played again by the line it prints, and then gets a name.
 #[test]
 fn stories_nobody_has_heard_yet() {
