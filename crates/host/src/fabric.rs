@@ -18,7 +18,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use model::{
     id::{AccountId, MacAddr},
     network::VXLAN_PORT,
-    target::{NetworkTarget, Peer, Target},
+    peers::Peer,
+    target::{NetworkTarget, Target},
 };
 
 /// Bytes that VXLAN takes from a packet of the underlay: outer IPv4, UDP, VXLAN and the inner Ethernet header.
@@ -63,7 +64,7 @@ impl FabricSet {
             let Some(fabric) = &network.fabric else { continue };
             set.segments.entry(fabric.vni).or_insert_with(|| Segment {
                 network: network.clone(),
-                peers: target.peers.get(&fabric.vni).cloned().unwrap_or_default(),
+                peers: target.peers.get(&fabric.vni).map(|peers| peers.iter().collect()).unwrap_or_default(),
             });
             if network.is_routed() {
                 set.routers.entry(fabric.owner).or_default().push(network.clone());

@@ -19,7 +19,8 @@ use crate::{
     firewall::{AddressSet, FirewallTarget, InstanceFilter, Layer, LayerId, RuleTarget, SetId, SetTarget},
     id::{FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     part::{Digest, Part, Sum},
-    target::{ImageTarget, NetworkTarget, Peer, Report, Target, ZoneFact, ZoneTarget},
+    peers::{Peer, Segment},
+    target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneTarget},
 };
 
 /// What a node says it holds when it asks for news.
@@ -236,7 +237,10 @@ impl Target {
             sum.part(id.uuid().as_bytes(), zone);
         }
         sum.digest(firewall.digest());
-        sum.digest(peers.digest());
+        for (vni, segment) in peers {
+            sum.value(vni);
+            sum.digest(segment.digest());
+        }
         sum.done()
     }
 }
@@ -262,7 +266,7 @@ impl TargetDelta {
             } else {
                 FirewallDelta::between(&old.firewall, firewall)
             },
-            peers: if old.peers.is(peers) { PeersDelta::default() } else { PeersDelta::between(&old.peers, peers) },
+            peers: PeersDelta::between(&old.peers, peers),
         }
     }
 
@@ -288,9 +292,7 @@ impl TargetDelta {
         if !self.firewall.is_empty() {
             self.firewall.apply(&mut target.firewall);
         }
-        if !self.peers.is_empty() {
-            self.peers.apply(&mut target.peers);
-        }
+        self.peers.apply(&mut target.peers);
         let reached = target.digest();
         if reached != self.digest {
             return Err(Misfit::Result { reached, meant: self.digest });
@@ -366,23 +368,22 @@ impl PeersDelta {
         self.changed.is_empty() && self.gone.is_empty()
     }
 
-    fn between(old: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>, new: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>) -> Self {
-        let none = BTreeMap::new();
-        let changed = new.iter().filter(|(vni, peers)| old.get(vni) != Some(peers));
+    fn between(old: &BTreeMap<u32, Segment>, new: &BTreeMap<u32, Segment>) -> Self {
+        let none = Segment::default();
+        let changed = new.iter().map(|(vni, segment)| (*vni, segment.changes_from(old.get(vni).unwrap_or(&none))));
         Self {
-            changed: changed
-                .map(|(vni, peers)| (*vni, Changes::between(old.get(vni).unwrap_or(&none), peers)))
-                .collect(),
+            // A segment nobody is on is told by being there at all.
+            changed: changed.filter(|(vni, changes)| !changes.is_empty() || !old.contains_key(vni)).collect(),
             gone: old.keys().filter(|vni| !new.contains_key(vni)).copied().collect(),
         }
     }
 
-    fn apply(&self, peers: &mut BTreeMap<u32, BTreeMap<MacAddr, Peer>>) {
+    fn apply(&self, peers: &mut BTreeMap<u32, Segment>) {
         for vni in &self.gone {
             peers.remove(vni);
         }
         for (vni, changes) in &self.changed {
-            changes.apply(peers.entry(*vni).or_default());
+            peers.entry(*vni).or_default().apply(changes);
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod diff;
 pub mod firewall;
 pub mod part;
 pub mod path;
+pub mod peers;
 pub mod placement;
 pub mod rules;
 pub mod state;

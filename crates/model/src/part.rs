@@ -141,6 +141,13 @@ impl<T> Part<T> {
     }
 }
 
+impl<T> Part<T> {
+    /// The same made in another way, always the same one for a type.
+    pub(crate) fn digest_by(&self, make: impl FnOnce(&T) -> Digest) -> Digest {
+        *self.0.digest.get_or_init(|| make(&self.0.value))
+    }
+}
+
 impl<T: Serialize> Part<T> {
     /// What tells its content from others.
     pub fn digest(&self) -> Digest {

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     firewall::{Action, DecidedBy, Direction, Packet, PacketKind},
     id::{InstanceId, MacAddr, NetworkId, ServerId},
+    peers::Peer,
     state::PublicState,
-    target::{NetworkTarget, Peer, Target},
+    target::{NetworkTarget, Target},
 };
 
 /// Bytes that VXLAN takes from a packet of the underlay, by its family.
@@ -244,8 +245,8 @@ impl End<'_> {
     }
 
     /// The entry of this machine's document for an instance elsewhere.
-    fn peer(&self, vni: u32, mac: MacAddr) -> Option<&Peer> {
-        self.target.peers.get(&vni)?.get(&mac)
+    fn peer(&self, vni: u32, mac: MacAddr) -> Option<Peer> {
+        self.target.peers.get(&vni)?.get(mac)
     }
 
     /// Whether and how this machine reaches the other's instance.

@@ -23,6 +23,7 @@ use crate::{
     instance::{Brand, TagValue, Wanted},
     network::VXLAN_PORT,
     part::Part,
+    peers::Segment,
     server::{Hardware, Underlay},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
@@ -53,21 +54,8 @@ pub struct Target {
     #[serde(default = "vxlan_port")]
     pub vxlan_port: u16,
     /// NICs on other machines that ours may talk to, by VNI: only of VNIs with a member here or routed from here.
-    #[serde(default, skip_serializing_if = "no_peers")]
-    pub peers: Part<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
-}
-
-fn no_peers(peers: &BTreeMap<u32, BTreeMap<MacAddr, Peer>>) -> bool {
-    peers.is_empty()
-}
-
-/// A NIC on another machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// What it answers ARP and neighbour solicitations for.
-    pub addresses: Vec<IpAddr>,
-    /// Where its machine is met.
-    pub underlay: IpAddr,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<u32, Segment>,
 }
 
 /// How a tenant's own network is carried and where it leads.

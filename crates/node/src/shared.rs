@@ -84,7 +84,7 @@ pub(crate) fn empty_target(server: ServerId) -> Target {
         firewall: Part::default(),
         underlay: None,
         vxlan_port: model::network::VXLAN_PORT,
-        peers: Part::default(),
+        peers: BTreeMap::new(),
     }
 }
 

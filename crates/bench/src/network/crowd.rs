@@ -25,7 +25,7 @@ use host::{
     linux::link::LinuxLinks,
 };
 use model::{
-    delta::TargetDelta,
+    delta::{Held, TargetDelta, TargetNews},
     id::{AccountId, ImageId, InstanceId, NetworkId, PackageId, ServerId},
     network::{Fabric, Network},
     server::{Hardware, Ratios, Reserved, Server},
@@ -75,6 +75,7 @@ struct Seen {
     document_kib: f64,
     delta_bytes: Vec<f64>,
     told_ms: Vec<f64>,
+    all_ms: Vec<f64>,
     first_ms: f64,
     done_ms: Vec<f64>,
     /// Documents that came of NICs that do not matter.
@@ -123,6 +124,10 @@ pub(super) fn measure() -> Result<Vec<Section>, String> {
             rows("ms", &|seen| seen.told_ms.clone()),
         ),
         section(
+            "From the commit of such a move until the control plane has made what is new for each machine that hears of it, one after another.",
+            rows("ms", &|seen| seen.all_ms.clone()),
+        ),
+        section(
             "From the new document to the changed kernel: everything is read, one entry is written.",
             rows("ms", &|seen| seen.done_ms.clone()),
         ),
@@ -154,6 +159,17 @@ async fn one_fleet(segments: u32, each: u32) -> Result<Seen, String> {
                 seen.needless += 1;
             }
         }
+    }
+    let mut held: BTreeMap<ServerId, Held> = BTreeMap::new();
+    fleet.tell(&mut held).await?;
+    for turn in 0..MOVES {
+        let nic = fleet.matters.get(turn % fleet.matters.len()).ok_or("no NIC matters")?;
+        let have = held.get(&fleet.ours).map_or(0, |held| held.generation);
+        let began = Instant::now();
+        fleet.shift(*nic).await?;
+        fleet.next(have).await?;
+        fleet.tell(&mut held).await?;
+        seen.all_ms.push(began.elapsed().as_secs_f64() * 1000.0);
     }
     let last = agent.finish()?;
     (seen.entries, seen.agent_kib) = (last.0, last.1);
@@ -225,6 +241,24 @@ impl Fleet {
     async fn next(&self, have: u64) -> Result<Target, String> {
         let next = servers::watch_target(&self.control, self.ours, have).await;
         next.map_err(|error| base::errors::chain(&error))?.ok_or_else(|| "no new document came".to_owned())
+    }
+
+    /// Makes what is new for every machine whose document is another than it holds.
+    async fn tell(&self, held: &mut BTreeMap<ServerId, Held>) -> Result<(), String> {
+        for id in self.machines.iter().chain([&self.ours]) {
+            let text = |error: control::Error| base::errors::chain(&error);
+            let has = held.get(id).copied().unwrap_or(Held { generation: 0, digest: None });
+            if servers::get(&self.control, *id).map_err(text)?.target_generation == has.generation {
+                continue;
+            }
+            let news = servers::watch_news(&self.control, *id, has).await.map_err(text)?;
+            let (generation, digest) = match news.ok_or("no new document came")? {
+                TargetNews::Whole(target) => (target.generation, target.digest()),
+                TargetNews::Delta(delta) => (delta.generation, delta.digest),
+            };
+            held.insert(*id, Held { generation, digest: Some(digest) });
+        }
+        Ok(())
     }
 
     /// Moves an instance to the next machine.

@@ -14,7 +14,8 @@ use host::{
 use ipnet::Ipv4Net;
 use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId},
-    target::{FabricTarget, NetworkTarget, NicTarget, Peer},
+    peers::Peer,
+    target::{FabricTarget, NetworkTarget, NicTarget},
 };
 
 use super::space::{Space, wire};

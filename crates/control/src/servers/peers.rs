@@ -1,8 +1,12 @@
-//! Which machines hear of which NICs: the members of each tenant's segment, by machine.
+//! Which machines hear of which NICs: the members of each tenant's segment, by machine, and what each machine hears.
 //!
 //! A machine hears of the NICs on other machines in the segments it has a member in, and in those its router leads to: the
-//! other routed networks of the same owner. A change of one instance is told to the machines with such an interest and to no
-//! other, and costs what the segment's members and machines cost, however many other segments there are.
+//! other routed networks of the same owner.
+//!
+//! Changes are taken in one by one ([`Peers::place`], [`Peers::meet`], [`Peers::lead`]), which only notes what they touch, and carried
+//! into what the machines hear in one step ([`Peers::settle`]). The NICs of one machine on one segment are one part, shared by all who
+//! hear of them: a change of a NIC makes one part anew, and costs each machine that hears of it a pointer, however many others
+//! there are on the segment.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,7 +15,8 @@ use std::{
 
 use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
-    target::Peer,
+    part::Part,
+    peers::{Nics, Segment},
 };
 
 /// A NIC on a segment: VNI, Ethernet address, addresses.
@@ -20,21 +25,31 @@ pub(super) type Member = (u32, MacAddr, Vec<IpAddr>);
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    segments: HashMap<u32, Segment>,
+    /// NICs on each segment, by machine.
+    members: HashMap<u32, BTreeMap<ServerId, Part<Nics>>>,
+    /// Segments each machine has members on.
+    segments_of: HashMap<ServerId, BTreeSet<u32>>,
     /// Where each instance with a NIC on a segment is, and what it has there.
     of_instance: HashMap<InstanceId, (ServerId, Vec<Member>)>,
     underlay: HashMap<ServerId, IpAddr>,
+    /// Who is met at an address: one, unless somebody's settings are wrong.
+    met_at: HashMap<IpAddr, BTreeSet<ServerId>>,
     /// Routed networks with their VNIs, by owner.
     routed: HashMap<AccountId, BTreeMap<NetworkId, u32>>,
     owner_of_routed: HashMap<NetworkId, AccountId>,
     /// Whose routed networks are on a segment; a VNI is one account's.
     owner_on: HashMap<u32, AccountId>,
-}
 
-#[derive(Debug, Default)]
-struct Segment {
-    /// By machine, so that what concerns one machine is found without the others.
-    members: BTreeMap<ServerId, BTreeMap<MacAddr, Vec<IpAddr>>>,
+    /// Segments each machine hears of, as of the last settling; and the same by segment.
+    heard_by: HashMap<ServerId, BTreeSet<u32>>,
+    hearers: HashMap<u32, BTreeSet<ServerId>>,
+    /// What each machine hears of them, those left out that it hears nothing of.
+    heard: HashMap<ServerId, BTreeMap<u32, Segment>>,
+
+    /// What the next settling looks at: places on segments, by address between machines;
+    touched: BTreeSet<(u32, IpAddr)>,
+    /// and machines that may hear of other segments than before.
+    turned: BTreeSet<ServerId>,
 }
 
 impl Peers {
@@ -43,62 +58,60 @@ impl Peers {
         *self = Self::default();
     }
 
-    /// Takes over where an instance is and what it has on segments; `None` for one that is nowhere. Machines that hear of the
-    /// difference become dirty.
-    pub(super) fn place(
-        &mut self,
-        id: InstanceId,
-        at: Option<(ServerId, Vec<Member>)>,
-        dirty: &mut BTreeSet<ServerId>,
-    ) {
+    /// Takes over where an instance is and what it has on segments; `None` for one that is nowhere.
+    pub(super) fn place(&mut self, id: InstanceId, at: Option<(ServerId, Vec<Member>)>) {
         let at = at.filter(|(_, members)| !members.is_empty());
         if self.of_instance.get(&id) == at.as_ref() {
             return;
         }
-        let mut touched: BTreeSet<u32> = BTreeSet::new();
         if let Some((server, members)) = self.of_instance.remove(&id) {
             for (vni, mac, _) in members {
-                touched.insert(vni);
-                // Before it goes: its machine may hear of the segment for the last time.
-                dirty.extend(self.interested(vni));
                 self.remove(vni, server, mac);
             }
         }
         if let Some((server, members)) = at {
             for (vni, mac, addresses) in &members {
-                touched.insert(*vni);
-                let segment = self.segments.entry(*vni).or_default();
-                segment.members.entry(server).or_default().insert(*mac, addresses.clone());
+                let nics = self.members.entry(*vni).or_default().entry(server).or_default();
+                nics.insert(*mac, addresses.clone());
+                self.touch(*vni, server);
+                if self.segments_of.entry(server).or_default().insert(*vni) {
+                    self.turned.insert(server);
+                }
             }
             self.of_instance.insert(id, (server, members));
         }
-        for vni in touched {
-            dirty.extend(self.interested(vni));
-        }
     }
 
-    /// Takes over where a machine is met.
-    pub(super) fn meet(&mut self, server: ServerId, underlay: Option<IpAddr>, dirty: &mut BTreeSet<ServerId>) {
-        let before = match underlay {
-            Some(address) => self.underlay.insert(server, address),
-            None => self.underlay.remove(&server),
-        };
+    /// Takes over where a machine is met, and says whether that is elsewhere than before.
+    pub(super) fn meet(&mut self, server: ServerId, underlay: Option<IpAddr>) -> bool {
+        let before = self.underlay.get(&server).copied();
         if before == underlay {
-            return;
+            return false;
         }
-        dirty.insert(server);
-        let here: Vec<u32> = self
-            .segments
-            .iter()
-            .filter(|(_, segment)| segment.members.contains_key(&server))
-            .map(|(vni, _)| *vni)
-            .collect();
-        for vni in here {
-            dirty.extend(self.interested(vni));
+        let here: Vec<u32> = self.segments_of.get(&server).into_iter().flatten().copied().collect();
+        for address in before.into_iter().chain(underlay) {
+            self.touched.extend(here.iter().map(|vni| (*vni, address)));
         }
+        if let Some(before) = before
+            && let Some(met) = self.met_at.get_mut(&before)
+        {
+            met.remove(&server);
+            if met.is_empty() {
+                self.met_at.remove(&before);
+            }
+        }
+        match underlay {
+            Some(address) => {
+                self.underlay.insert(server, address);
+                self.met_at.entry(address).or_default().insert(server);
+            }
+            None => drop(self.underlay.remove(&server)),
+        }
+        true
     }
 
-    /// Takes over whether a network is routed to its owner's others, and on which segment.
+    /// Takes over whether a network is routed to its owner's others, and on which segment. Machines whose router leads elsewhere now
+    /// become dirty.
     pub(super) fn lead(
         &mut self,
         network: NetworkId,
@@ -110,41 +123,81 @@ impl Peers {
         if before == routed {
             return;
         }
+        let mut concerned = BTreeSet::new();
         for (owner, vni) in before.into_iter().chain(routed) {
             // Both before and after the change: whoever gains sight of it or loses it.
             self.add_route(network, owner, vni);
-            dirty.extend(self.interested(vni));
+            concerned.extend(self.interested(vni));
             self.forget_route(network, owner);
         }
         if let Some((owner, vni)) = routed {
             self.add_route(network, owner, vni);
         }
+        dirty.extend(&concerned);
+        self.turned.append(&mut concerned);
     }
 
-    /// Networks that the router of a machine leads to, for one with members on `vnis`.
-    pub(super) fn led_to(&self, vnis: &BTreeSet<u32>) -> BTreeSet<NetworkId> {
-        let owners: BTreeSet<&AccountId> = vnis.iter().filter_map(|vni| self.owner_on.get(vni)).collect();
-        owners.into_iter().filter_map(|owner| self.routed.get(owner)).flat_map(BTreeMap::keys).copied().collect()
-    }
-
-    /// What `server` hears of these segments.
-    pub(super) fn heard_by(&self, server: ServerId, vnis: &BTreeSet<u32>) -> BTreeMap<u32, BTreeMap<MacAddr, Peer>> {
-        let mut heard = BTreeMap::new();
-        for vni in vnis {
-            let Some(segment) = self.segments.get(vni) else { continue };
-            let mut peers = BTreeMap::new();
-            for (machine, members) in segment.members.iter().filter(|(machine, _)| **machine != server) {
-                // A machine nobody knows how to meet is met by nobody.
-                let Some(underlay) = self.underlay.get(machine) else { continue };
-                peers.extend(
-                    members.iter().map(|(mac, all)| (*mac, Peer { addresses: all.clone(), underlay: *underlay })),
-                );
+    /// Carries what was taken in into what machines hear, and says whose that changed.
+    pub(super) fn settle(&mut self) -> BTreeSet<ServerId> {
+        let mut changed = BTreeSet::new();
+        for server in std::mem::take(&mut self.turned) {
+            let before = self.heard_by.remove(&server).unwrap_or_default();
+            let now = self.listens_to(server);
+            for vni in now.difference(&before) {
+                self.hearers.entry(*vni).or_default().insert(server);
+                let segment = self.segment(*vni, server);
+                if !segment.is_empty() {
+                    self.heard.entry(server).or_default().insert(*vni, segment);
+                    changed.insert(server);
+                }
             }
-            if !peers.is_empty() {
-                heard.insert(*vni, peers);
+            for vni in before.difference(&now) {
+                if let Some(hearers) = self.hearers.get_mut(vni) {
+                    hearers.remove(&server);
+                    if hearers.is_empty() {
+                        self.hearers.remove(vni);
+                    }
+                }
+                if let Some(heard) = self.heard.get_mut(&server)
+                    && heard.remove(vni).is_some()
+                {
+                    changed.insert(server);
+                    if heard.is_empty() {
+                        self.heard.remove(&server);
+                    }
+                }
+            }
+            if !now.is_empty() {
+                self.heard_by.insert(server, now);
             }
         }
-        heard
+        for (vni, address) in std::mem::take(&mut self.touched) {
+            for server in self.hearers.get(&vni).into_iter().flatten() {
+                let nics = self.nics(vni, address, *server);
+                let heard = self.heard.entry(*server).or_default();
+                let segment = heard.entry(vni).or_default();
+                if segment.set(address, nics) {
+                    changed.insert(*server);
+                }
+                if segment.is_empty() {
+                    heard.remove(&vni);
+                }
+                if heard.is_empty() {
+                    self.heard.remove(server);
+                }
+            }
+        }
+        changed
+    }
+
+    /// Networks that the router of a machine leads to.
+    pub(super) fn led_to(&self, server: ServerId) -> BTreeSet<NetworkId> {
+        self.routes_of(server).flat_map(BTreeMap::keys).copied().collect()
+    }
+
+    /// What a machine hears of, by VNI.
+    pub(super) fn heard(&self, server: ServerId) -> BTreeMap<u32, Segment> {
+        self.heard.get(&server).cloned().unwrap_or_default()
     }
 
     /// Where a machine is met.
@@ -152,24 +205,79 @@ impl Peers {
         self.underlay.get(&server).copied()
     }
 
+    /// Routed networks, with their VNIs, of those on whose segments a machine has members.
+    fn routes_of(&self, server: ServerId) -> impl Iterator<Item = &BTreeMap<NetworkId, u32>> {
+        let here = self.segments_of.get(&server).into_iter().flatten();
+        let owners: BTreeSet<&AccountId> = here.filter_map(|vni| self.owner_on.get(vni)).collect();
+        owners.into_iter().filter_map(|owner| self.routed.get(owner))
+    }
+
+    /// Segments a machine should hear of.
+    fn listens_to(&self, server: ServerId) -> BTreeSet<u32> {
+        let led = self.routes_of(server).flat_map(BTreeMap::values);
+        self.segments_of.get(&server).into_iter().flatten().chain(led).copied().collect()
+    }
+
+    /// A segment as a machine hears of it.
+    fn segment(&self, vni: u32, server: ServerId) -> Segment {
+        let mut segment = Segment::default();
+        // A machine nobody knows how to meet is met by nobody.
+        let machines = self.members.get(&vni).into_iter().flat_map(BTreeMap::keys);
+        for address in machines.filter_map(|machine| self.underlay.get(machine)) {
+            segment.set(*address, self.nics(vni, *address, server));
+        }
+        segment
+    }
+
+    /// What a machine hears of a segment from an address.
+    fn nics(&self, vni: u32, address: IpAddr, server: ServerId) -> Option<Part<Nics>> {
+        let members = self.members.get(&vni)?;
+        let met = self.met_at.get(&address)?.iter().filter(|machine| **machine != server);
+        let mut all = met.filter_map(|machine| members.get(machine));
+        let first = all.next()?;
+        let mut others = all.peekable();
+        if others.peek().is_none() {
+            return Some(first.clone());
+        }
+        let mut together = first.clone();
+        for nics in others {
+            together.extend(nics.iter().map(|(mac, addresses)| (*mac, addresses.clone())));
+        }
+        Some(together)
+    }
+
     /// Machines that hear of a segment: those with a member there, or on a routed network whose router leads there.
     fn interested(&self, vni: u32) -> BTreeSet<ServerId> {
         let led = self.owner_on.get(&vni).and_then(|owner| self.routed.get(owner));
         let vnis: BTreeSet<u32> = led.into_iter().flat_map(BTreeMap::values).copied().chain([vni]).collect();
-        let segments = vnis.iter().filter_map(|vni| self.segments.get(vni));
-        segments.flat_map(|segment| segment.members.keys().copied()).collect()
+        let segments = vnis.iter().filter_map(|vni| self.members.get(vni));
+        segments.flat_map(BTreeMap::keys).copied().collect()
+    }
+
+    fn touch(&mut self, vni: u32, server: ServerId) {
+        if let Some(address) = self.underlay.get(&server) {
+            self.touched.insert((vni, *address));
+        }
     }
 
     fn remove(&mut self, vni: u32, server: ServerId, mac: MacAddr) {
-        let Some(segment) = self.segments.get_mut(&vni) else { return };
-        if let Some(members) = segment.members.get_mut(&server) {
-            members.remove(&mac);
-            if members.is_empty() {
-                segment.members.remove(&server);
-            }
+        self.touch(vni, server);
+        let Some(segment) = self.members.get_mut(&vni) else { return };
+        let Some(nics) = segment.get_mut(&server) else { return };
+        nics.remove(&mac);
+        if !nics.is_empty() {
+            return;
         }
-        if segment.members.is_empty() {
-            self.segments.remove(&vni);
+        segment.remove(&server);
+        if segment.is_empty() {
+            self.members.remove(&vni);
+        }
+        self.turned.insert(server);
+        if let Some(here) = self.segments_of.get_mut(&server) {
+            here.remove(&vni);
+            if here.is_empty() {
+                self.segments_of.remove(&server);
+            }
         }
     }
 
@@ -195,94 +303,4 @@ impl Peers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(vni: u32, last: u8) -> Member {
-        (
-            vni,
-            MacAddr([2, 0, 0, 0, u8::try_from(vni).expect("a small one"), last]),
-            vec![IpAddr::from([10, 0, 0, last])],
-        )
-    }
-
-    struct Fleet {
-        peers: Peers,
-        servers: Vec<ServerId>,
-    }
-
-    impl Fleet {
-        fn new(count: u8) -> Self {
-            let mut fleet = Self { peers: Peers::default(), servers: (0..count).map(|_| ServerId::random()).collect() };
-            for (at, server) in fleet.servers.iter().enumerate() {
-                let underlay = [192, 0, 2, u8::try_from(at).expect("few")];
-                fleet.peers.meet(*server, Some(underlay.into()), &mut BTreeSet::new());
-            }
-            fleet
-        }
-
-        fn place(&mut self, id: InstanceId, at: Option<(usize, Vec<Member>)>) -> BTreeSet<ServerId> {
-            let mut dirty = BTreeSet::new();
-            self.peers.place(id, at.map(|(server, members)| (self.servers[server], members)), &mut dirty);
-            dirty
-        }
-
-        fn hears(&self, server: usize, vni: u32) -> usize {
-            self.peers.heard_by(self.servers[server], &[vni].into()).get(&vni).map_or(0, BTreeMap::len)
-        }
-
-        fn set(&self, all: &[usize]) -> BTreeSet<ServerId> {
-            all.iter().map(|at| self.servers[*at]).collect()
-        }
-    }
-
-    #[test]
-    fn only_machines_with_a_member_hear() {
-        let mut fleet = Fleet::new(4);
-        let (a, b, c) = (InstanceId::random(), InstanceId::random(), InstanceId::random());
-        assert_eq!(fleet.place(a, Some((0, vec![member(1, 1)]))), fleet.set(&[0]));
-        assert_eq!(fleet.place(b, Some((1, vec![member(1, 2)]))), fleet.set(&[0, 1]));
-        assert_eq!(
-            fleet.place(c, Some((2, vec![member(2, 2)]))),
-            fleet.set(&[2]),
-            "another segment is nobody's business"
-        );
-        assert_eq!((fleet.hears(0, 1), fleet.hears(1, 1), fleet.hears(3, 2)), (1, 1, 1));
-        assert!(fleet.place(b, Some((1, vec![member(1, 2)]))).is_empty(), "nothing new");
-        // A move: the machine it left, the one it came to, and the one that talks to it.
-        assert_eq!(fleet.place(b, Some((3, vec![member(1, 2)]))), fleet.set(&[0, 1, 3]));
-        assert_eq!(fleet.hears(0, 1), 1);
-        assert_eq!(fleet.place(b, None), fleet.set(&[0, 3]));
-        assert_eq!(fleet.hears(0, 1), 0, "forgotten everywhere");
-    }
-
-    #[test]
-    fn a_machine_that_moves_is_met_elsewhere() {
-        let mut fleet = Fleet::new(3);
-        fleet.place(InstanceId::random(), Some((0, vec![member(1, 1)])));
-        fleet.place(InstanceId::random(), Some((1, vec![member(1, 2)])));
-        let (mut dirty, moved) = (BTreeSet::new(), fleet.servers[1]);
-        fleet.peers.meet(moved, Some([192, 0, 2, 99].into()), &mut dirty);
-        assert_eq!(dirty, fleet.set(&[0, 1]));
-        let heard = fleet.peers.heard_by(fleet.servers[0], &[1].into());
-        assert_eq!(heard[&1].values().next().map(|peer| peer.underlay), Some(IpAddr::from([192, 0, 2, 99])));
-    }
-
-    #[test]
-    fn a_router_hears_of_the_networks_it_leads_to() {
-        let mut fleet = Fleet::new(3);
-        let (owner, one, two) = (AccountId::random(), NetworkId::random(), NetworkId::random());
-        fleet.place(InstanceId::random(), Some((0, vec![member(1, 1)])));
-        fleet.place(InstanceId::random(), Some((1, vec![member(2, 2)])));
-        let mut dirty = BTreeSet::new();
-        fleet.peers.lead(one, Some((owner, 1)), &mut dirty);
-        fleet.peers.lead(two, Some((owner, 2)), &mut dirty);
-        assert_eq!(dirty, fleet.set(&[0, 1]));
-        assert_eq!(fleet.peers.led_to(&[1].into()), [one, two].into());
-        assert_eq!(fleet.place(InstanceId::random(), Some((2, vec![member(2, 3)]))), fleet.set(&[0, 1, 2]));
-        dirty.clear();
-        fleet.peers.lead(two, None, &mut dirty);
-        assert_eq!(dirty, fleet.set(&[0, 1, 2]));
-        assert_eq!(fleet.peers.led_to(&[1].into()), [one].into());
-    }
-}
+mod tests;

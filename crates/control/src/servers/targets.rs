@@ -26,12 +26,12 @@ use base::{shutdown::Shutdown, watch};
 use model::{
     compile,
     delta::{Held, TargetDelta, TargetNews},
-    id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
+    id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::Instance,
     network::Network,
     part::{Digest, Part},
     server::Server,
-    target::{ImageTarget, NetworkTarget, Peer, Target, ZoneTarget},
+    target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
 };
 use store::{Entry, Snapshot};
 
@@ -86,7 +86,6 @@ struct Machine {
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
-    peers: Part<BTreeMap<u32, BTreeMap<MacAddr, Peer>>>,
     /// What it was sent last, oldest first, by digest.
     sent: VecDeque<(Digest, Target)>,
     stirred: Stirred,
@@ -129,7 +128,6 @@ impl Default for Machine {
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
-            peers: Part::default(),
             sent: VecDeque::new(),
             stirred: Stirred::default(),
         }
@@ -268,7 +266,7 @@ impl Targets {
             firewall: state.walls.target(server),
             underlay: state.peers.underlay(server),
             vxlan_port: self.vxlan_port,
-            peers: machine.peers.clone(),
+            peers: state.peers.heard(server),
         })
     }
 
@@ -314,11 +312,10 @@ impl Targets {
         state.machines.retain(|server, _| known.contains(server));
         state.place_of.clear();
         let walled_anew = state.walls.rebuild(snapshot);
-        // Everybody's document is made anew below, so nobody need be marked.
-        let mut everybody = BTreeSet::new();
         state.peers.clear();
         for network in snapshot.scan(&NETWORKS) {
-            state.peers.lead(network.id, routed(&network), &mut everybody);
+            // Everybody's document is made anew below, so nobody need be marked.
+            state.peers.lead(network.id, routed(&network), &mut BTreeSet::new());
         }
         let mut newest_of: HashMap<ServerId, u64> = HashMap::new();
         let mut keys_of: HashMap<AccountId, String> = HashMap::new();
@@ -337,11 +334,12 @@ impl Targets {
                 machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
                 state.place_of.insert(entry.id, server.id);
                 let members = members(snapshot, &entry);
-                state.peers.place(entry.id, Some((server.id, members)), &mut everybody);
+                state.peers.place(entry.id, Some((server.id, members)));
             }
-            state.peers.meet(server.id, server.underlay, &mut everybody);
+            state.peers.meet(server.id, server.underlay);
             newest_of.insert(server.id, newest);
         }
+        state.peers.settle();
         let State { machines, peers, walls, .. } = &mut *state;
         for (server, machine) in machines {
             let mut newest = newest_of.get(server).copied().unwrap_or(0);
@@ -378,10 +376,14 @@ impl Targets {
             self.remake(snapshot, &mut state, revision, instance, &mut dirty);
         }
         dirty.extend(state.walls.follow(snapshot, revision, keys));
-        for server in dirty {
-            let State { machines, peers, .. } = &mut *state;
-            let Some(machine) = machines.get_mut(&server) else { continue };
-            machine.complete(snapshot, server, peers);
+        let State { machines, peers, .. } = &mut *state;
+        for server in &dirty {
+            if let Some(machine) = machines.get_mut(server) {
+                machine.complete(snapshot, *server, peers);
+            }
+        }
+        dirty.append(&mut peers.settle());
+        for machine in dirty.iter().filter_map(|server| machines.get(server)) {
             machine.generation.send_replace(revision.saturating_add(machine.base));
         }
         self.followed.send_replace(revision);
@@ -407,7 +409,7 @@ impl Targets {
             }
         }
         let place = entry.as_ref().map(|entry| (entry.server, members(snapshot, entry)));
-        state.peers.place(id, place, dirty);
+        state.peers.place(id, place);
         let (Some(entry), Some(server)) = (entry, now) else { return };
         let target = self.zone(snapshot, &entry, &keys::authorized_keys(snapshot, entry.owner));
         let machine = state.machines.entry(server).or_default();
@@ -454,22 +456,10 @@ impl Machine {
         before != (self.base, self.floor)
     }
 
-    /// Networks and images that the parts refer to, networks that routers lead to, and who is on them elsewhere.
+    /// Networks and images that the parts refer to, and networks that routers lead to.
     fn complete(&mut self, snapshot: &Snapshot, server: ServerId, peers: &Peers) {
         let nics = self.zones.values().flat_map(|zone| zone.target.nics.iter().map(|nic| nic.network));
-        let mut networks: BTreeSet<NetworkId> = nics.collect();
-        let vnis = |networks: &BTreeSet<NetworkId>| -> BTreeSet<u32> {
-            let found = networks.iter().filter_map(|id| snapshot.get(&NETWORKS, &id.to_string()));
-            found.filter_map(|network| network.fabric.as_ref().map(|fabric| fabric.vni)).collect()
-        };
-        let here = vnis(&networks);
-        if !here.is_empty() {
-            networks.extend(peers.led_to(&here));
-        }
-        let heard = peers.heard_by(server, &vnis(&networks));
-        if *self.peers != heard {
-            self.peers = Part::new(heard);
-        }
+        let networks: BTreeSet<NetworkId> = nics.chain(peers.led_to(server)).collect();
         let images: BTreeSet<ImageId> = self.zones.values().map(|zone| zone.target.image).collect();
         self.networks = networks
             .into_iter()
@@ -518,12 +508,12 @@ fn touched(
         match snapshot.get(&SERVERS, key) {
             None => {
                 state.machines.remove(&server);
-                state.peers.meet(server, None, dirty);
+                state.peers.meet(server, None);
             }
             Some(entry) => {
-                state.peers.meet(server, entry.underlay, dirty);
+                let is_elsewhere = state.peers.meet(server, entry.underlay);
                 let machine = state.machines.entry(server).or_default();
-                if machine.count_from(&entry) || *machine.generation.borrow() == 0 {
+                if is_elsewhere || machine.count_from(&entry) || *machine.generation.borrow() == 0 {
                     dirty.insert(server);
                 }
             }

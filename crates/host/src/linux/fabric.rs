@@ -10,7 +10,7 @@ use std::{
 
 use model::{
     id::{AccountId, MacAddr},
-    target::Peer,
+    peers::Peer,
 };
 use nix::errno::Errno;
 

@@ -72,10 +72,7 @@ fn elements<T: ToString>(all: BTreeSet<T>) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use model::{
-        id::MacAddr,
-        target::{NetworkTarget, Peer},
-    };
+    use model::{id::MacAddr, peers::Peer, target::NetworkTarget};
 
     use super::*;
     use crate::fabric::Segment;

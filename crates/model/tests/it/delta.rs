@@ -15,8 +15,9 @@ use model::{
     image::Compression,
     instance::Wanted,
     part::{Digest, Part},
+    peers::{Peer, Segment},
     server::Hardware,
-    target::{ImageTarget, NetworkTarget, Peer, Report, Target, ZoneFact, ZoneState},
+    target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneState},
     time::Timestamp,
 };
 use proptest::{
@@ -85,7 +86,7 @@ fn any_firewall() -> impl Strategy<Value = FirewallTarget> {
     })
 }
 
-fn any_peers() -> impl Strategy<Value = BTreeMap<u32, BTreeMap<MacAddr, Peer>>> {
+fn any_peers() -> impl Strategy<Value = BTreeMap<u32, Segment>> {
     btree_map(0..3_u32, btree_map(0..4_u32, (0..3_u8, 0..2_u8), 0..4), 0..3).prop_map(|segments| {
         let peer = |(address, machine): (u8, u8)| Peer {
             addresses: vec![IpAddr::from([10, 0, 0, address])],
@@ -131,7 +132,7 @@ fn any_target() -> impl Strategy<Value = Target> {
             firewall: firewall.into(),
             underlay: underlay.map(|last| IpAddr::from([192, 0, 2, last])),
             vxlan_port: 4_789 + u16::from(underlay.unwrap_or(0)),
-            peers: peers.into(),
+            peers,
         },
     )
 }

@@ -7,8 +7,9 @@ use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     part::Part,
     path::{End, Far, Sight, Tunnel, Verdict, walk},
+    peers::Peer,
     state::PublicState,
-    target::{FabricTarget, NetworkTarget, Peer, Target},
+    target::{FabricTarget, NetworkTarget, Target},
 };
 use serde_json::json;
 
@@ -57,7 +58,7 @@ impl Scene {
             let peer = Peer { addresses: vec![address(1 - at)], underlay: underlay(1 - at) };
             target.networks.insert(network, segment.clone());
             target.underlay = Some(underlay(at));
-            target.peers = Part::new(BTreeMap::from([(VNI, BTreeMap::from([(mac(1 - at), peer)]))]));
+            target.peers = BTreeMap::from([(VNI, [(mac(1 - at), peer)].into_iter().collect())]);
             target
         };
         let sight = |at: usize| {
@@ -142,7 +143,7 @@ fn each_thing_that_is_wrong_is_named_where_it_is() {
     scene.targets[0].underlay = None;
     scene.one_stop("one", "peer entry", "fabrics end at it");
     let mut scene = Scene::new();
-    scene.targets[0].peers = Part::default();
+    scene.targets[0].peers.clear();
     scene.one_stop("one", "peer entry", "does not say where");
     let mut scene = Scene::new();
     scene.mtu = 1449;

@@ -6,7 +6,7 @@ use control::tables::{INSTANCES, NETWORKS, SERVERS};
 use model::{
     id::{AccountId, MacAddr, NetworkId, ServerId},
     network::Network,
-    target::Peer,
+    peers::Peer,
 };
 use store::Snapshot;
 

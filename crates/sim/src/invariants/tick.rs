@@ -180,8 +180,10 @@ fn differences(snapshot: &Snapshot, target: &Target) -> Vec<String> {
             .map(|id| format!("the target of {} speaks of {id}, which is not there", target.server)),
     );
     let peers = expected::peers(snapshot).remove(&target.server).unwrap_or_default();
-    if peers != *target.peers {
-        let (told, has) = (&target.peers, &peers);
+    let told: BTreeMap<_, BTreeMap<_, _>> =
+        target.peers.iter().map(|(vni, segment)| (*vni, segment.iter().collect())).collect();
+    if told != peers {
+        let has = &peers;
         wrong.push(format!("the target of {} has peers {told:?}, there are {has:?}", target.server));
     }
     wrong

@@ -18,7 +18,8 @@ use ipnet::Ipv6Net;
 use model::{
     id::{AccountId, InstanceId, MacAddr},
     path::{Look, Sight, Tunnel},
-    target::{FabricTarget, NetworkTarget, Peer},
+    peers::Peer,
+    target::{FabricTarget, NetworkTarget},
 };
 
 use super::{
