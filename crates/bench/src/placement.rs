@@ -33,7 +33,7 @@ use model::{
     instance::{Caller, Instance},
     network::{Address, Nic},
     placement::{Demand, roominess},
-    server::{Hardware, Ratios, Reserved, Server},
+    server::{Hardware, Server},
     target::{Limits, Report},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
@@ -451,31 +451,8 @@ fn hardware() -> Hardware {
 }
 
 fn server(id: ServerId, number: u32, now: Timestamp) -> Server {
-    Server {
-        id,
-        hostname: format!("m{number}"),
-        accepts_instances: true,
-        headnode: false,
-        hardware: hardware(),
-        reserved: Reserved::default(),
-        last_seen_at: None,
-        boot_id: None,
-        target_seen: 0,
-        generation_base: 0,
-        generation_floor: 0,
-        comments: String::new(),
-        traits: BTreeMap::new(),
-        rack: Some(format!("r{}", number / RACK)),
-        nic_tags: None,
-        ratios: Ratios::default(),
-        roominess: 0,
-        identity: None,
-        underlay: None,
-        outside: None,
-        underlay_mtu: None,
-        drain: None,
-        created_at: now,
-    }
+    let rack = Some(format!("r{}", number / RACK));
+    Server { hardware: hardware(), rack, ..Server::new(id, format!("m{number}"), now) }
 }
 
 /// One that has been running for long. `index` is its number in the datacenter.

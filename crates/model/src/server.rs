@@ -86,6 +86,37 @@ pub struct Server {
     pub created_at: Timestamp,
 }
 
+impl Server {
+    /// A machine of which nothing is known but its name: open, empty, and without any room until it says what it is made of.
+    pub fn new(id: ServerId, hostname: impl Into<String>, created_at: Timestamp) -> Self {
+        Self {
+            id,
+            hostname: hostname.into(),
+            accepts_instances: true,
+            headnode: false,
+            hardware: Hardware::default(),
+            reserved: Reserved::default(),
+            last_seen_at: None,
+            boot_id: None,
+            target_seen: 0,
+            generation_base: 0,
+            generation_floor: 0,
+            comments: String::new(),
+            traits: BTreeMap::new(),
+            rack: None,
+            nic_tags: None,
+            ratios: Ratios::default(),
+            roominess: 0,
+            identity: None,
+            underlay: None,
+            underlay_mtu: None,
+            outside: None,
+            drain: None,
+            created_at,
+        }
+    }
+}
+
 /// Where a machine is in the networks around it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Whereabouts {

@@ -28,7 +28,7 @@ use model::{
     delta::{Held, TargetDelta, TargetNews},
     id::{AccountId, ImageId, InstanceId, NetworkId, PackageId, ServerId},
     network::{Fabric, Network},
-    server::{Hardware, Ratios, Reserved, Server},
+    server::Server,
     target::Target,
     time::Timestamp,
 };
@@ -278,29 +278,10 @@ impl Fleet {
 
 fn server(id: ServerId, underlay: Ipv4Addr, now: Timestamp) -> Server {
     Server {
-        id,
-        hostname: format!("m-{}", id.short()),
-        accepts_instances: true,
-        headnode: false,
-        hardware: Hardware::default(),
-        reserved: Reserved::default(),
         last_seen_at: Some(now),
-        boot_id: None,
-        target_seen: 0,
-        generation_base: 0,
-        generation_floor: 0,
-        comments: String::new(),
-        traits: BTreeMap::new(),
-        rack: None,
-        nic_tags: None,
-        ratios: Ratios::default(),
-        roominess: 0,
-        identity: None,
         underlay: Some(IpAddr::from(underlay)),
         underlay_mtu: Some(1500),
-        outside: None,
-        drain: None,
-        created_at: now,
+        ..Server::new(id, format!("m-{}", id.short()), now)
     }
 }
 

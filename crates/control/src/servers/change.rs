@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{
     id::{InstanceId, ServerId},
     instance::{AuditEntry, Caller, Wanted},
-    server::{Drain, Ratios, Reserved, Server, Trait},
+    server::{Drain, Ratios, Server, Trait},
 };
 use store::Transaction;
 
@@ -176,31 +176,7 @@ fn is_word(text: &str) -> bool {
 
 /// The record of a machine of which nothing is known yet.
 pub(super) fn fresh(id: ServerId, new: &super::NewServer, now: model::time::Timestamp) -> Server {
-    Server {
-        id,
-        hostname: new.hostname.clone(),
-        accepts_instances: true,
-        headnode: new.headnode,
-        hardware: model::server::Hardware::default(),
-        reserved: Reserved::default(),
-        last_seen_at: None,
-        boot_id: None,
-        target_seen: 0,
-        generation_base: 0,
-        generation_floor: 0,
-        comments: new.comments.clone(),
-        traits: BTreeMap::new(),
-        rack: None,
-        nic_tags: None,
-        ratios: Ratios::default(),
-        roominess: 0,
-        identity: None,
-        underlay: None,
-        underlay_mtu: None,
-        outside: None,
-        drain: None,
-        created_at: now,
-    }
+    Server { headnode: new.headnode, comments: new.comments.clone(), ..Server::new(id, new.hostname.clone(), now) }
 }
 
 #[cfg(test)]
