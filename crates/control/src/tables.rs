@@ -161,11 +161,16 @@ fn room_keys(server: &Server) -> Vec<String> {
     if !server.accepts_instances {
         return Vec::new();
     }
-    let room = u32::MAX - server.roominess;
+    let room = room_key(server.roominess);
     if server.traits.is_empty() {
-        return vec![format!("/{room:010}")];
+        return vec![format!("/{room}")];
     }
-    server.traits.keys().map(|name| format!("{name}=/{room:010}")).collect()
+    server.traits.keys().map(|name| format!("{name}=/{room}")).collect()
+}
+
+/// How keys of [`BY_ROOM`] end: the more room, the smaller.
+pub(crate) fn room_key(roominess: u32) -> String {
+    format!("{:010}", u32::MAX - roominess)
 }
 
 /// Invitations by id.

@@ -74,6 +74,11 @@ impl Range {
         self.end.saturating_sub(self.start).saturating_add(1)
     }
 
+    /// Any address of the automatic range, of `bits` that are random.
+    pub fn somewhere(&self, bits: u64) -> IpAddr {
+        self.address(self.start + u128::from(bits) % self.size().max(1))
+    }
+
     /// The next free address after `last_given`, or from the start when there was none; `None` when all are used.
     ///
     /// `used_from(ip)` yields used addresses of this family in ascending order, from `ip` on.

@@ -64,12 +64,24 @@ impl<T> Rows<T> {
 
     /// Records under all keys of the index named `index` that begin with `prefix`, in the order of those.
     pub(crate) fn ordered(&self, index: &str, prefix: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
+        self.ordered_from(index, prefix, prefix, "")
+    }
+
+    /// The same from `key` under `from` on.
+    pub(crate) fn ordered_from(
+        &self,
+        index: &str,
+        prefix: &str,
+        from: &str,
+        key: &str,
+    ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
         let position = self.table.indexes.iter().position(|candidate| candidate.name == index);
         let position = position.unwrap_or_else(|| panic!("table `{}` has no index `{index}`", self.table.name));
-        let start = prefix.to_owned();
+        let prefix = prefix.to_owned();
+        let from = if key.is_empty() { Arc::from(from) } else { index_key(from, key) };
         self.indexes[position]
-            .range::<_, str>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
-            .take_while(move |(found, _)| found.starts_with(&start))
+            .range::<_, str>((std::ops::Bound::Included(from.as_ref()), std::ops::Bound::Unbounded))
+            .take_while(move |(found, _)| found.starts_with(&prefix))
             .map(|(_, entry)| entry.clone())
     }
 

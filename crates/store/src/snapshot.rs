@@ -92,6 +92,22 @@ impl Snapshot {
         self.rows(table).ordered(index, prefix)
     }
 
+    /// The same, beginning behind those under keys less than `from`, and behind those under `from` itself with a key of their own less than
+    /// `key`. `from` begins with `prefix`.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn ordered_from<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        index: &str,
+        prefix: &str,
+        from: &str,
+        key: &str,
+    ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
+        self.rows(table).ordered_from(index, prefix, from, key)
+    }
+
     /// How many records there are.
     pub fn count<T>(&self, table: &'static Table<T>) -> usize {
         self.state.tables[self.position(table.name)].len()

@@ -15,6 +15,7 @@ use model::{
     id::{AccountId, InstanceId, NetworkId},
     image::{Image, ImageState},
     instance::{Brand, Caller, Instance, Intent, TagValue, Wanted},
+    network::Nic,
     package::Package,
     placement::{Demand, Rule},
     rules,
@@ -109,11 +110,15 @@ pub async fn create(
     if !faults.is_empty() {
         return Err(Error::Invalid(faults.and(look(control, owner, &request, &alias)?)));
     }
+    let mut tried = Vec::new();
     let (_, id) = control
         .update(|snapshot| {
             let begun_at = control.now();
+            allocate::step_aside(control, snapshot, &tried);
             let plan = Plan::make(control, snapshot, owner, &request, &alias, &rules)?;
-            let transaction = plan.decide(control, snapshot, caller, Birth { id, asked_at, begun_at }, &request)?;
+            let birth = Birth { id, asked_at, begun_at };
+            let (nics, transaction) = plan.decide(control, snapshot, caller, birth, &request)?;
+            tried = nics;
             Ok::<_, Error>((transaction, id))
         })
         .await?;
@@ -197,7 +202,7 @@ impl Plan {
         Ok(Self { owner: account, package, image, nics, brand, alias: alias.to_owned(), rules: rules.to_vec() })
     }
 
-    /// The transaction.
+    /// The NICs it gets, and the transaction.
     fn decide(
         &self,
         control: &Control,
@@ -205,7 +210,7 @@ impl Plan {
         caller: &Caller,
         birth: Birth,
         request: &CreateInstance,
-    ) -> Result<Transaction> {
+    ) -> Result<(Vec<Nic>, Transaction)> {
         let Birth { id, asked_at, begun_at } = birth;
         let limits = packages::limits(&self.package);
         let asked = placement::Asked {
@@ -238,7 +243,7 @@ impl Plan {
             limits,
             affinity: request.affinity.clone(),
             server: server.id,
-            nics,
+            nics: nics.clone(),
             metadata: request.metadata.clone(),
             internal_metadata: request.internal_metadata.clone(),
             tags: request.tags.clone(),
@@ -262,11 +267,9 @@ impl Plan {
         let reserved = server.reserved.plus(Demand::of(&instance.limits));
         let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
         let begun = flows::begin::<Provision>(&mut instance, caller, "provision", None, decided_at);
-        Ok(transaction
-            .create(&CLAIMS, Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() })
-            .replace(&SERVERS, &server, promised)
-            .create(&INSTANCES, instance)
-            .and(begun))
+        let claim = Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() };
+        let made = transaction.create(&CLAIMS, claim).replace(&SERVERS, &server, promised);
+        Ok((nics, made.create(&INSTANCES, instance).and(begun)))
     }
 }
 

@@ -17,7 +17,7 @@ use store::{Snapshot, Transaction};
 use crate::{
     Control, Error, FieldCode, Result,
     networks::addresses,
-    tables::{ADDRESSES, BY_HOLDER, CLAIMS, Claim, address_key},
+    tables::{ADDRESSES, BY_HOLDER, CLAIMS, Claim, NETWORKS, address_key},
 };
 
 /// Tries for an Ethernet address nobody has. With 2^24 suffixes and 100,000 NICs one try fails with 0.6 %.
@@ -99,6 +99,22 @@ fn next_free(control: &Control, snapshot: &Snapshot, network: NetworkId, range: 
         last
     });
     free.find(|ip| !strangers.contains(ip))
+}
+
+/// For a decision that is made again because it did not come true. Where somebody else has what it `tried` to take, another headnode
+/// gives out the same addresses in the same order: from now on this one goes on elsewhere in the range, or they would meet at every
+/// next address.
+pub(crate) fn step_aside(control: &Control, snapshot: &Snapshot, tried: &[Nic]) {
+    for (network, ip) in tried.iter().flat_map(|nic| nic.addresses().map(|ip| (nic.network, ip))) {
+        if snapshot.get(&ADDRESSES, &address_key(network, ip)).is_none() {
+            continue;
+        }
+        let record = snapshot.get(&NETWORKS, &network.to_string());
+        if let Some(range) = record.and_then(|record| Range::for_ip(&record, ip)) {
+            let mut last_given = control.last_given.lock().expect("no holder of this lock panics");
+            last_given.insert((network, range.is_ipv6()), range.somewhere(base::random::bits()));
+        }
+    }
 }
 
 /// Takes the next free address.

@@ -5,14 +5,15 @@
 //! first. Those placed by rules of racks also take turns among their owner's ([`take_turn`]). Nothing is locked for the whole
 //! datacenter.
 //!
-//! Machines are read in the order of their room from an index of the records, and the owner's other instances are counted only on
-//! the machines that are compared; rules of affinity, when there are any, look through the owner's instances once.
+//! Machines are read in the order of their room from an index of the records, from the first one or from somewhere on, and the owner's other
+//! instances are counted only on the machines that are compared; rules of affinity, when there are any, look through the owner's instances once.
 
 mod refusals;
 
 use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
+    ops::ControlFlow,
     sync::Arc,
 };
 
@@ -21,8 +22,8 @@ use model::{
     network::Network,
     package::Package,
     placement::{
-        self, Candidate, Choice, Demand, Explanation, Neighbour, NoRoom, Request, Rule, Search, Spread, Wishes,
-        affinity::AffinityGroup, explain, stage,
+        self, Candidate, Choice, Demand, Explanation, Fleet, Mark, Neighbour, NoRoom, Request, Rule, Spread, Wishes,
+        affinity::AffinityGroup, explain,
     },
     server::Server,
     time::Timestamp,
@@ -36,7 +37,7 @@ use crate::{
     error::Faults,
     networks::{self, pools},
     packages,
-    tables::{AFFINITY_GROUPS, BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on},
+    tables::{AFFINITY_GROUPS, BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on, room_key},
 };
 
 /// Affinity rules in one request at most.
@@ -81,26 +82,14 @@ pub(crate) fn parse_rules(texts: &[String]) -> Result<Vec<Rule>> {
 pub(crate) fn choose(control: &Control, snapshot: &Snapshot, asked: &Asked<'_>) -> Result<Arc<Entry<Server>>> {
     let others = Others::of(snapshot, asked.owner);
     let request = request(snapshot, asked, &others)?;
-    let seen = |server| control.nodes.reachability(server, asked.now);
-    let mut search = Search::new(&request, &control.config.placement);
-    for server in favoured(snapshot, &request.wishes) {
-        search.look_at_favoured(Candidate { server: &server, reachability: seen(server.id) });
-    }
-    for server in walk(snapshot, &request) {
-        if !search.goes_on_to(&server) {
-            break;
-        }
-        search.look_at(Candidate { server: &server, reachability: seen(server.id) });
-    }
-    if let Some(placed) = search.best() {
+    let policy = &control.config.placement;
+    let machines = Machines::of(control, snapshot, &request, asked.now);
+    if let Some(placed) = placement::place(&request, policy, &machines, &mut base::random::bits) {
         let chosen = snapshot.get(&SERVERS, &placed.server.to_string());
         return chosen.ok_or_else(|| Error::not_found("server", placed.server));
     }
-    let judged = snapshot.scan(&SERVERS).filter_map(|server| {
-        let candidate = Candidate { server: &server, reachability: seen(server.id) };
-        stage::judge(&request, &control.config.placement, candidate).err().map(|refusal| (server.id, refusal))
-    });
-    let no_room = NoRoom { refusals: judged.collect(), unmet: request.wishes.unmet() };
+    let all: Vec<_> = snapshot.scan(&SERVERS).collect();
+    let no_room = NoRoom::among(&request, policy, all.iter().map(|server| machines.candidate(server)));
     control.refusals.note(refusals::unplaced(asked, &no_room));
     Err(no_room.into())
 }
@@ -222,18 +211,59 @@ fn request<'a>(snapshot: &Snapshot, asked: &Asked<'_>, others: &'a Others<'_>) -
     })
 }
 
-/// Machines that a rule wants to be near.
-fn favoured(snapshot: &Snapshot, wishes: &Wishes) -> Vec<Arc<Entry<Server>>> {
-    let named = wishes.favoured().into_iter().filter_map(|id| snapshot.get(&SERVERS, &id.to_string()));
-    let racks = wishes.favoured_racks();
-    let racked = racks.iter().flat_map(|rack| snapshot.find(&SERVERS, BY_RACK, rack));
-    named.chain(racked).collect()
+/// The machines of one snapshot.
+struct Machines<'a> {
+    control: &'a Control,
+    snapshot: &'a Snapshot,
+    wishes: &'a Wishes,
+    /// How the keys of [`BY_ROOM`] begin: machines without traits, or those that have one that is asked for.
+    kind: String,
+    now: Timestamp,
 }
 
-/// Machines that are open, the roomiest first: those without traits, or those that have one that is asked for.
-fn walk<'a>(snapshot: &'a Snapshot, request: &Request<'_>) -> impl Iterator<Item = Arc<Entry<Server>>> + use<'a> {
-    let kept_for = request.traits.keys().next().map_or_else(String::new, |name| format!("{name}="));
-    snapshot.ordered(&SERVERS, BY_ROOM, &format!("{kept_for}/"))
+impl<'a> Machines<'a> {
+    fn of(control: &'a Control, snapshot: &'a Snapshot, request: &'a Request<'_>, now: Timestamp) -> Self {
+        let kind = request.traits.keys().next().map_or_else(|| "/".to_owned(), |name| format!("{name}=/"));
+        Self { control, snapshot, wishes: &request.wishes, kind, now }
+    }
+
+    fn candidate<'s>(&self, server: &'s Server) -> Candidate<'s> {
+        Candidate { server, reachability: self.control.nodes.reachability(server.id, self.now) }
+    }
+}
+
+impl Fleet for Machines<'_> {
+    fn favoured(&self, look: &mut dyn FnMut(Candidate<'_>)) {
+        let named = self.wishes.favoured().into_iter();
+        for server in named.filter_map(|id| self.snapshot.get(&SERVERS, &id.to_string())) {
+            look(self.candidate(&server));
+        }
+        for rack in self.wishes.favoured_racks() {
+            for server in self.snapshot.find(&SERVERS, BY_RACK, &rack) {
+                look(self.candidate(&server));
+            }
+        }
+    }
+
+    fn roomiest(&self, from: Option<Mark>, look: &mut dyn FnMut(Candidate<'_>) -> ControlFlow<()>) {
+        let (key, record) = match from {
+            None => (self.kind.clone(), String::new()),
+            Some(Mark { roominess, id }) => (format!("{}{}", self.kind, room_key(roominess)), id.to_string()),
+        };
+        for server in self.snapshot.ordered_from(&SERVERS, BY_ROOM, &self.kind, &key, &record) {
+            if look(self.candidate(&server)).is_break() {
+                break;
+            }
+        }
+    }
+
+    fn by_id(&self, from: ServerId, look: &mut dyn FnMut(Candidate<'_>) -> ControlFlow<()>) {
+        for server in self.snapshot.range(&SERVERS, &from.to_string()) {
+            if look(self.candidate(&server)).is_break() {
+                break;
+            }
+        }
+    }
 }
 
 /// The owner's other instances.

@@ -26,7 +26,10 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// Machines that passed all stages, the best first.
     pub ranked: Vec<Ranked>,
-    /// How many of those asked for would go where, one after the other.
+    /// Machines whose score is no further than this from the best's are as good as it: the machine is drawn from among them.
+    #[serde(default)]
+    pub band: i64,
+    /// How many of those asked for would go where, one after the other, each to the very best.
     pub fits: BTreeMap<ServerId, u32>,
     /// How many would find no place.
     pub left_over: u32,
@@ -71,6 +74,9 @@ pub struct Ranked {
     pub soft_rules: i64,
     /// The owner's instances on it.
     pub neighbours: usize,
+    /// It is one of those from which the machine is drawn.
+    #[serde(default)]
+    pub drawn_from: bool,
 }
 
 /// A request that found no machine.
@@ -125,7 +131,8 @@ pub fn explain<'a>(
         })
         .collect();
     let (fits, left_over) = fill(request, policy, count.min(COUNT_MAX), &fitting);
-    Explanation { stages, ranked: ranked(request, policy, &fitting), fits, left_over, unmet: request.wishes.unmet() }
+    let ranked = ranked(request, policy, &fitting);
+    Explanation { stages, ranked, band: policy.band(), fits, left_over, unmet: request.wishes.unmet() }
 }
 
 fn ranked(request: &Request<'_>, policy: &Policy, fitting: &[Candidate<'_>]) -> Vec<Ranked> {
@@ -138,10 +145,15 @@ fn ranked(request: &Request<'_>, policy: &Policy, fitting: &[Candidate<'_>]) -> 
             room: i64::from(server.roominess),
             soft_rules: request.wishes.balance(server.id, server.rack.as_deref()),
             neighbours: request.spread.on(server.id),
+            drawn_from: false,
         }
     };
     let mut ranked: Vec<Ranked> = fitting.iter().map(rank).collect();
     ranked.sort_by_key(|ranked| (std::cmp::Reverse(ranked.score), ranked.server));
+    let least = ranked.first().map(|best| best.score - policy.band());
+    for machine in &mut ranked {
+        machine.drawn_from = least.is_some_and(|least| machine.score >= least);
+    }
     ranked
 }
 

@@ -1,5 +1,6 @@
 //! What the operator decides about placement, and what an instance needs: plain numbers.
 
+use super::score::FULL;
 use crate::{
     server::{Reserved, Server},
     target::Limits,
@@ -85,6 +86,16 @@ impl Policy {
     /// CPU time of `server` that may be promised, percent of a core.
     pub fn cpu(&self, server: &Server) -> u64 {
         percent(u64::from(server.hardware.cpus) * 100, server.ratios.cpu_percent.unwrap_or(self.cpu_percent))
+    }
+
+    /// Scores that are no further apart are as good as equal: one percent of the room of an empty machine. Nothing where machines are to
+    /// be packed full one by one, because there the fullest is wanted and not one nearly as full.
+    pub fn band(&self) -> i64 {
+        let rooms = [self.weights.memory, self.weights.disk, self.weights.cpu];
+        match rooms.iter().any(|weight| *weight < 0) {
+            true => 0,
+            false => rooms.iter().map(|weight| i64::from(*weight)).sum::<i64>() * FULL / 100,
+        }
     }
 
     /// Most instances of `server`.

@@ -4,7 +4,7 @@ use super::{Policy, Request};
 use crate::server::Server;
 
 /// A full score before its weight.
-const FULL: i64 = 1_000;
+pub(super) const FULL: i64 = 1_000;
 /// Instances of one owner beyond which a machine is not told apart any more.
 const CROWD: usize = 10;
 /// Added to a roominess so that negative weights keep it above zero: three shares at [`super::Weights::MAX`].

@@ -131,6 +131,18 @@ pub struct NoRoom {
 }
 
 impl NoRoom {
+    /// Why none of `candidates`, which are all machines there are, can take what is asked for.
+    pub fn among<'a>(
+        request: &Request<'_>,
+        policy: &Policy,
+        candidates: impl IntoIterator<Item = Candidate<'a>>,
+    ) -> Self {
+        let judged = candidates.into_iter().filter_map(|candidate| {
+            judge(request, policy, candidate).err().map(|refusal| (candidate.server.id, refusal))
+        });
+        Self { refusals: judged.collect(), unmet: request.wishes.unmet() }
+    }
+
     /// One sentence a tenant may read: no machine is named in it.
     pub fn summary(&self) -> String {
         if let Some(rule) = self.unmet.first() {

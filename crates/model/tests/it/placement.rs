@@ -1,12 +1,12 @@
 //! Placement as a whole: stages, scores, the walk down the roomiest machines, and that it is a function of its arguments.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use model::{
     id::{InstanceId, NetworkId, ServerId},
     placement::{
-        Candidate, Choice, Demand, Neighbour, NoRoom, Placed, Policy, Refusal, Request, Rule, Spread, Weights, Wishes,
-        explain, place, roominess, stage,
+        Candidate, Choice, Demand, Fleet, Mark, Neighbour, NoRoom, Placed, Policy, Refusal, Request, Rule, Spread,
+        Weights, Wishes, explain, place, roominess, stage,
     },
     server::{Hardware, Ratios, Reserved, Server, Trait},
     state::Reachability,
@@ -27,29 +27,9 @@ fn network(number: u128) -> NetworkId {
 
 fn server(number: u128, memory: u64, reserved: u64) -> Server {
     let mut server = Server {
-        id: id(number),
-        hostname: format!("s{number}"),
-        accepts_instances: true,
-        headnode: false,
         hardware: Hardware { memory: Mib(memory), cpus: 4, pool_size: Mib(100_000), ..Hardware::default() },
         reserved: Reserved { memory: Mib(reserved), ..Reserved::default() },
-        last_seen_at: None,
-        boot_id: None,
-        target_seen: 0,
-        generation_base: 0,
-        generation_floor: 0,
-        comments: String::new(),
-        traits: BTreeMap::new(),
-        rack: None,
-        nic_tags: None,
-        ratios: Ratios::default(),
-        roominess: 0,
-        identity: None,
-        underlay: None,
-        underlay_mtu: None,
-        outside: None,
-        drain: None,
-        created_at: Timestamp(0),
+        ..Server::new(id(number), format!("s{number}"), Timestamp(0))
     };
     server.roominess = roominess(&Policy::default(), &server);
     server
@@ -70,19 +50,75 @@ fn reachable(server: &Server) -> Candidate<'_> {
     Candidate { server, reachability: Reachability::Reachable }
 }
 
-/// As a store with an index by roominess would list them.
-fn roomiest(servers: &[Server]) -> Vec<&Server> {
-    let mut sorted: Vec<&Server> = servers.iter().collect();
-    sorted.sort_by_key(|server| (std::cmp::Reverse(server.roominess), server.id));
-    sorted
+/// Machines as a store with an index by roominess would list them.
+struct Listed<'a> {
+    roomiest: Vec<&'a Server>,
+    by_id: Vec<&'a Server>,
+    wishes: &'a Wishes,
+}
+
+impl<'a> Listed<'a> {
+    fn of(servers: &'a [Server], wishes: &'a Wishes) -> Self {
+        let mut roomiest: Vec<&Server> = servers.iter().filter(|server| server.accepts_instances).collect();
+        roomiest.sort_by_key(|server| (std::cmp::Reverse(server.roominess), server.id));
+        let mut by_id: Vec<&Server> = servers.iter().collect();
+        by_id.sort_by_key(|server| server.id);
+        Self { roomiest, by_id, wishes }
+    }
+}
+
+impl Fleet for Listed<'_> {
+    fn favoured(&self, look: &mut dyn FnMut(Candidate<'_>)) {
+        let (ids, racks) = (self.wishes.favoured(), self.wishes.favoured_racks());
+        let near =
+            |server: &Server| ids.contains(&server.id) || server.rack.as_ref().is_some_and(|rack| racks.contains(rack));
+        self.roomiest.iter().filter(|server| near(server)).for_each(|server| look(reachable(server)));
+    }
+
+    fn roomiest(&self, from: Option<Mark>, look: &mut dyn FnMut(Candidate<'_>) -> ControlFlow<()>) {
+        let before = |server: &Server, mark: Mark| {
+            server.roominess > mark.roominess || (server.roominess == mark.roominess && server.id < mark.id)
+        };
+        let skipped = self.roomiest.iter().skip_while(|server| from.is_some_and(|mark| before(server, mark)));
+        for server in skipped {
+            if look(reachable(server)).is_break() {
+                break;
+            }
+        }
+    }
+
+    fn by_id(&self, from: ServerId, look: &mut dyn FnMut(Candidate<'_>) -> ControlFlow<()>) {
+        for server in self.by_id.iter().skip_while(|server| server.id < from) {
+            if look(reachable(server)).is_break() {
+                break;
+            }
+        }
+    }
+}
+
+/// A machine whose id is somewhere, as ids are.
+fn scattered(number: u64, memory: u64, reserved: u64) -> Server {
+    let mut chance = seeded(number);
+    let id = ServerId::new(uuid::Uuid::from_u128(u128::from(chance()) << 64 | u128::from(chance())));
+    Server { id, ..server(number.into(), memory, reserved) }
+}
+
+/// Chance that follows from a number, whatever number that is.
+fn seeded(mut seed: u64) -> impl FnMut() -> u64 {
+    move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed ^ (seed >> 29)
+    }
+}
+
+fn place_by(seed: u64, request: &Request<'_>, policy: &Policy, servers: &[Server]) -> Result<Placed, NoRoom> {
+    let listed = Listed::of(servers, &request.wishes);
+    let placed = place(request, policy, &listed, &mut seeded(seed));
+    placed.ok_or_else(|| NoRoom::among(request, policy, servers.iter().map(reachable)))
 }
 
 fn place_among(request: &Request<'_>, policy: &Policy, servers: &[Server]) -> Result<Placed, NoRoom> {
-    let (favoured, racks) = (request.wishes.favoured(), request.wishes.favoured_racks());
-    let favoured = servers.iter().filter(|server| {
-        favoured.contains(&server.id) || server.rack.as_ref().is_some_and(|rack| racks.contains(rack))
-    });
-    place(request, policy, favoured.map(reachable), roomiest(servers).into_iter().map(reachable))
+    place_by(7, request, policy, servers)
 }
 
 fn refusal_of(request: &Request<'_>, policy: &Policy, server: &Server) -> String {
@@ -254,11 +290,49 @@ fn an_owners_instances_spread_over_machines_and_racks() {
 }
 
 #[test]
-fn the_walk_ends_when_nothing_later_can_win() {
-    let servers: Vec<Server> = (1..=1_000).map(|number| server(number, 8_192, (number as u64) * 4)).collect();
-    let placed = place_among(&request(), &Policy::default(), &servers).expect("there is room");
-    assert_eq!(placed.server, id(1));
-    assert!(placed.looked_at < 10, "{placed:?}");
+fn few_machines_are_looked_at_however_many_there_are() {
+    for count in [10, 100, 10_000_u64] {
+        let servers: Vec<Server> = (0..count).map(|number| scattered(number, 8_192, number * 4_000 / count)).collect();
+        for seed in 0..50 {
+            let placed = place_by(seed, &request(), &Policy::default(), &servers).expect("there is room");
+            assert!(placed.looked_at < 60, "{placed:?}");
+        }
+    }
+}
+
+#[test]
+fn those_who_place_at_once_rarely_choose_the_same_machine() {
+    // One machine stands out by a little, as one does where something was just deleted.
+    let mut servers: Vec<Server> = (0..1_000).map(|number| scattered(number, 8_192, 50)).collect();
+    servers.push(scattered(1_000, 8_192, 0));
+    // A part of a fleet that is full otherwise is found too.
+    let full = (1_001..11_000).map(|number| scattered(number, 8_192, 6_000));
+    for fleet in [servers.clone(), servers.into_iter().chain(full).collect()] {
+        let mut chosen: BTreeMap<ServerId, usize> = BTreeMap::new();
+        for seed in 0..1_000 {
+            let placed = place_by(seed, &request(), &Policy::default(), &fleet).expect("there is room");
+            assert!(placed.score > 2_900, "{placed:?}");
+            *chosen.entry(placed.server).or_default() += 1;
+        }
+        // Drawn evenly, 632 would come out.
+        assert!(chosen.len() > 400, "only {} of a thousand machines", chosen.len());
+        let most = chosen.values().max().copied().unwrap_or(0);
+        assert!(most < 100, "one of them {most} times");
+    }
+}
+
+#[test]
+fn a_fleet_that_is_packed_full_one_by_one_has_no_band() {
+    let packs = Policy { weights: Weights { memory: -2, ..Policy::default().weights }, ..Policy::default() };
+    assert_eq!(packs.band(), 0);
+    let mut servers: Vec<Server> = (0..50).map(|number| server(number, 8_192, 0)).collect();
+    servers[17].reserved.memory = Mib(16);
+    for server in &mut servers {
+        server.roominess = roominess(&packs, server);
+    }
+    for seed in 0..50 {
+        assert_eq!(place_by(seed, &request(), &packs, &servers).expect("there is room").server, id(17));
+    }
 }
 
 #[test]
@@ -270,8 +344,19 @@ fn an_explanation_counts_down_stage_by_stage() {
     assert_eq!((row("open").before, row("open").refused.len()), (3, 1));
     assert_eq!((row("memory").before, row("memory").refused[0].hostname.as_str()), (2, "s3"));
     assert_eq!(explained.ranked.iter().map(|ranked| ranked.server).collect::<Vec<_>>(), [id(1)]);
+    assert_eq!((explained.band, explained.ranked[0].drawn_from), (30, true));
     // 16 by CPU: 4 cores at 400 % in shares of 100 %.
     assert_eq!((explained.fits.get(&id(1)), explained.left_over), (Some(&16), 24));
+}
+
+#[test]
+fn whatever_is_in_the_band_may_be_drawn_and_nothing_else() {
+    // 30 points are 107 MiB of 7,168 here; the last is just outside.
+    let servers = [server(1, 8_192, 0), server(2, 8_192, 50), server(3, 8_192, 100), server(4, 8_192, 120)];
+    let drawn: std::collections::BTreeSet<ServerId> = (0..200)
+        .map(|seed| place_by(seed, &request(), &Policy::default(), &servers).expect("there is room").server)
+        .collect();
+    assert_eq!(drawn, [id(1), id(2), id(3)].into());
 }
 
 fn any_server(number: u128) -> impl Strategy<Value = Server> {
@@ -289,28 +374,34 @@ fn any_server(number: u128) -> impl Strategy<Value = Server> {
 
 proptest! {
     #[test]
-    fn the_walk_finds_what_looking_at_all_finds(
-        servers in (0_usize..12).prop_flat_map(|count| (0..count).map(|n| any_server(n as u128)).collect::<Vec<_>>()),
+    fn a_few_looks_find_one_of_the_best_that_looking_at_all_finds(
+        servers in (0_usize..40).prop_flat_map(|count| (0..count).map(|n| any_server(n as u128)).collect::<Vec<_>>()),
         rules in proptest::collection::vec(
             prop_oneof![Just("instance==~db0"), Just("instance!=~db*"), Just("instance!=db1"), Just("rack.instance!=~db0")], 0..3),
         at in proptest::collection::vec(0_u128..12, 0..4),
+        seed in any::<u64>(),
     ) {
         let names = ["db0", "db1", "web", "web"];
         let neighbours: Vec<(&str, u128)> = names.into_iter().zip(at).collect();
         let at = At { servers: &servers, neighbours: &neighbours };
         let request = with_rules(&rules, &at);
         let policy = Policy::default();
-        let walked = place_among(&request, &policy, &servers);
+        let placed = place_by(seed, &request, &policy, &servers);
         let all = explain::explain(&request, &policy, 0, servers.iter().map(reachable));
-        prop_assert_eq!(walked.as_ref().ok().map(|placed| placed.server), all.ranked.first().map(|best| best.server));
-        if let Err(no_room) = walked {
-            prop_assert_eq!(no_room.refusals.len(), servers.len());
+        match &placed {
+            Ok(placed) => {
+                let ranked = all.ranked.iter().find(|ranked| ranked.server == placed.server).expect("it fits");
+                prop_assert_eq!(ranked.score, placed.score);
+                prop_assert!(ranked.drawn_from, "{:?} is not one of the best of {:?}", placed, all.ranked);
+            }
+            Err(no_room) => {
+                prop_assert!(all.ranked.is_empty());
+                prop_assert_eq!(no_room.refusals.len(), servers.len());
+            }
         }
         let reversed: Vec<Server> = servers.iter().rev().cloned().collect();
-        prop_assert_eq!(
-            place_among(&request, &policy, &servers).map(|placed| placed.server).ok(),
-            place_among(&request, &policy, &reversed).map(|placed| placed.server).ok()
-        );
+        let again = place_by(seed, &request, &policy, &reversed);
+        prop_assert_eq!(again.map(|placed| placed.server).ok(), placed.map(|placed| placed.server).ok());
     }
 
     #[test]

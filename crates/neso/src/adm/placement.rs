@@ -51,6 +51,13 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
                 return output.say("No machine can take one.");
             }
             answer::print(ranking(&explanation))?;
+            let drawn_from = explanation.ranked.iter().filter(|ranked| ranked.drawn_from).count();
+            if drawn_from > 1 {
+                let band = explanation.band;
+                answer::print(format!(
+                    "The first {drawn_from} are within {band} points of the best: one of them is drawn."
+                ))?;
+            }
             let placed = count.saturating_sub(explanation.left_over);
             match explanation.left_over {
                 0 => output.say(format!("All {placed} would fit.")),
