@@ -9,10 +9,11 @@ use std::{
     sync::Arc,
 };
 
+use base::channel::Receiver;
 use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
-    firewall::FirewallTarget,
-    id::{InstanceId, MacAddr},
+    firewall::{Action, Direction, FirewallTarget},
+    id::{FirewallRuleId, InstanceId, MacAddr},
     target::{NetworkTarget, Outside6},
 };
 
@@ -94,6 +95,45 @@ pub struct Place {
     pub address: IpAddr,
 }
 
+/// News of what rules log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogNews {
+    /// A rule decided about a packet.
+    Packet(Logged),
+    /// There was more than could be taken: at least so many lines.
+    Lost(u64),
+}
+
+/// A packet that a rule with logging decided about. Of a connection that is let through only its first is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    /// The rule.
+    pub rule: FirewallRuleId,
+    /// What it decided.
+    pub action: Action,
+    /// Which way the packet goes, as the instance sees it.
+    pub direction: Direction,
+    /// The instance whose firewall it is.
+    pub instance: InstanceId,
+    /// What the packet says.
+    pub packet: LoggedPacket,
+}
+
+/// What a packet says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoggedPacket {
+    /// Where it says it comes from.
+    pub source: IpAddr,
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Number of its transport protocol.
+    pub protocol: u8,
+    /// Source and destination port of TCP and UDP, unless it is a later fragment or too short.
+    pub ports: Option<(u16, u16)>,
+    /// Type and code of ICMP, likewise.
+    pub icmp: Option<(u8, u8)>,
+}
+
 /// Anti-spoofing, NAT and protection of the host.
 pub trait Filters: Send + Sync {
     /// Makes the kernel's rules equal to `wanted`.
@@ -101,6 +141,10 @@ pub trait Filters: Send + Sync {
 
     /// Makes the kernel enforce `wanted`. Open connections are judged again, each with its next packet.
     fn apply_firewall(&self, wanted: &Firewall) -> Result<()>;
+
+    /// What rules log from the next [`Filters::apply_firewall`] on, for one reader, as long as it reads. Before somebody asks for it, and where the
+    /// kernel cannot hand it out, they log to the machine's kernel log.
+    fn logged(&self) -> Result<Receiver<LogNews>>;
 
     /// Whether what the last [`Filters::apply`] and [`Filters::apply_firewall`] made is still in force, all of it. Others flush rule sets: a restart of
     /// a firewall's service is enough. Cheap when nobody changed anything.

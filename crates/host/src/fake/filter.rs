@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base::channel::{Receiver, Sender};
+
 use super::Faults;
 use crate::{
     error::Result,
-    filter::{FilterSet, Filters, Firewall},
+    filter::{FilterSet, Filters, Firewall, LogNews, Logged},
 };
 
 /// The filters of one machine in memory. Clones share them.
@@ -20,7 +22,11 @@ struct State {
     firewall: Firewall,
     applied: u64,
     flushed: bool,
+    reader: Option<Sender<LogNews>>,
 }
+
+/// Lines that wait for whoever reads the log.
+const LINES: usize = 64;
 
 impl FilterMachine {
     /// The set in force; empty when there is none.
@@ -36,6 +42,11 @@ impl FilterMachine {
     /// How many times a set was applied that differed from the one in force.
     pub fn changes(&self) -> u64 {
         self.lock().applied
+    }
+
+    /// A rule logs a packet. False when nobody reads the log, or he is too slow.
+    pub fn log(&self, logged: Logged) -> bool {
+        self.lock().reader.as_ref().is_some_and(|reader| reader.try_send(LogNews::Packet(logged)).is_ok())
     }
 
     /// The machine loses power, or somebody flushes its rules: none is left.
@@ -59,7 +70,7 @@ pub struct FakeFilters {
 }
 
 impl FakeFilters {
-    /// A handle. Verbs to arm: `filters.apply`, `.firewall`, `.intact`, `.clear`.
+    /// A handle. Verbs to arm: `filters.apply`, `.firewall`, `.logged`, `.intact`, `.clear`.
     pub fn new(machine: FilterMachine, faults: Faults) -> Self {
         Self { machine, faults }
     }
@@ -84,6 +95,13 @@ impl Filters for FakeFilters {
             state.firewall = wanted.clone();
         }
         Ok(())
+    }
+
+    fn logged(&self) -> Result<Receiver<LogNews>> {
+        self.faults.pass("filters.logged", "")?;
+        let (sender, receiver) = base::channel::bounded("firewall log", LINES);
+        self.machine.lock().reader = Some(sender);
+        Ok(receiver)
     }
 
     fn intact(&self) -> Result<bool> {

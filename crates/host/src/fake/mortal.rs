@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use base::channel::Receiver;
 use model::{
     id::{ImageId, InstanceId},
     image::Compression,
@@ -28,7 +29,7 @@ use crate::{
     dataset::{Datasets, PoolUsage},
     error::Result,
     fabric::FabricSet,
-    filter::{FilterSet, Filters, Firewall},
+    filter::{FilterSet, Filters, Firewall, LogNews},
     link::{Links, NetworkSetup, NicStatus},
     zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
@@ -236,6 +237,10 @@ impl Filters for Mortal {
 
     fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
         self.act(|host| host.filters.apply_firewall(wanted))
+    }
+
+    fn logged(&self) -> Result<Receiver<LogNews>> {
+        self.look().filters.logged()
     }
 
     fn intact(&self) -> Result<bool> {

@@ -6,46 +6,37 @@
 //! (somebody flushed the rule set), everything is loaded again.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use nix::{errno::Errno, sys::socket::SockProtocol};
+use base::channel::Receiver;
+use nix::errno::Errno;
 
 use super::{
     command,
     filter_rules::{self as rules, NIC_SETS, Sender},
     filter_watch as watch,
     firewall::{self, Enforced},
+    firewall_rules::{Scope, number_of_name},
     forwarding,
     link::{set_sysctl, sysctl_is},
-    netlink::{Message, Refusal, Socket, attrs, flag},
+    netlink::{Message, Refusal, Socket, attrs},
+    nflog::{self, Owners},
+    nft_wire::{Batch, NFPROTO_BRIDGE, NFPROTO_INET, SUBSYSTEM, Verb, open},
 };
 use crate::{
     error::{Error, Result},
-    filter::{FilterSet, Filters, Firewall},
+    filter::{FilterSet, Filters, Firewall, LogNews},
     link::LinkNames,
 };
 
-pub(super) const SUBSYSTEM: u16 = 10;
-pub(super) const NFPROTO_INET: u8 = 1;
-pub(super) const NFPROTO_BRIDGE: u8 = 7;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
 const GETTABLE: u16 = (SUBSYSTEM << 8) | 1;
-const NEWSETELEM: u16 = (SUBSYSTEM << 8) | 12;
-const DELSETELEM: u16 = (SUBSYSTEM << 8) | 14;
 const TABLE_NAME: u16 = 1;
 const TABLE_HANDLE: u16 = 4;
-pub(super) const ELEM_LIST_TABLE: u16 = 1;
-pub(super) const ELEM_LIST_SET: u16 = 2;
-pub(super) const ELEM_LIST_ELEMENTS: u16 = 3;
-pub(super) const LIST_ELEM: u16 = 1;
-pub(super) const SET_ELEM_KEY: u16 = 1;
-pub(super) const DATA_VALUE: u16 = 1;
-
-/// Most senders changed in one batch, each with two elements of at most 60 bytes: an attribute holds 64 KiB.
-const BATCH_MAX: usize = 500;
 
 /// Filters in the network namespace of the calling thread.
 pub struct LinuxFilters {
@@ -53,6 +44,9 @@ pub struct LinuxFilters {
     names: LinkNames,
     applied: Mutex<Option<Applied>>,
     enforced: Mutex<Option<Enforced>>,
+    /// Whether rules log to our group: once somebody reads it.
+    is_read: AtomicBool,
+    owners: Owners,
 }
 
 /// What was loaded, and what the kernel made of it.
@@ -69,7 +63,9 @@ struct Applied {
 impl LinuxFilters {
     /// Filters in tables named `table`, for interfaces with `names`. Nothing is changed before the first application.
     pub fn new(table: &str, names: LinkNames) -> Self {
-        Self { table: table.to_owned(), names, applied: Mutex::new(None), enforced: Mutex::new(None) }
+        let (applied, enforced) = (Mutex::new(None), Mutex::new(None));
+        let (is_read, owners) = (AtomicBool::new(false), Owners::default());
+        Self { table: table.to_owned(), names, applied, enforced, is_read, owners }
     }
 
     fn load(&self, wanted: &FilterSet) -> Result<Applied> {
@@ -103,27 +99,22 @@ impl LinuxFilters {
 
     /// Changes set elements in one transaction; false when that cannot be and all must be loaded again.
     fn change(&self, socket: &mut Socket, gone: &[Sender], new: &[Sender]) -> Result<bool> {
-        if gone.len() + new.len() > BATCH_MAX {
-            return Ok(false);
-        }
-        let mut batch = vec![Message::new(BATCH_BEGIN, 0, &BATCH_HEADER).unanswered()];
-        for (kind, flags, senders) in [(DELSETELEM, 0, gone), (NEWSETELEM, flag::CREATE, new)] {
+        let mut batch = Batch::new(&self.table);
+        for (verb, senders) in [(Verb::Delete, gone), (Verb::Add, new)] {
             for set in NIC_SETS {
-                let keys: Vec<Vec<u8>> = senders.iter().filter_map(|sender| sender.key(set)).collect();
-                if !keys.is_empty() {
-                    batch.push(self.elements(kind, flags, set, keys.into_iter()));
-                }
+                batch.elements(verb, NFPROTO_BRIDGE, set, senders.iter().filter_map(|sender| sender.key(set)));
             }
         }
-        batch.push(Message::new(BATCH_END, 0, &BATCH_HEADER).unanswered());
-        let answers = socket.batch(batch).map_err(|refusal| refusal.doing("change nftables sets"))?;
-        for answer in answers {
-            if let Err(refusal) = answer {
+        match batch.send(socket) {
+            Ok(()) => Ok(true),
+            Err(Refusal { errno: Errno::ETIMEDOUT, words }) => {
+                Err(Refusal { errno: Errno::ETIMEDOUT, words }.doing("change nftables sets"))
+            }
+            Err(refusal) => {
                 tracing::warn!(?refusal, table = self.table, "set elements were refused; loading all filters again");
-                return Ok(false);
+                Ok(false)
             }
         }
-        Ok(true)
     }
 
     /// Whether `held` is what the kernel has.
@@ -145,17 +136,6 @@ impl LinuxFilters {
     fn firewall_table(&self) -> String {
         format!("{}_fw", self.table)
     }
-
-    fn elements(&self, kind: u16, flags: u16, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Message {
-        let message = Message::new(kind, flags, &[NFPROTO_BRIDGE, 0, 0, 0])
-            .text(ELEM_LIST_TABLE, &self.table)
-            .text(ELEM_LIST_SET, set);
-        message.nest(ELEM_LIST_ELEMENTS, &[], |list| {
-            keys.fold(list, |list, key| {
-                list.nest(LIST_ELEM, &[], |element| element.nest(SET_ELEM_KEY, &[], |data| data.attr(DATA_VALUE, &key)))
-            })
-        })
-    }
 }
 
 /// Whether the machine routes at all.
@@ -165,9 +145,6 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 fn forwards6(set: &FilterSet) -> bool {
     set.bridges.values().any(|bridge| !bridge.outside6.is_none())
 }
-
-/// Family unspecified, version 0, and the subsystem in network order.
-const BATCH_HEADER: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 
 // === impl Filters ===
 
@@ -200,7 +177,19 @@ impl Filters for LinuxFilters {
 
     fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
         let mut enforced = self.enforced.lock().unwrap_or_else(PoisonError::into_inner);
-        firewall::apply(&self.firewall_table(), &self.names, &mut enforced, wanted, &mut open()?)
+        let table = self.firewall_table();
+        let log_group = self.is_read.load(Ordering::Acquire).then(|| number_of_name(&table));
+        let scope = Scope { table: &table, names: &self.names, log_group };
+        firewall::apply(&scope, &mut enforced, wanted, &mut open()?)?;
+        let logs = log_group.is_some() && wanted.target.rules.values().any(|rule| rule.log);
+        self.owners.set(if logs { wanted.places.clone() } else { BTreeMap::new() });
+        Ok(())
+    }
+
+    fn logged(&self) -> Result<Receiver<LogNews>> {
+        let receiver = nflog::listen(number_of_name(&self.firewall_table()), self.owners.clone())?;
+        self.is_read.store(true, Ordering::Release);
+        Ok(receiver)
     }
 
     fn intact(&self) -> Result<bool> {
@@ -259,8 +248,4 @@ pub(super) fn handle_of(socket: &mut Socket, family: u8, table: &str) -> Result<
     };
     let attributes = answer.first().and_then(|payload| payload.get(4..)).unwrap_or_default();
     Ok(attrs(attributes).find(|(kind, _)| *kind == TABLE_HANDLE).map(|(_, handle)| handle.to_vec()))
-}
-
-fn open() -> Result<Socket> {
-    Socket::open(SockProtocol::NetlinkNetFilter).map_err(|source| Error::os("open an nftables socket", source))
 }

@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::{
-    filter::{
+    filter_rules::FIXED_SETS,
+    netlink::{Answer, Message, Refusal, Socket, attrs, flag},
+    nft_wire::{
         DATA_VALUE, ELEM_LIST_ELEMENTS, ELEM_LIST_SET, ELEM_LIST_TABLE, LIST_ELEM, NFPROTO_BRIDGE, NFPROTO_INET,
         SET_ELEM_KEY, SUBSYSTEM,
     },
-    filter_rules::FIXED_SETS,
-    netlink::{Answer, Message, Refusal, Socket, attrs, flag},
 };
 use crate::error::Result;
 

@@ -1,23 +1,24 @@
 //! The distributed firewall in nftables: tables of its own beside those against spoofing.
 //!
-//! What differs is written in one transaction of `nft`; should that be refused, or our tables not be the ones we made, everything is
-//! written again. Bridges with a filtered NIC hand their frames to the IP hooks, others do not and pay nothing.
+//! What differs goes to the kernel in one transaction of netlink messages; should that be refused, or our tables not be the ones we
+//! made, everything is written again with `nft`. Bridges with a filtered NIC hand their frames to the IP hooks, others do not and pay nothing.
 
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
     command,
-    filter::{NFPROTO_BRIDGE, NFPROTO_INET, handle_of},
+    filter::handle_of,
     filter_watch as watch,
+    firewall_change::{Difference, difference},
     firewall_rules::{self as rules, Scope},
     link::set_sysctl,
     link_wire,
     netlink::Socket,
+    nft_wire::{NFPROTO_BRIDGE, NFPROTO_INET},
 };
 use crate::{
     error::{Error, Result},
     filter::Firewall,
-    link::LinkNames,
 };
 
 /// What is in the kernel.
@@ -31,13 +32,12 @@ pub(super) struct Enforced {
 
 /// Makes the kernel's tables equal to `wanted`; `held` is what they were made equal to before.
 pub(super) fn apply(
-    table: &str,
-    names: &LinkNames,
+    scope: &Scope<'_>,
     held: &mut Option<Enforced>,
     wanted: &Firewall,
     socket: &mut Socket,
 ) -> Result<()> {
-    let scope = Scope { table, names };
+    let table = scope.table;
     let before = held.as_ref().map(|held| bridges(&held.firewall)).unwrap_or_default();
     let after = bridges(wanted);
     if after.is_empty() {
@@ -53,29 +53,29 @@ pub(super) fn apply(
         && handles(table, socket)? == known.handles
     {
         let stamp = known.stamp.wrapping_add(1).max(1);
-        match rules::difference(&scope, &known.firewall, wanted, stamp) {
-            Some(nothing) if nothing.is_empty() => {
+        match difference(scope, &known.firewall, wanted, stamp) {
+            Difference::Nothing => {
                 known.firewall = wanted.clone();
                 return Ok(());
             }
-            Some(script) => match command::run("nft", &["-f", "-"], &script) {
-                Ok(_) => {
+            Difference::Some(batch) => match batch.send(socket) {
+                Ok(()) => {
                     *known = Enforced { firewall: wanted.clone(), handles: known.handles.clone(), stamp, seen: None };
                     track(&after, true)?;
                     return track(&before.difference(&after).cloned().collect(), false);
                 }
-                Err(error) => {
-                    tracing::warn!(error = %base::errors::chain(&error), table, "a change of the firewall was refused; writing all of it again");
+                Err(refusal) => {
+                    tracing::warn!(?refusal, table, "a change of the firewall was refused; writing all of it again");
                 }
             },
-            None => {}
+            Difference::Everything => {}
         }
     }
     // Connections that bear a stamp of ours from before must not pass for judged.
     let stamp = held.as_ref().map_or_else(first_stamp, |held| held.stamp.wrapping_add(1).max(1));
     *held = None;
     hook_in()?;
-    command::run("nft", &["-f", "-"], &rules::whole(&scope, wanted, stamp))?;
+    command::run("nft", &["-f", "-"], &rules::whole(scope, wanted, stamp))?;
     track(&after, true)?;
     track(&before.difference(&after).cloned().collect(), false)?;
     *held = Some(Enforced { firewall: wanted.clone(), handles: handles(table, socket)?, stamp, seen: None });

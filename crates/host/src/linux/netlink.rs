@@ -30,6 +30,9 @@ const ANSWER_TIMEOUT_S: i64 = 30;
 /// Bytes of one read: the kernel fills at most 32 KiB.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Bytes a socket sends at once without being told to: the kernel's own limit is at least this.
+const SEND_BYTES: usize = 64 * 1024;
+
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -48,6 +51,8 @@ pub(super) mod flag {
     pub(crate) const EXCL: u16 = 0x200;
     /// Make it if it does not exist.
     pub(crate) const CREATE: u16 = 0x400;
+    /// Behind those that exist.
+    pub(crate) const APPEND: u16 = 0x800;
     /// All objects.
     pub(crate) const DUMP: u16 = 0x300;
 }
@@ -72,9 +77,13 @@ impl Message {
 
     /// The same without asking for an answer: for marks around a batch.
     pub(super) fn unanswered(mut self) -> Self {
+        self.silence();
+        self
+    }
+
+    fn silence(&mut self) {
         let flags = self.flags() & !F_ACK;
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        self
     }
 
     /// Adds an attribute.
@@ -108,6 +117,17 @@ impl Message {
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
         self.bytes[start + 2..start + 4].copy_from_slice(&kind.to_ne_bytes());
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// What is behind the header.
+    #[cfg(test)]
+    pub(super) fn payload(&self) -> &[u8] {
+        &self.bytes[HEADER..]
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     fn flags(&self) -> u16 {
@@ -197,7 +217,56 @@ impl Socket {
     /// Carries out messages in order, each whether or not those before it succeeded; one answer for each that asks for
     /// one. The outer error is of the socket itself.
     pub(super) fn batch(&mut self, messages: Vec<Message>) -> Result<Vec<Answer>, Refusal> {
-        let mut bytes = Vec::new();
+        let waiting = self.send(messages)?;
+        self.collect(&waiting)
+    }
+
+    /// Carries out messages of which the first and the last mark a transaction: all of them, or none. However many there are,
+    /// one answer is waited for: the kernel looks at all of them before it says anything.
+    pub(super) fn transaction(&mut self, mut messages: Vec<Message>) -> Result<(), Refusal> {
+        let before = self.sequence;
+        let count = messages.len();
+        for (index, message) in messages.iter_mut().enumerate() {
+            if index + 2 != count {
+                message.silence();
+            }
+        }
+        let Some(last) = self.send(messages)?.pop() else { return Ok(()) };
+        loop {
+            let count = match self.receive() {
+                // So many complaints that the rest of them was thrown away.
+                Err(Refusal { errno: Errno::ENOBUFS, .. }) => return Err(Errno::EINVAL.into()),
+                other => other?,
+            };
+            for (kind, flags, sequence, payload) in messages_in(&self.buffer[..count]) {
+                // Those before are answers to a transaction that was given up on.
+                if kind != NLMSG_ERROR || sequence.wrapping_sub(before).wrapping_sub(1) >= last.wrapping_sub(before) {
+                    continue;
+                }
+                match refusal(payload, flags) {
+                    Some(refusal) => return Err(refusal),
+                    None if sequence == last => return Ok(()),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// From now on waits so many seconds for what the kernel says by itself, which may be so many bytes.
+    pub(super) fn listen(&mut self, seconds: i64, bytes: usize) -> Result<(), Refusal> {
+        setsockopt(&self.fd, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+        Ok(setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)?)
+    }
+
+    /// What the kernel says by itself: kinds and payloads. [`Errno::ETIMEDOUT`] when it says nothing.
+    pub(super) fn heard(&mut self) -> Result<Vec<(u16, Vec<u8>)>, Refusal> {
+        let count = self.receive()?;
+        Ok(messages_in(&self.buffer[..count]).map(|(kind, _, _, payload)| (kind, payload.to_vec())).collect())
+    }
+
+    /// Sends messages in one system call; the numbers of those that ask for an answer.
+    fn send(&mut self, messages: Vec<Message>) -> Result<Vec<u32>, Refusal> {
+        let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
         let mut waiting = Vec::new();
         for mut message in messages {
             self.sequence = self.sequence.wrapping_add(1);
@@ -212,11 +281,29 @@ impl Socket {
         if bytes.is_empty() {
             return Ok(Vec::new());
         }
-        let sent = send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        if sent != bytes.len() {
-            return Err(Errno::EMSGSIZE.into());
+        if bytes.len() > SEND_BYTES {
+            setsockopt(&self.fd, sockopt::SndBufForce, &bytes.len())?;
         }
-        self.collect(&waiting)
+        let sent = send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        match sent == bytes.len() {
+            true => Ok(waiting),
+            false => Err(Errno::EMSGSIZE.into()),
+        }
+    }
+
+    /// Reads once into the buffer; how many bytes.
+    fn receive(&mut self) -> Result<usize, Refusal> {
+        loop {
+            let mut slices = [IoSliceMut::new(&mut self.buffer)];
+            let received = recvmsg::<()>(self.fd.as_raw_fd(), &mut slices, None, MsgFlags::empty());
+            match received {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
+                Err(errno) => return Err(errno.into()),
+                Ok(message) if message.flags.contains(MsgFlags::MSG_TRUNC) => return Err(Errno::EMSGSIZE.into()),
+                Ok(message) => return Ok(message.bytes),
+            }
+        }
     }
 
     fn collect(&mut self, waiting: &[u32]) -> Result<Vec<Answer>, Refusal> {
@@ -224,54 +311,49 @@ impl Socket {
         let mut open = waiting.len();
         let mut ended = vec![false; waiting.len()];
         while open > 0 {
-            let count = {
-                let mut slices = [IoSliceMut::new(&mut self.buffer)];
-                let received = recvmsg::<()>(self.fd.as_raw_fd(), &mut slices, None, MsgFlags::empty());
-                match received {
-                    Err(Errno::EINTR) => continue,
-                    Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
-                    Err(errno) => return Err(errno.into()),
-                    Ok(message) if message.flags.contains(MsgFlags::MSG_TRUNC) => return Err(Errno::EMSGSIZE.into()),
-                    Ok(message) => message.bytes,
-                }
-            };
-            let mut rest = &self.buffer[..count];
-            while rest.len() >= HEADER {
-                let length = (u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize).min(rest.len());
-                if length < HEADER {
-                    break;
-                }
-                let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-                let flags = u16::from_ne_bytes([rest[6], rest[7]]);
-                let sequence = u32::from_ne_bytes([rest[8], rest[9], rest[10], rest[11]]);
-                let payload = &rest[HEADER..length];
+            let count = self.receive()?;
+            for (kind, flags, sequence, payload) in messages_in(&self.buffer[..count]) {
                 // Answers to a batch that was given up on are passed over.
-                if let Some(index) = waiting.iter().position(|one| *one == sequence) {
-                    let end = match kind {
-                        NLMSG_ERROR => {
-                            if let Some(refusal) = refusal(payload, flags) {
-                                answers[index] = Err(refusal);
-                            }
-                            true
+                let Some(index) = waiting.iter().position(|one| *one == sequence) else { continue };
+                let end = match kind {
+                    NLMSG_ERROR => {
+                        if let Some(refusal) = refusal(payload, flags) {
+                            answers[index] = Err(refusal);
                         }
-                        NLMSG_DONE => true,
-                        _ => {
-                            if let Ok(payloads) = &mut answers[index] {
-                                payloads.push(payload.to_vec());
-                            }
-                            false
-                        }
-                    };
-                    if end && !ended[index] {
-                        ended[index] = true;
-                        open -= 1;
+                        true
                     }
+                    NLMSG_DONE => true,
+                    _ => {
+                        if let Ok(payloads) = &mut answers[index] {
+                            payloads.push(payload.to_vec());
+                        }
+                        false
+                    }
+                };
+                if end && !ended[index] {
+                    ended[index] = true;
+                    open -= 1;
                 }
-                rest = &rest[length.next_multiple_of(4).min(rest.len())..];
             }
         }
         Ok(answers)
     }
+}
+
+/// Kind, flags, number and payload of each message.
+pub(super) fn messages_in(bytes: &[u8]) -> impl Iterator<Item = (u16, u16, u32, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = (number_of(rest) as usize).min(rest.len());
+        if length < HEADER {
+            return None;
+        }
+        let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+        let flags = u16::from_ne_bytes([rest[6], rest[7]]);
+        let (sequence, payload) = (number_of(&rest[8..]), &rest[HEADER..length]);
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        Some((kind, flags, sequence, payload))
+    })
 }
 
 fn refusal(payload: &[u8], flags: u16) -> Option<Refusal> {

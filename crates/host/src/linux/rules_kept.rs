@@ -4,15 +4,14 @@
 //! the text that was loaded, the kernel's number of the table, and, when the kernel's count of changes moved, rules and sets
 //! as it showed them right after loading. Nothing here needs to know what they mean.
 
-use nix::sys::socket::SockProtocol;
-
 use super::{
     command,
-    filter::{NFPROTO_INET, handle_of},
+    filter::handle_of,
     filter_watch as watch,
     netlink::Socket,
+    nft_wire::{NFPROTO_INET, open},
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A table of the `inet` family.
 pub(super) struct Table<'a> {
@@ -90,8 +89,4 @@ pub(super) fn remove(name: &str, held: &mut Option<Loaded>) -> Result<()> {
         Some(_) => command::run("nft", &["-f", "-"], &removal(name)).map(drop),
         None => Ok(()),
     }
-}
-
-fn open() -> Result<Socket> {
-    Socket::open(SockProtocol::NetlinkNetFilter).map_err(|source| Error::os("open an nftables socket", source))
 }

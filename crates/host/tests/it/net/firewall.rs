@@ -25,7 +25,7 @@ use super::{
 };
 
 /// One account's rules and instances, and the zones they are.
-struct Scene {
+pub(super) struct Scene {
     owner: AccountId,
     rules: Vec<FirewallRule>,
     views: Vec<InstanceView>,
@@ -33,11 +33,11 @@ struct Scene {
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { owner: AccountId::random(), rules: Vec::new(), views: Vec::new(), places: BTreeMap::new() }
     }
 
-    fn add(&mut self, zone: &Zone, bridge: &str, filtered: bool, tags: &[&str]) -> InstanceId {
+    pub(super) fn add(&mut self, zone: &Zone, bridge: &str, filtered: bool, tags: &[&str]) -> InstanceId {
         let id = InstanceId::random();
         let tags = tags.iter().map(|tag| ((*tag).to_owned(), "1".to_owned())).collect();
         let addresses = zone.addresses();
@@ -62,12 +62,22 @@ impl Scene {
         });
     }
 
+    /// The same, and it logs.
+    pub(super) fn logged_rule(&mut self, text: &str) {
+        self.rule(text);
+        self.rules.iter_mut().last().expect("it was just added").log = true;
+    }
+
+    pub(super) fn rule_ids(&self) -> Vec<FirewallRuleId> {
+        self.rules.iter().map(|rule| rule.id).collect()
+    }
+
     fn tags(&mut self, id: InstanceId, tags: &[&str]) {
         let view = self.views.iter_mut().find(|view| view.id == id).expect("it was added");
         view.tags = tags.iter().map(|tag| ((*tag).to_owned(), "1".to_owned())).collect();
     }
 
-    fn firewall(&self) -> Firewall {
+    pub(super) fn firewall(&self) -> Firewall {
         let directory = Directory::new(self.views.iter().cloned());
         let target = compile(&self.rules, &directory, &self.views);
         target.check().expect("it fits together");

@@ -1,10 +1,12 @@
 //! Links and filters: one suite for the fake and the real ones, then what only a kernel can show.
 
 mod attach;
+mod changes;
 mod fabric;
 mod firewall;
 mod frames;
 mod isolation;
+mod log;
 mod nat;
 mod rules;
 mod site;
