@@ -9,7 +9,10 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use cloudapi::signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim};
 use headnode::cloudapi::Params;
-use host::archive::{self, Member, MemberKind, Sink};
+use host::{
+    archive::{self, Member, MemberKind, Sink},
+    linux::nflog,
+};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 use mdata::Frame;
 use model::{
@@ -26,9 +29,10 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("archive", archive),
     ("authorization", authorization),
+    ("firewall_log", firewall_log),
     ("firewall_rule", firewall_rule),
     ("key_id", key_id),
     ("manifest", manifest),
@@ -42,6 +46,17 @@ pub const TARGETS: [(&str, Target); 11] = [
 
 /// When signatures are looked at: Tue, 24 Nov 2026 15:06:00 GMT, seconds since the epoch.
 const NOW: i64 = 1_795_532_760;
+
+/// Lines of the kernel's packet log: first as a message, then as a packet.
+pub fn firewall_log(bytes: &[u8]) {
+    if let Some(line) = nflog::read(bytes) {
+        assert_eq!(line.mark.to_string().parse(), Ok(line.mark));
+    }
+    if let Some(packet) = nflog::packet(bytes) {
+        assert_eq!(packet.source.is_ipv4(), packet.destination.is_ipv4());
+        assert!(packet.ports.is_none() || packet.icmp.is_none());
+    }
+}
 
 /// Image archives: every member that passes stays inside the root.
 pub fn archive(bytes: &[u8]) {

@@ -19,7 +19,8 @@
 //!
 //! Reading order: [`rule`] has the types and their limits, [`parse`] and [`canonical`] the text; [`apply`] the record and whom it
 //! concerns, [`directory`] the addresses behind tags; [`target`] the document, [`compile`] and [`change`] how it comes to be and
-//! what of it is new, [`merge`] how little of it a packet must be compared with; [`evaluate`] what it all does to one packet.
+//! what of it is new, [`merge`] how little of it a packet must be compared with; [`evaluate`] what it all does to one packet, and
+//! [`log`] the line that tells of it.
 //!
 //! ARP and neighbour discovery are not traffic in this sense: whoever enforces a document lets them through.
 
@@ -30,6 +31,7 @@ pub mod compile;
 pub mod directory;
 pub mod error;
 pub mod evaluate;
+pub mod log;
 pub mod merge;
 pub mod parse;
 pub mod rule;

@@ -19,7 +19,7 @@ use crate::{
     config::AgentConfig,
     dispatch::{self, Dispatcher, Survey},
     error::AgentError,
-    fabrics,
+    fabrics, firewall_log,
     ids::IdPool,
     images::Images,
     inquiries,
@@ -71,6 +71,8 @@ impl Agent {
         );
 
         let events = self.host.zones.events();
+        // Asked for before any rule is made: those that exist log to whoever reads.
+        let (firewall_log, news) = firewall_log::open(&verbs, &self.config, self.clock.now_ms()).await;
         let metadata = Metadata::new(&self.config.control_dir, ledgers.directory(), self.config.disk.clone());
         let (network, changes) = Network::new();
         let board = Arc::new(Board::default());
@@ -88,6 +90,7 @@ impl Agent {
             target,
             seen: AtomicU64::new(0),
             firewall_seen: AtomicU64::new(0),
+            firewall_log,
             confirmed: AtomicBool::new(false),
             ledgers,
             board,
@@ -103,13 +106,14 @@ impl Agent {
         let filters = base::task::spawn("filters", network::own_filters(shared.clone(), changes, connected.clone()));
         let reports = base::task::spawn("reports", link::send_reports(shared.clone(), identity));
         let answering = base::task::spawn("inquiries", inquiries::answer_all(shared.clone()));
+        let logging = base::task::spawn("firewall log", firewall_log::keep(shared.clone(), news));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
         let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone(), keeper));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, fabrics, reports, fetching, answering, watching);
+        let _ = futures_util::join!(filters, fabrics, reports, fetching, answering, logging, watching);
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }

@@ -77,6 +77,9 @@ async fn answer(shared: &Arc<Shared>, inquiry: Inquiry) {
     let answer = match inquiry.question {
         Question::Console { instance, max_bytes, after } => console(shared, instance, max_bytes, after).await,
         Question::Path(look) => path(shared, *look).await,
+        Question::FirewallLog { filter, max_lines, after } => {
+            shared.firewall_log.read(filter, max_lines, after.as_deref()).map(Answer::FirewallLog)
+        }
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }

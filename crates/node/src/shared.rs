@@ -14,8 +14,8 @@ use nodeapi::link::HeadnodeLink;
 use tokio::sync::Semaphore;
 
 use crate::{
-    board::Board, config::AgentConfig, ids::IdPool, images::Images, ledger::Ledgers, metadata::Metadata,
-    network::Network, verbs::Verbs,
+    board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images, ledger::Ledgers,
+    metadata::Metadata, network::Network, verbs::Verbs,
 };
 
 /// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) seen: AtomicU64,
     /// Generation of the target whose firewall is in force. Zero until the first application.
     pub(crate) firewall_seen: AtomicU64,
+    pub(crate) firewall_log: FirewallLog,
     /// Whether a headnode has confirmed or replaced the target in this run.
     pub(crate) confirmed: AtomicBool,
     pub(crate) ledgers: Ledgers,

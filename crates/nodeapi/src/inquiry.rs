@@ -6,6 +6,7 @@
 //! asked may ask again.
 
 use model::{
+    firewall::log::{LogEntry, LogFilter},
     id::{InquiryId, InstanceId},
     path::{Look, Sight},
 };
@@ -19,6 +20,9 @@ pub const CONSOLE_MAX_BYTES: u32 = 512 << 10;
 
 /// Largest answer, bytes: a log full of bytes that take six in JSON, and some room.
 pub const ANSWER_MAX_BYTES: usize = 4 << 20;
+
+/// Most lines of a firewall log in one answer; each has some hundred bytes.
+pub const FIREWALL_LOG_MAX_LINES: u32 = 1_000;
 
 /// A question with the name its answer will bear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +49,18 @@ pub enum Question {
     },
     /// What its kernel has on the way of a packet.
     Path(Box<Look>),
+    /// What the rules of its firewall logged.
+    #[serde(rename = "firewall-log")]
+    FirewallLog {
+        /// Which lines.
+        #[serde(flatten)]
+        filter: LogFilter,
+        /// At most so many of them, up to [`FIREWALL_LOG_MAX_LINES`].
+        max_lines: u32,
+        /// Those behind this place ([`FirewallLogPage::next`] of an earlier answer); else the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
@@ -58,6 +74,9 @@ pub enum Answer {
     Console(Console),
     /// To [`Question::Path`].
     Path(Sight),
+    /// To [`Question::FirewallLog`].
+    #[serde(rename = "firewall-log")]
+    FirewallLog(FirewallLogPage),
     /// It cannot say, and why.
     Refused {
         /// In words.
@@ -73,6 +92,17 @@ pub struct Console {
     /// Where the next piece begins; `None` while nothing was ever written.
     pub next: Option<String>,
     /// The place asked for is gone, and something between it and this text with it.
+    pub lost: bool,
+}
+
+/// A piece of a firewall log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallLogPage {
+    /// Oldest first.
+    pub entries: Vec<LogEntry>,
+    /// Where the next piece begins.
+    pub next: String,
+    /// The place asked for is gone, and something between it and these lines with it.
     pub lost: bool,
 }
 

@@ -1,6 +1,9 @@
 //! Rules of the firewall, and the client's verbs for them.
 
-use model::firewall::FirewallRule;
+use model::{
+    firewall::{FirewallRule, log::LogEntry},
+    id::ServerId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -59,7 +62,66 @@ pub struct FirewallRuleView {
     pub waiting_for: Vec<String>,
 }
 
+/// Which lines of the machines' logs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FirewallLogQuery {
+    /// Of this rule, by its id.
+    pub rule: Option<String>,
+    /// Of this instance: id, short id, or alias when only one has it.
+    pub instance: Option<String>,
+    /// Of this machine alone, by its id or host name.
+    pub server: Option<String>,
+    /// At most so many, 1 to 1,000.
+    pub lines: u32,
+    /// Those behind this place ([`FirewallLogView::next`] of an earlier answer); else the newest.
+    pub after: Option<String>,
+}
+
+/// A piece of the machines' logs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallLogView {
+    /// Oldest first.
+    pub entries: Vec<FirewallLogLine>,
+    /// To be sent as `after` to read on.
+    pub next: String,
+    /// Something behind the place asked for is gone: machines keep a bounded number of lines.
+    pub lost: bool,
+    /// Machines that were asked and did not answer.
+    pub silent: Vec<SilentServer>,
+}
+
+/// A line, and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallLogLine {
+    /// The line.
+    #[serde(flatten)]
+    pub entry: LogEntry,
+    /// The machine.
+    pub server: ServerId,
+}
+
+/// A machine that did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentServer {
+    /// Which.
+    pub server: ServerId,
+    /// Why, in words.
+    pub why: String,
+}
+
 impl Client {
+    /// What rules logged.
+    pub async fn firewall_log(&self, query: &FirewallLogQuery) -> Result<FirewallLogView, Error> {
+        let FirewallLogQuery { rule, instance, server, lines, after } = query;
+        let mut path = format!("/v1/firewall/log?lines={lines}");
+        for (name, value) in [("rule", rule), ("instance", instance), ("server", server), ("after", after)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", segment(value)));
+            }
+        }
+        self.get(&path).await
+    }
+
     /// Every rule, or an account's.
     pub async fn firewall_rules(&self, account: Option<&str>) -> Result<Vec<FirewallRuleView>, Error> {
         let query = account.map_or_else(String::new, |account| format!("?account={}", segment(account)));

@@ -27,6 +27,7 @@
 //! | `GET /v1/placement/unplaced` | | [`model::placement::explain::Unplaced`] |
 //! | `GET /v1/firewall/rules?account=`, `POST`, `GET /:rule`, `POST …/enable`, `…/disable`, `DELETE` | [`NewFirewallRule`] | [`FirewallRuleView`] |
 //! | `POST /v1/firewall/rules/:rule` | [`FirewallRuleChange`] | [`FirewallRuleView`] |
+//! | `GET /v1/firewall/log?rule=&instance=&server=&lines=&after=` | | [`FirewallLogView`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
@@ -49,7 +50,10 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, Error};
-pub use firewall::{FirewallRuleChange, FirewallRuleView, NewFirewallRule};
+pub use firewall::{
+    FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,
+    SilentServer,
+};
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicTagView};
 pub use path::PathView;
 pub use placement::PlacementQuestion;

@@ -221,6 +221,12 @@ pub async fn enforcement(control: &Control, subject: impl Into<Subject>) -> Enfo
         .enforcement(subject.into(), |server| control.nodes.heard(server).map_or(0, |heard| heard.firewall_seen))
 }
 
+/// The machines a rule concerns, or concerned until a change they have not confirmed yet.
+pub async fn machines(control: &Control, rule: FirewallRuleId) -> Vec<ServerId> {
+    control.targets.caught_up(control.snapshot().revision().0).await;
+    control.targets.enforcers(rule)
+}
+
 /// Waits until every machine a record concerns, or concerned, has said that it is in force as it is now, but not longer than
 /// [`ENFORCED_WAIT_MAX_MS`]. The answer says how far it came.
 pub async fn wait_enforced(control: &Control, subject: impl Into<Subject>) -> Enforcement {

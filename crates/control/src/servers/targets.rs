@@ -26,7 +26,7 @@ use base::{shutdown::Shutdown, watch};
 use model::{
     compile,
     delta::{Held, TargetDelta, TargetNews},
-    id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
+    id::{AccountId, FirewallRuleId, ImageId, InstanceId, NetworkId, ServerId},
     instance::Instance,
     network::Network,
     part::{Digest, Part},
@@ -242,6 +242,11 @@ impl Targets {
             Subject::Rule(id) => walls.enforcement(id, has),
             Subject::Instance(id) => walls.enforcement_of(id, has),
         }
+    }
+
+    /// The machines that have a rule, or have not confirmed yet that they have it no more.
+    pub(crate) fn enforcers(&self, rule: FirewallRuleId) -> Vec<ServerId> {
+        self.lock().walls.enforcers(rule)
     }
 
     fn subscribe(&self, server: ServerId) -> watch::Receiver<u64> {

@@ -186,6 +186,11 @@ impl Walls {
         enforcement
     }
 
+    /// The machines that have a rule, or have not confirmed yet that they have it no more.
+    pub(super) fn enforcers(&self, rule: FirewallRuleId) -> Vec<ServerId> {
+        self.marks.get(&rule).into_iter().flat_map(BTreeMap::keys).copied().collect()
+    }
+
     /// On how many machines what an instance's record says of its tags, its addresses and its firewall is in force: those that filter
     /// it or refer to it, and those that did until a change they have not confirmed. `has` is as for [`Walls::enforcement`].
     pub(super) fn enforcement_of(

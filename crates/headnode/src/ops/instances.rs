@@ -121,10 +121,8 @@ async fn console(
         nodeapi::inquiry::Answer::Console(Console { text, next, lost }) => {
             Ok(Json(ConsoleView { instance: instance.id, text, next, lost }))
         }
-        nodeapi::inquiry::Answer::Path(_) => {
-            Err(AskError::Refused("the machine answered something else".to_owned()).into())
-        }
         nodeapi::inquiry::Answer::Refused { why } => Err(AskError::Refused(why).into()),
+        _ => Err(AskError::Refused("the machine answered something else".to_owned()).into()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod firewall;
+mod firewall_log;
 mod images;
 mod infra;
 mod instances;
@@ -84,6 +85,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(placement::routes())
         .merge(servers::routes())
         .merge(firewall::routes())
+        .merge(firewall_log::routes())
         .merge(path::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())

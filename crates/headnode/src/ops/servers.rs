@@ -28,7 +28,7 @@ pub(super) fn routes() -> Router<Ops> {
 }
 
 /// A server by id or host name.
-fn find_server(control: &Control, server: &str) -> Result<servers::ServerView, Refusal> {
+pub(super) fn find_server(control: &Control, server: &str) -> Result<servers::ServerView, Refusal> {
     if let Ok(id) = server.parse() {
         return Ok(servers::get(control, id)?);
     }

@@ -2,7 +2,7 @@
 
 use opsapi::{Client, FirewallRuleChange, FirewallRuleView, NewFirewallRule};
 
-use super::{Output, table};
+use super::{Output, firewall_log, table};
 use crate::failure::{Failure, Outcome};
 
 /// What to do.
@@ -49,6 +49,8 @@ pub(crate) enum Command {
         /// Its id.
         rule: String,
     },
+    /// Print what rules with logging decided, the newest last.
+    Log(firewall_log::Log),
     /// Delete a rule.
     #[command(visible_alias = "rm")]
     Delete {
@@ -97,6 +99,7 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
             client.delete_firewall_rule(&rule).await?;
             return output.say(format!("Deleted firewall rule {rule}."));
         }
+        Command::Log(log) => return firewall_log::run(client, output, log).await,
         Command::Get { rule } => client.firewall_rule(&rule).await?,
         Command::Create { rule, account, description, log, disabled } => {
             let new = NewFirewallRule { account, rule, enabled: !disabled, log, description };

@@ -6,6 +6,7 @@
 pub(crate) mod accounts;
 mod console;
 mod firewall;
+mod firewall_log;
 mod infra;
 mod instances;
 mod nets;

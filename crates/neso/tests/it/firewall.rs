@@ -1,6 +1,10 @@
 //! Rules of the firewall in an operator's hands: made, changed, refused, and in force on a real machine when the command returns.
 
-use std::process::Command;
+use std::{
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 use serde_json::json;
 
@@ -49,11 +53,11 @@ fn operators_change_rules_and_see_them_enforced() {
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && said.contains(named), "{bad:?}: {said}");
     }
-    let nothing = datacenter.run(&["adm", "firewall", "set", &id]);
-    assert!(!nothing.status.success(), "nothing to change is named");
+    assert!(!datacenter.run(&["adm", "firewall", "set", &id]).status.success(), "nothing to change is named");
     assert_eq!(rules(&["get", &id])["rule"]["version"], 3, "what is refused changes nothing");
 
     datacenter.good(&["adm", "firewall", "delete", &id]);
+    lines_reach_the_operator(&datacenter, &instance);
     let tagged = rules(&["create", "FROM tag role = db TO all vms ALLOW tcp PORT 4322"]);
     let address = datacenter.good(&["instance", "ip", "walled"]);
     // Sets of addresses, not the maps beside them, in which every address is.
@@ -76,6 +80,38 @@ fn operators_change_rules_and_see_them_enforced() {
     datacenter.good(&["instance", "delete", "-w", "walled"]);
     datacenter.wait_idle();
     datacenter.assert_clean();
+}
+
+/// What a rule with logging decides is told by the machine that decided, to whoever asks for the rule or the instance.
+fn lines_reach_the_operator(datacenter: &Datacenter, instance: &str) {
+    let rules = |verb: &[&str]| datacenter.json(&[&["adm", "-j", "firewall"], verb].concat());
+    let made = rules(&["create", "--log", "FROM any TO all vms BLOCK tcp PORT 4545 PRIORITY 9"]);
+    let rule = made["rule"]["id"].as_str().expect("an id").to_owned();
+    let address = datacenter.good(&["instance", "ip", "walled"]);
+    let to: SocketAddr = format!("{}:4545", address.trim()).parse().expect("an address");
+    let log = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let said = datacenter.good(&[&["adm", "-j", "firewall", "log"], arguments].concat());
+        said.lines().map(|line| serde_json::from_str(line).expect("an object on each line")).collect()
+    };
+    assert_eq!(log(&["--rule", &rule]), Vec::<serde_json::Value>::new());
+    assert!(TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_err(), "it is dropped");
+    let mut lines = Vec::new();
+    datacenter.wait("a line of the log", || {
+        lines = log(&["--rule", &rule]);
+        !lines.is_empty()
+    });
+    let line = &lines[0];
+    assert_eq!(
+        (&line["event"], &line["direction"], &line["protocol"]),
+        (&json!("reject"), &json!("in"), &json!("tcp"))
+    );
+    assert_eq!((&line["vm"], &line["alias"], &line["rule"]), (&json!(instance), &json!("walled"), &json!(rule)));
+    assert_eq!((&line["destination_ip"], &line["destination_port"]), (&json!(address.trim()), &json!(4545)));
+    assert!(!log(&["--instance", "walled"]).is_empty() && log(&["--instance", "walled", "--lines", "1"]).len() == 1);
+    assert!(datacenter.good(&["adm", "firewall", "log"]).contains("reject in  walled: tcp "));
+    let wrong = datacenter.run(&["adm", "firewall", "log", "--lines", "9999"]);
+    assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stderr).contains("lines: is 9999"), "{wrong:?}");
+    datacenter.good(&["adm", "firewall", "delete", &rule]);
 }
 
 /// The firewall's table in the kernel's packet filter, as text.

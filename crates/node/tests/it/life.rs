@@ -1,7 +1,12 @@
 //! Lives of instances: made, changed, stopped, gone; across agents and boots of the machine.
 
+use host::filter::{Logged, LoggedPacket};
 use model::{
-    id::{ImageId, InstanceId, ServerId},
+    firewall::{
+        Action, Direction,
+        log::{LogDirection, LogEvent, LogFilter},
+    },
+    id::{FirewallRuleId, ImageId, InstanceId, ServerId},
     instance::Wanted,
     target::{ZoneFact, ZoneState},
 };
@@ -346,6 +351,56 @@ async fn a_console_is_read_on_request() {
     };
     assert!(refused(ask(id, 9, Some("here")).await).contains("no place in a console log"));
     assert!(refused(ask(model::id::InstanceId::random(), 9, None).await).contains("has no instance"));
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn what_rules_log_is_told_and_survives_the_agent() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    let rule = FirewallRuleId::random();
+    let ask = async |filter, after: Option<&str>| {
+        let question = Question::FirewallLog { filter, max_lines: 10, after: after.map(str::to_owned) };
+        match world.headnode.ask(question).await {
+            Answer::FirewallLog(page) => page,
+            other => panic!("answered: {other:?}"),
+        }
+    };
+    let (of_it, all) = (LogFilter { rule: Some(rule), instance: None }, LogFilter::default());
+    let begin = ask(of_it, None).await;
+    assert_eq!((begin.entries.len(), begin.lost), (0, false));
+    let logged = |rule| Logged {
+        rule,
+        action: Action::Block,
+        direction: Direction::Inbound,
+        instance: id,
+        packet: LoggedPacket {
+            source: "192.0.2.7".parse().unwrap(),
+            destination: "10.88.0.10".parse().unwrap(),
+            protocol: 6,
+            ports: Some((1027, 22)),
+            icmp: None,
+        },
+    };
+    assert!(world.machine.filters.log(logged(FirewallRuleId::random())) && world.machine.filters.log(logged(rule)));
+    let mut page = begin.clone();
+    while page.entries.is_empty() {
+        page = ask(of_it, Some(&begin.next)).await;
+    }
+    let [line] = &page.entries[..] else { panic!("lines of another rule: {page:?}") };
+    assert_eq!((line.event, line.direction, line.protocol.as_str()), (LogEvent::Reject, LogDirection::In, "tcp"));
+    assert_eq!((line.rule, line.vm, line.alias.as_deref()), (rule, id, Some("web")));
+    assert_eq!((line.source_port, line.destination_port), (Some(1027), Some(22)));
+    assert_eq!(ask(of_it, Some(&page.next)).await.entries, []);
+    agent.end().await;
+
+    let agent = world.start();
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    let again = ask(all, None).await;
+    assert_eq!(again.entries.len(), 2, "read back from the file");
+    assert_eq!(again.entries[1], *line);
     agent.end().await;
 }
 
