@@ -1,5 +1,7 @@
 //! Rules of the firewall over the wire.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::{Value, json};
 
@@ -108,4 +110,69 @@ async fn changes_of_instances_are_waited_for() {
         let refused = stage.ask(Who::Ana, Method::POST, &path, json!({"a": "b"})).await;
         assert_eq!((refused.status.as_u16(), &refused.json()["errors"][0]["field"]), (409, &json!("wait")), "{path}");
     }
+}
+
+/// Polls a request for a while that must not be answered yet.
+async fn is_held_back(ask: &mut (impl Future<Output = super::stage::Answer> + Unpin)) {
+    for _ in 0..500 {
+        tokio::select! {
+            biased;
+            answer = &mut *ask => panic!("answered too early: {} {:?}", answer.status, answer.headers),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn nics_are_waited_for_until_they_are_live_or_time_is_up() {
+    let stage = Stage::new().await;
+    let (web, db) = (stage.running("web").await, stage.running("db").await);
+    stage.ask(Who::Ana, Method::POST, &format!("/my/machines/{db}?action=enable_firewall"), Value::Null).await;
+    let rule = json!({"rule": "FROM all vms TO all vms ALLOW tcp PORT 80", "enabled": true});
+    stage.ask(Who::Ana, Method::POST, "/my/fwrules", rule).await;
+    stage.converge().await;
+    let counts = |answer: &super::stage::Answer| {
+        ["x-enforced-nodes", "x-enforced-live"].map(|name| answer.header(name).unwrap_or_default().to_owned())
+    };
+    let nics = format!("/my/machines/{web}/nics");
+    let of_it = async || stage.get(Who::Ana, &nics).await.json().as_array().expect("a list").clone();
+    let private = of_it().await.into_iter().find(|nic| nic["network"] == stage.private.as_str()).expect("a NIC there");
+    let known = || {
+        let address = private["ip"].as_str().expect("an address").parse().expect("of IPv4");
+        stage.document().firewall.sets.values().any(|set| set.addresses.contains(address))
+    };
+    assert!(known());
+
+    let one = |nic: &Value| format!("{nics}/{}?wait=enforced", nic["mac"].as_str().expect("a MAC").replace(':', ""));
+    let path = one(&private);
+    let ask = stage.ask(Who::Ana, Method::DELETE, &path, Value::Null);
+    tokio::pin!(ask);
+    is_held_back(&mut ask).await;
+    stage.converge().await;
+    let gone = ask.await;
+    assert_eq!((gone.status.as_u16(), counts(&gone)), (204, ["1".to_owned(), "1".to_owned()]));
+    assert!(!known(), "what the machine confirmed has the address no more");
+
+    let (path, body) = (format!("{nics}?wait=enforced"), json!({"network": stage.private}));
+    let ask = stage.ask(Who::Ana, Method::POST, &path, body.clone());
+    tokio::pin!(ask);
+    is_held_back(&mut ask).await;
+    assert_eq!(of_it().await.len(), 2, "it is made, and not yet answered for");
+    stage.converge().await;
+    let added = ask.await;
+    assert_eq!((added.status.as_u16(), counts(&added)), (201, ["1".to_owned(), "1".to_owned()]));
+    assert!(added.header("x-enforced-revision").is_some_and(|revision| revision != "0"));
+
+    // A machine that does not confirm: the answer says so, the change stands, and one may wait on.
+    let path = one(&added.json());
+    let ask = stage.ask(Who::Ana, Method::DELETE, &path, Value::Null);
+    tokio::pin!(ask);
+    is_held_back(&mut ask).await;
+    stage.clock.advance(Duration::from_millis(control::firewall::ENFORCED_WAIT_MAX_MS));
+    let late = ask.await;
+    assert_eq!((late.status.as_u16(), counts(&late)), (204, ["1".to_owned(), "0".to_owned()]));
+    assert_eq!(of_it().await.len(), 1);
+    stage.converge().await;
+    let shown = stage.get(Who::Ana, &format!("/my/machines/{web}?wait=enforced")).await.json();
+    assert_eq!((&shown["enforced"]["nodes"], &shown["enforced"]["live"]), (&json!(1), &json!(1)));
 }

@@ -19,7 +19,7 @@ use model::{
     id::ServerId,
     instance::Wanted,
     server::Hardware,
-    target::{Report, ZoneFact, ZoneState},
+    target::{Report, Target, ZoneFact, ZoneState},
     unit::{CpuShares, Mib},
 };
 use serde_json::{Value, json};
@@ -218,9 +218,14 @@ impl Stage {
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
     }
 
+    /// What the machine is told.
+    pub(super) fn document(&self) -> Target {
+        servers::target_for(&self.control.config, &self.control.snapshot(), self.server).expect("it is known")
+    }
+
     /// The machine does at once all it is told.
     pub(super) async fn converge(&self) {
-        let target = servers::target_for(&self.control.config, &self.control.snapshot(), self.server).unwrap();
+        let target = self.document();
         let fact = |zone: &model::target::ZoneTarget| ZoneFact {
             state: match zone.wanted {
                 Wanted::Running => ZoneState::Running,
