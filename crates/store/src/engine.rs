@@ -1,6 +1,6 @@
 //! What keeps the bytes: an ordered keyspace with a revision per key and one for the whole.
 //!
-//! The shape is etcd's, so that etcd fits without a change here: a commit is `if every key's modification revision is as expected, then
+//! The shape is etcd's: a commit is `if every key's modification revision is as expected, then
 //! these puts and deletes`, at most [`Limits::operations`] of them, and the whole gets one new revision; a watch starts after a revision
 //! and may answer that history that old is gone ([`EngineError::Compacted`]), upon which the mirror loads everything again.
 //!
@@ -37,8 +37,17 @@ pub trait Engine: Send + Sync + 'static {
 
 /// A stream of changes.
 pub trait Watch: Send {
-    /// The next changes, at least one; all changes of one revision come together.
-    fn next(&mut self) -> BoxFuture<'_, Result<Vec<Event>, EngineError>>;
+    /// What came next; all changes of one revision come together.
+    fn next(&mut self) -> BoxFuture<'_, Result<Delivery, EngineError>>;
+}
+
+/// Some of what a watch tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// In the order of revisions. There may be none: then it is only said that nothing changed up to `through`.
+    pub events: Vec<Event>,
+    /// Every change up to this revision has been told.
+    pub through: Revision,
 }
 
 /// What one commit may hold.
@@ -188,14 +197,14 @@ impl HistoryWatch {
 }
 
 impl Watch for HistoryWatch {
-    fn next(&mut self) -> BoxFuture<'_, Result<Vec<Event>, EngineError>> {
+    fn next(&mut self) -> BoxFuture<'_, Result<Delivery, EngineError>> {
         Box::pin(async move {
             loop {
                 self.latest.borrow_and_update();
                 let events = self.take()?;
                 if let Some(last) = events.last() {
                     self.after = last.revision;
-                    return Ok(events);
+                    return Ok(Delivery { events, through: self.after });
                 }
                 self.latest.changed().await.map_err(|_| EngineError::Closed)?;
             }

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     change::{Change, Changes},
-    engine::{Engine, EngineError, Event, Watch},
+    engine::{Delivery, Engine, EngineError, Watch},
     pipeline::{Landing, Pipeline},
     snapshot::{Snapshot, State},
     store::Error,
@@ -99,10 +99,10 @@ impl Mirror {
         let mut backoff = Backoff::new(RETRY_FLOOR, RETRY_CEILING);
         while let Some(delivered) = shutdown.unless(watch.next()).await {
             let trouble = match delivered {
-                Ok(events) => {
+                Ok(delivery) => {
                     backoff.reset();
                     let _air = self.air.lock().await;
-                    self.apply(&events).err()
+                    self.apply(&delivery).err()
                 }
                 Err(error) => Some(Error::Engine(error)),
             };
@@ -114,19 +114,20 @@ impl Mirror {
         }
     }
 
-    fn apply(&self, events: &[Event]) -> Result<(), Error> {
+    fn apply(&self, delivery: &Delivery) -> Result<(), Error> {
         let mut state = self.snapshot().state().clone();
-        let mut keys = Vec::with_capacity(events.len());
-        for event in events {
+        let mut keys = Vec::with_capacity(delivery.events.len());
+        for event in &delivery.events {
             let (position, key) =
                 state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
             keys.push((self.schema.name(position), key));
-            state.revision = state.revision.max(event.revision);
         }
+        state.revision = state.revision.max(delivery.through);
         self.publish(state, keys, false);
         Ok(())
     }
 
+    /// Show `state`. Readers of the feed are told unless it only has a later number.
     fn publish(&self, state: State, keys: Vec<(&'static str, Arc<str>)>, lagged: bool) {
         let revision = state.revision;
         let snapshot = Snapshot::new(state);
@@ -135,8 +136,10 @@ impl Mirror {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot))
         };
-        // No receiver is no error.
-        let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
+        if lagged || !keys.is_empty() {
+            // No receiver is no error.
+            let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
+        }
         self.applied.send_modify(|applied| applied.revision = revision);
         if let Some((revision, waiters)) = landed {
             waiters.tell(&Landing::Durable(revision));
@@ -204,10 +207,11 @@ async fn load(engine: &dyn Engine, schema: &Arc<Schema>) -> Result<(State, Box<d
     let mut watch = watch.expect("the first page set the watch");
     // Records were written while we read: catch up before anybody sees a state that never was.
     while state.revision < newest {
-        for event in watch.next().await.map_err(Error::Engine)? {
+        let delivery = watch.next().await.map_err(Error::Engine)?;
+        for event in &delivery.events {
             state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
-            state.revision = state.revision.max(event.revision);
         }
+        state.revision = state.revision.max(delivery.through);
     }
     Ok((state, watch))
 }

@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("nodeapi", 1),
     ("cloudapi", 1),
     ("opsapi", 1),
+    ("etcd", 2),
     ("flow", 2),
     ("control", 3),
     ("node", 3),
@@ -35,6 +36,7 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ("model", &["tokio", "hyper", "axum", "rusqlite", "nix", "libcontainer"], "nouns and rules do no IO and no async"),
     ("base", &["model", "store", "hyper", "axum"], "mechanisms know no noun"),
     ("store", &["model", "control", "hyper", "axum"], "the store knows no noun"),
+    ("etcd", &["model", "flow", "control", "axum"], "an engine knows no noun"),
     ("flow", &["model", "control", "hyper", "axum"], "flows know no noun"),
     (
         "node",

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::prelude::*;
 use store::{CommitError, Engine, Entry, Revision, Store, Transaction};
 
-use crate::records::{BOATS, Boat, beds, boat, schema};
+use crate::records::{BOATS, Boat, boat, embedded_beds, etcd_bed, schema};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -142,9 +142,26 @@ proptest! {
     fn the_store_is_a_map(transactions in acts()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            for bed in beds().await {
+            for bed in embedded_beds().await {
                 play(bed.engine.clone(), &transactions).await;
             }
         });
     }
+}
+
+#[test]
+fn the_store_on_etcd_is_a_map_too() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let Some(bed) = runtime.block_on(etcd_bed()) else { return };
+    let number = std::cell::Cell::new(0);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(16));
+    let ran = runner.run(&acts(), |transactions| {
+        number.set(number.get() + 1);
+        runtime.block_on(async {
+            let engine = bed.empty(number.get()).await.expect("it is etcd's");
+            play(engine, &transactions).await;
+        });
+        Ok(())
+    });
+    ran.unwrap();
 }

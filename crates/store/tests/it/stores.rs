@@ -164,7 +164,8 @@ async fn many_who_change_one_record_share_commits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_updates_of_several_stores_lose_nothing() {
     for bed in beds().await {
-        let stores = [bed.store().await, bed.store().await];
+        let other = Store::open(bed.other_engine().await, schema()).await.unwrap();
+        let stores = [bed.store().await, other];
         stores[0].commit(Transaction::new().create(&COUNTERS, counter("shared", 0))).await.unwrap();
         // The second store learns of the counter from its watch before it adds.
         let mut told = stores[1].changes();

@@ -1,0 +1,287 @@
+//! Opening a keyspace: what must be known before the first commit.
+//!
+//! Everything that is wrong with a cluster is said here, with what to do about it: too old, another layout, smaller limits than the
+//! settings say, a certificate it does not take.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use store::engine::Limits;
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    ANSWER_MAX, COMMIT_BYTES_MAX, Endpoint, Etcd, Lane, PATIENCE_MAX, Tls, TlsError,
+    call::{CallError, Code},
+    cluster::Cluster,
+    deadline,
+    keys::Keys,
+    mark::{Mark, Nonce, Unclear},
+    messages::{
+        Compare, Expected, PutRequest, RangeRequest, RangeResponse, Request, StatusRequest, StatusResponse, TxnRequest,
+        TxnResponse, path,
+    },
+};
+
+/// Checks and writes of one transaction that etcd takes unless it is started with `--max-txn-ops`.
+pub const OPERATIONS_MAX_DEFAULT: usize = 128;
+/// Of these the mark takes one: etcd counts the longest list, which gets one more, and what is nested in it, which is one; and a commit
+/// with a write has at least one check less than it has operations.
+const OPERATIONS_OF_A_MARK: usize = 1;
+/// Fewest that make sense: a commit of a few records, and the mark.
+const OPERATIONS_MIN: usize = 16;
+/// The oldest etcd that has all that is used here.
+const OLDEST: (u32, u32) = (3, 4);
+/// How records and marks lie under the prefix.
+const FORMAT: &str = "1";
+/// Longest name of somebody who commits.
+const NAME_BYTES_MAX: usize = 128;
+
+/// How to reach a cluster, and what to use of it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its members, `https://HOST[:PORT]`.
+    pub endpoints: Vec<String>,
+    /// Certificates; none only for members on this machine's loopback address.
+    pub tls: Option<Tls>,
+    /// Start of all keys, between slashes: the datacenter's own.
+    pub prefix: String,
+    /// Who commits. No two processes may have the same name at a time: the later one takes over from the earlier one, whose commits fail from then on.
+    pub name: String,
+    /// The members' `--max-txn-ops`.
+    pub operations_max: usize,
+}
+
+/// Why a cluster cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration itself.
+    #[error("{0}")]
+    Config(String),
+    /// The certificates.
+    #[error("prepare the certificates for etcd")]
+    Tls(#[from] TlsError),
+    /// No member answered, or the one that did refused.
+    #[error("ask etcd ({members})")]
+    Ask {
+        /// All of them.
+        members: String,
+        /// The last one's words.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Too old.
+    #[error("etcd is version {found}; 3.4 is the oldest that will do: upgrade it")]
+    TooOld {
+        /// What it says of itself.
+        found: String,
+    },
+    /// It takes shorter transactions than it should.
+    #[error(
+        "etcd takes fewer than {wanted} operations in a transaction: start it with --max-txn-ops={wanted}, or lower `operations_max`"
+    )]
+    Operations {
+        /// What was configured.
+        wanted: usize,
+    },
+    /// The prefix is in use by something else.
+    #[error("the store under `{prefix}` has layout {found}, this program knows {FORMAT}")]
+    Format {
+        /// Where.
+        prefix: String,
+        /// What is written there.
+        found: String,
+    },
+}
+
+impl Etcd {
+    /// Connect, and take over the mark of [`Config::name`].
+    ///
+    /// # Errors
+    /// With the reason, and what to do about it.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let endpoints = check(&config).map_err(OpenError::Config)?;
+        if let Some(tls) = &config.tls {
+            tls.client_config()?;
+        }
+        let opening = Opening {
+            cluster: Arc::new(Cluster::new(endpoints, config.tls)),
+            keys: Keys::new(&format!("/{}/", config.prefix.trim_matches('/'))),
+            deadline: deadline(),
+        };
+        opening.check_version().await?;
+        opening.check_operations(config.operations_max).await?;
+        opening.check_format(&config.prefix).await?;
+        let mark = opening.take_mark(&config.name).await?;
+        let Opening { cluster, keys, .. } = opening;
+        Ok(Self {
+            cluster,
+            keys,
+            limits: Limits { operations: config.operations_max - OPERATIONS_OF_A_MARK, bytes: COMMIT_BYTES_MAX },
+            name: config.name,
+            lane: Mutex::new(Lane { mark, unsettled: None }),
+        })
+    }
+}
+
+struct Opening {
+    cluster: Arc<Cluster>,
+    keys: Keys,
+    deadline: Instant,
+}
+
+impl Opening {
+    async fn check_version(&self) -> Result<(), OpenError> {
+        let asked = self.cluster.ask_any(path::STATUS, &StatusRequest {}, ANSWER_MAX, self.deadline).await;
+        let status: StatusResponse = asked.map_err(|error| self.failed(error))?;
+        match is_new_enough(&status.version) {
+            true => Ok(()),
+            false => Err(OpenError::TooOld { found: status.version }),
+        }
+    }
+
+    /// A transaction as long as the longest, which cannot come true: etcd measures it before anything else.
+    async fn check_operations(&self, wanted: usize) -> Result<(), OpenError> {
+        let key = self.keys.format();
+        let never = |_| Compare::new(key.clone(), Expected::Version(-1));
+        let question = TxnRequest { compare: (0..wanted).map(never).collect(), ..TxnRequest::default() };
+        match self.cluster.ask_any::<_, TxnResponse>(path::TXN, &question, ANSWER_MAX, self.deadline).await {
+            Err(CallError::Refused { code: Code::InvalidArgument, message, .. }) if message.contains("too many") => {
+                Err(OpenError::Operations { wanted })
+            }
+            answer => answer.map(|_| ()).map_err(|error| self.failed(error)),
+        }
+    }
+
+    async fn check_format(&self, prefix: &str) -> Result<(), OpenError> {
+        let key = self.keys.format();
+        let question = TxnRequest {
+            compare: vec![Compare::new(key.clone(), Expected::Version(0))],
+            success: vec![
+                Request::Put(PutRequest { key: key.clone(), value: Bytes::from_static(FORMAT.as_bytes()) }).into(),
+            ],
+            failure: vec![Request::Range(RangeRequest { key, ..RangeRequest::default() }).into()],
+        };
+        // Asked twice it does no harm.
+        let asked = self.cluster.ask_any(path::TXN, &question, PATIENCE_MAX, self.deadline).await;
+        let answer: TxnResponse = asked.map_err(|error| self.failed(error))?;
+        if answer.succeeded {
+            return Ok(());
+        }
+        let range = answer.responses.first().and_then(|response| response.range.as_ref());
+        let found = range.and_then(|range| range.kvs.first()).ok_or_else(|| self.failed(Unclear))?;
+        match found.value == FORMAT.as_bytes() {
+            true => Ok(()),
+            false => Err(OpenError::Format {
+                prefix: prefix.to_owned(),
+                found: String::from_utf8_lossy(&found.value).into_owned(),
+            }),
+        }
+    }
+
+    async fn take_mark(&self, name: &str) -> Result<Mark, OpenError> {
+        let nonce = Nonce(base::random::wide_bits());
+        let mut mark = Mark { key: self.keys.mark(name), revision: 0 };
+        let look = mark.look();
+        let asked = self.cluster.ask_any(path::RANGE, &look, ANSWER_MAX, self.deadline).await;
+        let found: RangeResponse = asked.map_err(|error| self.failed(error))?;
+        mark.revision = found.kvs.first().map_or(0, |kv| kv.mod_revision);
+        loop {
+            // A repetition after a lost answer finds our own number and is content.
+            let question = mark.take(nonce);
+            let asked = self.cluster.ask_any(path::TXN, &question, PATIENCE_MAX, self.deadline).await;
+            let answer: TxnResponse = asked.map_err(|error| self.failed(error))?;
+            let (revision, ours) = mark.taken(nonce, &answer).map_err(|error| self.failed(error))?;
+            mark.revision = revision;
+            if ours {
+                return Ok(mark);
+            }
+            if Instant::now() >= self.deadline {
+                return Err(OpenError::Config(format!("`{name}` is in use by a process that commits all the time")));
+            }
+        }
+    }
+
+    fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> OpenError {
+        OpenError::Ask { members: self.cluster.names(), source: Box::new(source) }
+    }
+}
+
+fn check(config: &Config) -> Result<Vec<Endpoint>, String> {
+    if config.endpoints.is_empty() {
+        return Err("no endpoint of etcd is given".to_owned());
+    }
+    let plain = |text: &str| {
+        !text.is_empty()
+            && text.len() <= NAME_BYTES_MAX
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if config.operations_max < OPERATIONS_MIN {
+        return Err(format!(
+            "{} operations in a transaction are too few; {OPERATIONS_MIN} will do",
+            config.operations_max
+        ));
+    }
+    if !plain(&config.name) {
+        return Err(format!(
+            "`{}` is no name to commit under: letters, digits, `-`, `_` and `.` make one",
+            config.name
+        ));
+    }
+    if !config.prefix.trim_matches('/').split('/').all(plain) {
+        return Err(format!("`{}` is no prefix of keys", config.prefix));
+    }
+    let endpoints: Vec<Endpoint> =
+        config.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
+    match endpoints.iter().find(|endpoint| endpoint.is_tls()) {
+        Some(endpoint) if config.tls.is_none() => {
+            Err(format!("etcd at {endpoint} is to be reached with TLS, but no certificates are given"))
+        }
+        _ => Ok(endpoints),
+    }
+}
+
+fn is_new_enough(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= OLDEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (version, fits) in [
+            ("3.4.23", true),
+            ("3.10.0", true),
+            ("4.0.0", true),
+            ("3.3.27", false),
+            ("2.9.0", false),
+            ("", false),
+            ("x.y", false),
+        ] {
+            assert_eq!(is_new_enough(version), fits, "{version}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let good = Config {
+            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+            tls: None,
+            prefix: "neso/dc-1".to_owned(),
+            name: "one".to_owned(),
+            operations_max: 128,
+        };
+        assert!(check(&good).is_ok());
+        let wrong = |change: fn(&mut Config)| {
+            let mut config = good.clone();
+            change(&mut config);
+            check(&config).unwrap_err()
+        };
+        assert!(wrong(|config| config.endpoints.clear()).contains("no endpoint"));
+        assert!(wrong(|config| config.name = "a/b".to_owned()).contains("a/b"));
+        assert!(wrong(|config| config.prefix = "a//b".to_owned()).contains("prefix"));
+        assert!(wrong(|config| config.operations_max = 0).contains("too few"));
+        assert!(wrong(|config| config.endpoints[0] = "https://10.0.0.1".to_owned()).contains("no certificates"));
+    }
+}
