@@ -8,7 +8,10 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 use cloudapi::signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim};
-use headnode::cloudapi::Params;
+use headnode::{
+    backup::file::{self, Item},
+    cloudapi::Params,
+};
 use host::{
     archive::{self, Member, MemberKind, Sink},
     linux::nflog,
@@ -29,9 +32,10 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("archive", archive),
     ("authorization", authorization),
+    ("backup", backup),
     ("firewall_log", firewall_log),
     ("firewall_rule", firewall_rule),
     ("key_id", key_id),
@@ -92,6 +96,22 @@ pub fn authorization(bytes: &[u8]) {
     headers.insert(header::DATE, HeaderValue::from_static("Tue, 24 Nov 2026 15:06:00 GMT"));
     let head = Head { method: &Method::GET, target: "/ana/machines", version: Version::HTTP_11, headers: &headers };
     let _ = claim(head, NOW);
+}
+
+/// Backups, whole files and the lines in them: what is said to be whole has shown all it says it has.
+pub fn backup(bytes: &[u8]) {
+    let _ = file::read(bytes, None, &mut |_| Ok(()));
+    let (mut files, mut records) = (0, 0);
+    let read = file::read_lines(bytes, &mut |item| {
+        match item {
+            Item::File { .. } => files += 1,
+            Item::Record { .. } => records += 1,
+        }
+        Ok(())
+    });
+    if let Ok((_, end)) = read {
+        assert_eq!((end.files, end.records), (files, records));
+    }
 }
 
 /// Texts of firewall rules, in each version of the language: what is understood says the same when written again.

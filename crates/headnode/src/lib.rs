@@ -4,6 +4,7 @@
 //! front of `control`: CloudAPI for tenants ([`cloudapi`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
 //! process holds no state of its own: kill it at any moment and start it again.
 
+pub mod backup;
 pub mod cloudapi;
 pub mod inquiries;
 pub mod listen;

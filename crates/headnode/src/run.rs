@@ -21,6 +21,7 @@ use store::{BoxFuture, Store, sqlite::Sqlite};
 use tokio::net::TcpListener;
 
 use crate::{
+    backup::TakeBackups,
     cloudapi,
     inquiries::Inquiries,
     listen::{self, Limits},
@@ -107,6 +108,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     });
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
+    loops.add(TakeBackups { control: control.clone(), settings: settings.clone() });
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
         inquiries: inquiries.clone(),

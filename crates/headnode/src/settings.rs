@@ -16,13 +16,17 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+mod backup;
 mod door;
 mod fabric;
 mod join;
+mod placement;
 
+pub use backup::Backup;
 pub use door::Door;
 pub use fabric::Fabric;
 pub use join::{Join, is_address};
+pub use placement::{Placement, PlacementWeights};
 
 /// Where the settings file lies unless told otherwise, below the root.
 pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
@@ -55,6 +59,9 @@ pub struct Settings {
     /// Networks between machines.
     #[serde(default)]
     pub fabric: Fabric,
+    /// When backups are taken, and where they go.
+    #[serde(default)]
+    pub backup: Backup,
     /// On a machine without a headnode: where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
@@ -160,51 +167,6 @@ pub struct NetworkSettings {
     pub resolvers: Vec<IpAddr>,
 }
 
-/// Rules of placement.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Placement {
-    /// Whether the machine that runs the headnode takes instances.
-    pub headnode_takes_instances: bool,
-    /// Memory kept for the machine itself, MiB.
-    pub memory_kept_mib: u64,
-    /// Percent of the remaining memory that may be promised.
-    pub memory_percent: u32,
-    /// Percent of the pool that quotas may add up to.
-    pub disk_percent: u32,
-    /// Percent of all cores' time that CPU caps may add up to.
-    pub cpu_percent: u32,
-    /// Most instances on one machine.
-    pub instances_max: u32,
-    /// Whether instances with and without a CPU cap are kept on different machines.
-    #[serde(default)]
-    pub uncapped_apart: bool,
-    /// What counts how much when several machines fit.
-    #[serde(default)]
-    pub weights: PlacementWeights,
-}
-
-/// What counts how much when several machines fit; see [`model::placement::Weights`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the names are those of the model")]
-pub struct PlacementWeights {
-    pub memory: i32,
-    pub disk: i32,
-    pub cpu: i32,
-    pub owner_spread: i32,
-    pub rack_spread: i32,
-    pub soft_rules: i32,
-}
-
-impl Default for PlacementWeights {
-    fn default() -> Self {
-        let model::placement::Weights { memory, disk, cpu, owner_spread, rack_spread, soft_rules } =
-            model::placement::Policy::default().weights;
-        Self { memory, disk, cpu, owner_spread, rack_spread, soft_rules }
-    }
-}
-
 /// What the first `neso up` makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -284,6 +246,8 @@ impl Settings {
         self.pool.check()?;
         self.cloudapi.check()?;
         self.fabric.check()?;
+        self.backup.check()?;
+        self.placement.check()?;
         self.join.as_ref().map_or(Ok(()), Join::check)?;
         let kernel = &self.kernel;
         name_is_plain("kernel.link_prefix", &kernel.link_prefix, LINK_PREFIX_MAX)?;
@@ -314,12 +278,6 @@ impl Settings {
         if self.external.subnet.contains(&self.private.subnet) || self.private.subnet.contains(&self.external.subnet) {
             return Err("external.subnet and private.subnet overlap; give each a range of its own".into());
         }
-        let PlacementWeights { memory, disk, cpu, owner_spread, rack_spread, soft_rules } = self.placement.weights;
-        let weights = [memory, disk, cpu, owner_spread, rack_spread, soft_rules];
-        let most = model::placement::Weights::MAX;
-        if let Some(weight) = weights.into_iter().find(|weight| weight.abs() > most) {
-            return Err(format!("placement.weights must be between -{most} and {most}, not {weight}"));
-        }
         Ok(())
     }
 
@@ -341,6 +299,11 @@ impl Settings {
     /// Files of the headnode: store and images.
     pub fn headnode_dir(&self) -> PathBuf {
         self.paths.data.join("headnode")
+    }
+
+    /// Where backups go.
+    pub fn backup_dir(&self) -> PathBuf {
+        self.backup.directory.clone().unwrap_or_else(|| self.paths.data.join("backups"))
     }
 
     /// Files of the node: target, zone ledgers.

@@ -12,7 +12,7 @@ use crate::{
     context::Place,
     doctor, down,
     failure::{Failure, Outcome},
-    image, install, join, manual, processes,
+    image, install, join, manual, processes, restore,
     tenant::{self, call, nouns},
     up,
 };
@@ -77,6 +77,8 @@ enum Command {
     /// Halt the instances; a systemd unit runs this when the machine goes down.
     #[command(hide = true)]
     HaltInstances,
+    /// Make a headnode of a backup, on a machine that has none.
+    Restore(restore::Command),
     /// Operators' commands.
     Adm(adm::Command),
     /// Tenants' commands: instances over CloudAPI, with triton's profiles.
@@ -133,6 +135,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),
         Command::HaltInstances => small(|_| async move { down::halt_instances(&place).await }),
+        Command::Restore(command) => small(|_| async move { restore::run(&place, command).await }),
         Command::Adm(command) => asking(async move { adm::run(&place, command).await }),
         Command::Instance(command) => asking(async move { tenant::run(command).await }),
         Command::Doctor { json } => asking(async move { doctor::run(&place, json).await }),

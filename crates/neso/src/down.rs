@@ -75,7 +75,7 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
     Ok(())
 }
 
-fn need_root(what: &str) -> Outcome {
+pub(crate) fn need_root(what: &str) -> Outcome {
     match daemon::is_root() {
         true => Ok(()),
         false => Err(Failure::new(format!("only root may {what}")).mend("run it as root, for example with sudo")),

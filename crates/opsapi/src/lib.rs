@@ -32,6 +32,7 @@
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
 
+mod backup;
 pub mod client;
 pub mod firewall;
 pub mod networks;
@@ -49,6 +50,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use backup::{BackupTaken, BackupView, NewBackup};
 pub use client::{Client, Error};
 pub use firewall::{
     FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,

@@ -22,6 +22,7 @@
 pub mod bench;
 mod change;
 pub mod engine;
+mod fill;
 pub mod memory;
 mod mirror;
 mod pipeline;
@@ -34,6 +35,7 @@ mod transaction;
 
 pub use change::{Change, Changes};
 pub use engine::{BoxFuture, Engine, EngineError};
+pub use fill::{Fill, FillError, Trial};
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Error, Store};
 pub use table::{DecodeError, Entry, Index, Revision, Schema, Table};

@@ -3,12 +3,13 @@
 //! An index key is `<index key> NUL <record key>`. Record keys hold no NUL (checked when a transaction is built), so the last NUL
 //! always separates the two even if an index key has one of its own.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, io, sync::Arc};
 
+use bytes::Bytes;
 use imbl::OrdMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::table::{DecodeError, Entry, Revision, Table, decode};
+use crate::table::{DecodeError, Entry, Revision, Table, decode, encode};
 
 /// A table whose record type is known only to its callers.
 pub(crate) trait AnyRows: Any + Send + Sync {
@@ -18,6 +19,8 @@ pub(crate) trait AnyRows: Any + Send + Sync {
     fn remove(&mut self, key: &str);
     fn revision_of(&self, key: &str) -> Option<Revision>;
     fn len(&self) -> usize;
+    /// Shows every record as it is stored, in the order of keys: `<table>/<key>` and value.
+    fn each_stored(&self, visit: &mut dyn FnMut(&str, Bytes) -> io::Result<()>) -> io::Result<()>;
     fn share(&self) -> Arc<dyn AnyRows>;
     fn as_any(&self) -> &dyn Any;
 }
@@ -136,6 +139,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T
 
     fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    fn each_stored(&self, visit: &mut dyn FnMut(&str, Bytes) -> io::Result<()>) -> io::Result<()> {
+        for (key, entry) in &self.rows {
+            visit(&format!("{}/{key}", self.table.name), encode(self.table, &entry.value)?)?;
+        }
+        Ok(())
     }
 
     fn share(&self) -> Arc<dyn AnyRows> {

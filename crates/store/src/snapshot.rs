@@ -1,6 +1,8 @@
 //! One state of the whole store, forever.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io, sync::Arc};
+
+use bytes::Bytes;
 
 use crate::{
     rows::{AnyRows, Rows},
@@ -124,6 +126,15 @@ impl Snapshot {
     /// Records per table.
     pub fn table_sizes(&self) -> Vec<(&'static str, usize)> {
         self.state.schema.table_names().into_iter().zip(self.state.tables.iter().map(|table| table.len())).collect()
+    }
+
+    /// Shows every record as it is stored, a table after the other, each in the order of its keys: `<table>/<key>` and value. What is
+    /// shown is of one moment, however long that takes.
+    ///
+    /// # Errors
+    /// The first that `visit` returns.
+    pub fn each_stored(&self, visit: &mut dyn FnMut(&str, Bytes) -> io::Result<()>) -> io::Result<()> {
+        self.state.tables.iter().try_for_each(|table| table.each_stored(visit))
     }
 
     fn position(&self, name: &str) -> usize {

@@ -4,6 +4,7 @@
 //! they see every account's objects, and what they change is written down under the name in their certificate.
 
 mod accounts;
+mod backups;
 mod firewall;
 mod firewall_log;
 mod images;
@@ -79,6 +80,7 @@ pub fn router(ops: Ops) -> Router {
     Router::new()
         .merge(overview::routes())
         .merge(accounts::routes())
+        .merge(backups::routes())
         .merge(infra::routes())
         .merge(networks::routes())
         .merge(instances::routes())

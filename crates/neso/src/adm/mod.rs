@@ -4,6 +4,7 @@
 //! here: what may be done and why not is the headnode's business.
 
 pub(crate) mod accounts;
+pub(crate) mod backup;
 mod console;
 mod firewall;
 mod firewall_log;
@@ -87,6 +88,9 @@ enum Noun {
     /// Certificates, and their renewal before their time.
     #[command(subcommand, visible_alias = "certificates")]
     Certificate(Certificates),
+    /// Backups of everything a headnode cannot be made anew without.
+    #[command(subcommand, visible_alias = "backups")]
+    Backup(backup::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor,
 }
@@ -96,8 +100,12 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     if matches!(command.noun, Noun::Doctor) {
         return crate::doctor::run(place, command.json).await;
     }
-    let client = client(&place.settings()?)?;
     let output = Output { json: command.json };
+    if let Noun::Backup(command) = command.noun {
+        // Some of these are for a machine without a datacenter.
+        return backup::run(place, output, command).await;
+    }
+    let client = client(&place.settings()?)?;
     match command.noun {
         Noun::Info => info(&client, output).await,
         Noun::Account(command) => accounts::run(&client, output, command).await,
@@ -116,7 +124,7 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         Noun::Flow(command) => instances::flows(&client, output, command).await,
         Noun::Loops => instances::loops(&client, output).await,
         Noun::Certificate(command) => certificates(&client, output, command).await,
-        Noun::Doctor => Ok(()),
+        Noun::Backup(_) | Noun::Doctor => Ok(()),
     }
 }
 

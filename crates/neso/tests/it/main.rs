@@ -6,6 +6,7 @@
 
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
+mod backup;
 mod changes;
 mod corpus;
 mod datacenter;
