@@ -14,6 +14,7 @@ use headnode::{
 };
 use host::{
     archive::{self, Member, MemberKind, Sink},
+    echo::{Echo, Family},
     linux::nflog,
 };
 use http::{HeaderMap, HeaderValue, Method, Version, header};
@@ -32,10 +33,11 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("archive", archive),
     ("authorization", authorization),
     ("backup", backup),
+    ("echo_reply", echo_reply),
     ("firewall_log", firewall_log),
     ("firewall_rule", firewall_rule),
     ("key_id", key_id),
@@ -111,6 +113,17 @@ pub fn backup(bytes: &[u8]) {
     });
     if let Ok((_, end)) = read {
         assert_eq!((end.files, end.records), (files, records));
+    }
+}
+
+/// What a raw socket hears where machines try the wires between them: nothing is larger than what was heard, and a request of ours
+/// is never taken for an answer.
+pub fn echo_reply(bytes: &[u8]) {
+    for (family, header) in [(Family::V4, 0), (Family::V6, 40)] {
+        let Some(echo) = Echo::read_reply(family, bytes) else { continue };
+        assert!(echo.size as usize <= bytes.len() + header);
+        let request = echo.request(family);
+        assert_eq!(Echo::read_reply(family, &request), None);
     }
 }
 

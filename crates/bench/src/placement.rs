@@ -287,6 +287,7 @@ impl Place {
                 outside: None,
                 leaving: false,
                 untold_addresses: BTreeMap::new(),
+                wires: model::wire::Wires::default(),
             };
             servers::apply_report(control, *id, &report).await.map_err(text)?;
         }

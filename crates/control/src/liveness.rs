@@ -12,6 +12,7 @@ use model::{
     id::{InstanceId, NetworkId, ServerId},
     state::Reachability,
     time::Timestamp,
+    wire::Wires,
 };
 
 /// Heartbeats by machine.
@@ -39,6 +40,15 @@ pub struct Heard {
     pub firewall_seen: u64,
     /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.
     pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
+    /// What it found out about its wires to other machines.
+    pub wires: Wires,
+}
+
+impl Heard {
+    /// How long ago at most it found out about its wires, milliseconds; `None` when it did not.
+    pub fn wires_age_ms(&self, now: Timestamp) -> Option<u64> {
+        Some(self.wires.age_ms?.saturating_add(now.millis_since(self.at)))
+    }
 }
 
 /// Strangers of one machine that are remembered: enough to see that something is wrong, and what.

@@ -12,25 +12,47 @@ use model::{
     server::Server,
     state::PublicState,
     target::Target,
+    time::Timestamp,
+    wire::Tried,
 };
 use store::Entry;
 
-use crate::{Control, Error, Result, instances::InstanceView, servers, tables::SERVERS};
+use crate::{Control, Error, Result, instances::InstanceView, liveness::Heard, servers, tables::SERVERS};
 
 /// One end of the way, as recorded.
 #[derive(Debug)]
 pub struct Place {
     view: InstanceView,
     nic: Nic,
+    address: IpAddr,
     server: Arc<Entry<Server>>,
     target: Target,
-    seen: u64,
-    firewall_seen: u64,
+    heard: Option<Heard>,
+    now: Timestamp,
+}
+
+/// Between which of two instances' addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Their IPv4 addresses.
+    V4,
+    /// Their IPv6 addresses.
+    V6,
+}
+
+impl Family {
+    /// The address of a NIC.
+    fn of(self, nic: &Nic) -> Option<IpAddr> {
+        match self {
+            Self::V4 => Some(nic.ip.into()),
+            Self::V6 => nic.ip6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// The NICs a packet from one instance to another takes: those on the same network or segment if there are such, else the
 /// primary ones.
-pub fn nics_between(from: &InstanceView, to: &InstanceView) -> (Option<Nic>, Option<Nic>) {
+pub fn nics_between(from: &InstanceView, to: &InstanceView, family: Family) -> (Option<Nic>, Option<Nic>) {
     let segment = |view: &InstanceView, nic: &Nic| {
         let network = view.nics.iter().find(|found| found.nic.mac == nic.mac)?.network.clone()?;
         Some((network.nic_tag.clone(), network.vlan))
@@ -38,7 +60,7 @@ pub fn nics_between(from: &InstanceView, to: &InstanceView) -> (Option<Nic>, Opt
     let pairs = from.instance.nics.iter().flat_map(|nic| to.instance.nics.iter().map(move |other| (nic, other)));
     let shared = pairs.filter(|(nic, other)| {
         let here = segment(from, nic);
-        here.is_some() && here == segment(to, other)
+        here.is_some() && here == segment(to, other) && family.of(nic).is_some() && family.of(other).is_some()
     });
     // A subnet of its own decides among several; the first is as good as any.
     match shared.min_by_key(|(nic, other)| nic.network != other.network) {
@@ -53,17 +75,17 @@ pub fn primary(view: &InstanceView) -> Option<Nic> {
 }
 
 /// One end: an instance, and which of its NICs.
-pub async fn place(control: &Control, view: InstanceView, nic: Option<Nic>) -> Result<Place> {
+pub async fn place(control: &Control, view: InstanceView, nic: Option<Nic>, family: Family) -> Result<Place> {
     let nic = nic.ok_or_else(|| Error::Conflict(format!("instance {} has no NIC", view.instance.id)))?;
+    let address = family.of(&nic).ok_or_else(|| {
+        Error::Conflict(format!("instance {} has no IPv6 address on its NIC {}", view.instance.id, nic.mac))
+    })?;
     let id = view.instance.server;
     let server = control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
     // A machine that is known has a document; only the first moments of a headnode are waited for.
     let target = servers::watch_target(control, id, 0).await?;
     let target = target.ok_or_else(|| Error::Unavailable(format!("server {id} has no document yet")))?;
-    let heard = control.nodes.heard(id);
-    let seen = heard.as_ref().map_or(server.target_seen, |heard| heard.target_seen);
-    let firewall_seen = heard.map_or(0, |heard| heard.firewall_seen);
-    Ok(Place { view, nic, server, target, seen, firewall_seen })
+    Ok(Place { view, nic, address, server, target, heard: control.nodes.heard(id), now: control.now() })
 }
 
 impl Place {
@@ -78,8 +100,22 @@ impl Place {
     }
 
     /// The address the packet has there.
-    pub fn address(&self) -> IpAddr {
-        self.nic.ip.into()
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Where its machine is met.
+    pub fn underlay(&self) -> Option<IpAddr> {
+        self.target.underlay
+    }
+
+    /// What its machine found out about the wire to another's, or why it did not.
+    pub fn tried(&self, other: &Self) -> std::result::Result<Tried, String> {
+        let nothing = || "the machine has not tried it yet".to_owned();
+        let machine = other.underlay().ok_or("the other machine has no address between machines")?;
+        let heard = self.heard.as_ref().ok_or("the machine was not heard of since the headnode began")?;
+        let fact = heard.wires.facts.get(&machine).ok_or_else(nothing)?;
+        Ok(Tried { fact: fact.clone(), age_ms: heard.wires_age_ms(self.now).ok_or_else(nothing)? })
     }
 
     /// What its machine is to look at; `None` when its document does not have the network yet.
@@ -92,8 +128,8 @@ impl Place {
         Some(Look { mac: self.nic.mac, network, other })
     }
 
-    /// It with what its machine saw.
-    pub fn end<'a>(&'a self, sight: &'a Result<Sight, String>) -> End<'a> {
+    /// It with what its machine saw, and what that found out about the wire to the other end's.
+    pub fn end<'a>(&'a self, sight: &'a Result<Sight, String>, wire: &'a Result<Tried, String>) -> End<'a> {
         End {
             instance: self.view.instance.id,
             alias: self.alias(),
@@ -104,10 +140,11 @@ impl Place {
             server: self.server.id,
             host: &self.server.hostname,
             target: &self.target,
-            seen: self.seen,
-            firewall_seen: self.firewall_seen,
+            seen: self.heard.as_ref().map_or(self.server.target_seen, |heard| heard.target_seen),
+            firewall_seen: self.heard.as_ref().map_or(0, |heard| heard.firewall_seen),
             underlay_mtu: self.server.underlay_mtu,
             sight,
+            wire,
         }
     }
 

@@ -22,12 +22,6 @@ use model::{
     target::{NetworkTarget, Target},
 };
 
-/// Bytes that VXLAN takes from a packet of the underlay: outer IPv4, UDP, VXLAN and the inner Ethernet header.
-pub const OVERHEAD_V4: u32 = 50;
-
-/// The same over IPv6.
-pub const OVERHEAD_V6: u32 = 70;
-
 /// All fabrics on a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FabricSet {
@@ -78,12 +72,4 @@ impl FabricSet {
 pub fn gateway_mac(vni: u32) -> MacAddr {
     let [_, a, b, c] = vni.to_be_bytes();
     MacAddr([0x02, 0x4e, 0x73, a, b, c])
-}
-
-/// Largest packet a segment carries where the underlay's largest is `underlay_mtu` bytes.
-pub fn mtu_within(underlay: IpAddr, underlay_mtu: u32) -> u32 {
-    underlay_mtu.saturating_sub(match underlay {
-        IpAddr::V4(_) => OVERHEAD_V4,
-        IpAddr::V6(_) => OVERHEAD_V6,
-    })
 }

@@ -12,6 +12,7 @@ pub mod archive;
 pub mod error;
 
 pub mod dataset;
+pub mod echo;
 pub mod fabric;
 pub mod filter;
 pub mod link;

@@ -36,6 +36,26 @@ pub struct NetworkSetup {
     pub routes: BTreeMap<IpNet, IpAddr>,
 }
 
+/// Packets to try wires with, all at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// This machine's address between machines; all packets are of its family.
+    pub from: IpAddr,
+    /// What is sent; at most 65,536, and best a few dozen.
+    pub packets: Vec<Packet>,
+    /// Drawn for this probe alone: answers without it are somebody else's.
+    pub token: u64,
+}
+
+/// One packet to try a wire with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// The machine that is to send it back.
+    pub to: IpAddr,
+    /// All of it, IP header included, bytes.
+    pub size: u32,
+}
+
 /// Bridges, veth pairs, addresses.
 pub trait Links: Send + Sync {
     /// Makes the bridge of a segment, with the host's address on it if it has one. Returns the bridge's name.
@@ -58,6 +78,9 @@ pub trait Links: Send + Sync {
     /// What the kernel has on the way of a packet. What filters are in force is asked of
     /// [`Filters::intact`](crate::filter::Filters::intact) and not known here.
     fn sight(&self, look: &Look) -> Result<Sight>;
+
+    /// Which of the packets other machines sent back whole, in the same order. Takes half a second where some do not.
+    fn probe(&self, probe: &Probe) -> Result<Vec<bool>>;
 
     /// Every NIC of ours on this machine.
     fn nics(&self) -> Result<Vec<NicStatus>>;

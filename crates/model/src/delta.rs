@@ -21,6 +21,7 @@ use crate::{
     part::{Digest, Part, Sum},
     peers::{Peer, Segment},
     target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneTarget},
+    wire::WireFact,
 };
 
 /// What a node says it holds when it asks for news.
@@ -168,7 +169,7 @@ pub struct PeersDelta {
     pub gone: BTreeSet<u32>,
 }
 
-/// From one report to the next, as long as only instances' facts and what counts or marks time differ: whatever else a report
+/// From one report to the next, as long as only instances' facts, wires and what counts or marks time differ: whatever else a report
 /// says changes so seldom that it is said whole then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReportDelta {
@@ -190,6 +191,12 @@ pub struct ReportDelta {
     /// See [`Report::zones`].
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub zones: Changes<InstanceId, Part<ZoneFact>>,
+    /// See [`crate::wire::Wires::facts`].
+    #[serde(default, skip_serializing_if = "Changes::is_empty")]
+    pub wires: Changes<IpAddr, WireFact>,
+    /// See [`crate::wire::Wires::age_ms`]; always said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wires_age_ms: Option<u64>,
 }
 
 // === impl Changes ===
@@ -443,12 +450,17 @@ impl Report {
             outside,
             leaving: _,
             untold_addresses,
+            wires,
         } = self;
         let mut sum = Sum::default();
         sum.value(&(server, hostname, boot_id, hardware, images, underlay, outside));
         sum.value(&untold_addresses);
         for (id, fact) in zones {
             sum.part(id.uuid().as_bytes(), fact);
+        }
+        // Of a node that does not know of wires, too.
+        if !wires.facts.is_empty() {
+            sum.digest(wires.facts.digest());
         }
         sum.done()
     }
@@ -471,6 +483,7 @@ impl ReportDelta {
             outside,
             leaving,
             untold_addresses,
+            wires,
         } = new;
         let same = (&old.server, &old.hostname, &old.boot_id, &old.hardware) == (server, hostname, boot_id, hardware)
             && (&old.images, &old.underlay, &old.outside) == (images, underlay, outside)
@@ -484,6 +497,11 @@ impl ReportDelta {
             firewall_seen: *firewall_seen,
             leaving: *leaving,
             zones: Changes::between(&old.zones, zones),
+            wires: match old.wires.facts.is(&wires.facts) {
+                true => Changes::default(),
+                false => Changes::between(&old.wires.facts, &wires.facts),
+            },
+            wires_age_ms: wires.age_ms,
         })
     }
 
@@ -503,6 +521,10 @@ impl ReportDelta {
             ..held.clone()
         };
         self.zones.apply(&mut report.zones);
+        if !self.wires.is_empty() {
+            self.wires.apply(&mut report.wires.facts);
+        }
+        report.wires.age_ms = self.wires_age_ms;
         let reached = report.digest();
         if reached != self.digest {
             return Err(Misfit::Result { reached, meant: self.digest });

@@ -8,7 +8,7 @@
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
-//! packet stops; [`rules`] says what
+//! packet stops, [`wire`] how machines try the wires between them; [`rules`] says what
 //! names, tags and metadata may be.
 
 pub mod id;
@@ -35,3 +35,4 @@ pub mod placement;
 pub mod rules;
 pub mod state;
 pub mod target;
+pub mod wire;

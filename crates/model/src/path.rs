@@ -2,9 +2,9 @@
 //!
 //! [`walk`] holds three things against each other: what the records want ([`End`]), the documents the two machines were given
 //! ([`Target`]), and what their kernels have ([`Sight`], which a machine answers to a [`Look`]). A hop nobody could look at is not
-//! taken for good: it is unknown, and says why. What lies between the machines is looked at from neither side and said to be so.
+//! taken for good: it is unknown, and says why. What lies between the machines is told by their own trying of it ([`Tried`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,11 +13,9 @@ use crate::{
     id::{InstanceId, MacAddr, NetworkId, ServerId},
     peers::Peer,
     state::PublicState,
-    target::{NetworkTarget, Target},
+    target::{NetworkTarget, Outside6, Target},
+    wire::{STALE_MS, Tried, overhead},
 };
-
-/// Bytes that VXLAN takes from a packet of the underlay, by its family.
-const OVERHEAD: (u32, u32) = (50, 70);
 
 /// What a machine is asked to look at in its kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +83,8 @@ pub struct End<'a> {
     pub underlay_mtu: Option<u32>,
     /// What its machine's kernel has, or why that is not known.
     pub sight: &'a Result<Sight, String>,
+    /// What its machine found out about the wire to the other end's, or why that is not known.
+    pub wire: &'a Result<Tried, String>,
 }
 
 /// Where the way leads.
@@ -130,7 +130,7 @@ pub fn walk(from: &End<'_>, to: &Far<'_>, kind: PacketKind) -> Vec<Hop> {
     };
     leave(from, peer, kind, &mut hops);
     match to {
-        Far::Address(_) => outside(from, &mut hops),
+        Far::Address(address) => outside(from, *address, &mut hops),
         Far::Instance(to) => {
             between(from, to, &mut hops);
             arrive(from, to, kind, &mut hops);
@@ -290,11 +290,7 @@ impl End<'_> {
     /// Whether a full packet of the segment fits between machines.
     fn width(&self, segment: &NetworkTarget) -> Hop {
         let what = "underlay MTU";
-        let needed = u32::from(segment.mtu)
-            + match self.target.underlay {
-                Some(IpAddr::V6(_)) => OVERHEAD.1,
-                _ => OVERHEAD.0,
-            };
+        let needed = self.needed(segment);
         match self.underlay_mtu {
             None => self.hop(what, Verdict::Unknown, format!("not reported; {needed} bytes are needed")),
             Some(mtu) if mtu < needed => {
@@ -302,6 +298,41 @@ impl End<'_> {
                 self.hop(what, Verdict::Stops, says)
             }
             Some(mtu) => self.hop(what, Verdict::Passes, format!("{mtu} bytes, of which {needed} are needed")),
+        }
+    }
+
+    /// What a full packet of the segment becomes between machines, bytes.
+    fn needed(&self, segment: &NetworkTarget) -> u32 {
+        u32::from(segment.mtu) + overhead(self.target.underlay.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+    }
+
+    /// Whether full packets of the segment arrive at the other's machine, as this one has tried.
+    fn wire(&self, other: &End<'_>, segment: &NetworkTarget) -> Hop {
+        let (needed, to) = (self.needed(segment), other.host);
+        let tried = match self.wire {
+            Err(why) => return self.hop("wire", Verdict::Unknown, why.clone()),
+            Ok(tried) => tried,
+        };
+        let ago = match tried.age_ms {
+            0 => "tried just now".to_owned(),
+            age => format!("tried {} s ago", age.div_ceil(1_000)),
+        };
+        let fact = &tried.fact;
+        let (verdict, says) = match fact.mtu.filter(|_| fact.reachable) {
+            None => (Verdict::Stops, format!("{to} does not answer since {}; {ago}", fact.since)),
+            Some(mtu) if mtu < needed => {
+                let says = format!(
+                    "packets of up to {mtu} bytes arrive at {to}, and those of {} bytes need {needed}: large ones are \
+                     lost; {ago}",
+                    segment.mtu
+                );
+                (Verdict::Stops, says)
+            }
+            Some(mtu) => (Verdict::Passes, format!("{to} sent back {mtu} bytes, of which {needed} are needed; {ago}")),
+        };
+        match tried.age_ms > STALE_MS {
+            true => self.hop("wire", Verdict::Unknown, format!("it is too long ago that {says}")),
+            false => self.hop("wire", verdict, says),
         }
     }
 
@@ -325,7 +356,7 @@ fn between(from: &End<'_>, to: &End<'_>, hops: &mut Vec<Hop>) {
         (None, None) => from.network == to.network || (&here.nic_tag, here.vlan) == (&there.nic_tag, there.vlan),
         _ => false,
     };
-    if !same && !route(from, (here, there), hops) {
+    if !same && !route(from, to, (here, there), hops) {
         return;
     }
     if from.server == to.server {
@@ -340,21 +371,30 @@ fn between(from: &End<'_>, to: &End<'_>, hops: &mut Vec<Hop>) {
     };
     hops.push(from.tunnel(to, fabric.vni));
     hops.push(from.width(there));
-    let says = "between the machines nothing was sent to try it".to_owned();
-    hops.push(Hop { host: String::new(), what: "wire".to_owned(), verdict: Verdict::Unknown, says });
+    hops.push(from.wire(to, there));
     // Answers go by the other machine's entry for this end.
     if let Some(back) = &here.fabric {
         let mut hop = to.tunnel(from, back.vni);
         hop.what = "peer entry back".to_owned();
         hops.push(hop);
         hops.push(to.width(here));
+        let mut hop = to.wire(from, here);
+        hop.what = "wire back".to_owned();
+        hops.push(hop);
     }
 }
 
 /// The hop from one network to another; false when none leads there.
-fn route(from: &End<'_>, (here, there): (&NetworkTarget, &NetworkTarget), hops: &mut Vec<Hop>) -> bool {
+fn route(
+    from: &End<'_>,
+    to: &End<'_>,
+    (here, there): (&NetworkTarget, &NetworkTarget),
+    hops: &mut Vec<Hop>,
+) -> bool {
     let routed = match (&here.fabric, &there.fabric) {
-        (Some(one), Some(other)) => one.owner == other.owner && one.routed && other.routed && here.is_routed(),
+        (Some(one), Some(other)) => {
+            one.owner == other.owner && one.routed && other.routed && has_gateway(here, to.address)
+        }
         _ => false,
     };
     hops.push(match routed {
@@ -366,13 +406,21 @@ fn route(from: &End<'_>, (here, there): (&NetworkTarget, &NetworkTarget), hops: 
     routed
 }
 
-fn outside(from: &End<'_>, hops: &mut Vec<Hop>) {
+/// Whether a network's router has an address of the family of `address`.
+fn has_gateway(network: &NetworkTarget, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => network.gateway.is_some(),
+        IpAddr::V6(_) => network.gateway6.is_some(),
+    }
+}
+
+fn outside(from: &End<'_>, to: IpAddr, hops: &mut Vec<Hop>) {
     let Some(network) = from.network() else {
         hops.push(from.hop("network", Verdict::Unknown, "the document does not have the instance's network yet"));
         return;
     };
     match &network.fabric {
-        Some(fabric) if fabric.internet_nat && network.is_routed() => hops.push(from.router()),
+        Some(fabric) if fabric.internet_nat && has_gateway(network, to) => hops.push(from.router()),
         Some(_) => {
             return hops.push(from.hop(
                 "network",
@@ -380,6 +428,15 @@ fn outside(from: &End<'_>, hops: &mut Vec<Hop>) {
                 "the network does not lead outside: no internet NAT",
             ));
         }
+        None if to.is_ipv6() => match network.outside6 {
+            Outside6::None => {
+                return hops.push(from.hop("network", Verdict::Stops, "IPv6 does not leave the network"));
+            }
+            Outside6::Masqueraded => {
+                hops.push(from.hop("NAT", Verdict::Passes, "the machine translates IPv6 that leaves the network"));
+            }
+            Outside6::Routed => hops.push(from.hop("gateway", Verdict::Passes, "the machine forwards it as it is")),
+        },
         None if network.nat => {
             hops.push(from.hop("NAT", Verdict::Passes, "the machine translates what leaves the network"));
         }

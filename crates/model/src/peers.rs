@@ -58,6 +58,11 @@ impl Segment {
         })
     }
 
+    /// Where the machines are met that have any.
+    pub fn machines(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.0.keys().copied()
+    }
+
     /// Those behind one machine.
     pub fn behind(&self, underlay: IpAddr) -> Option<&Part<Nics>> {
         self.0.get(&underlay)

@@ -27,6 +27,7 @@ use crate::{
     server::{Hardware, Underlay},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
+    wire::Wires,
 };
 
 /// All a node should be.
@@ -286,6 +287,9 @@ pub struct Report {
     /// Addresses held by instances the target does not speak of, so that they are not given to others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
+    /// What it found out about its wires to other machines.
+    #[serde(default, skip_serializing_if = "Wires::is_empty")]
+    pub wires: Wires,
 }
 
 /// What a node says of one instance.

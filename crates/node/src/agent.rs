@@ -30,6 +30,7 @@ use crate::{
     network::{self, Network},
     shared::{self, Shared},
     verbs::Verbs,
+    wires,
 };
 
 /// The agent of one machine. See the crate's own words for what it does.
@@ -96,6 +97,7 @@ impl Agent {
             board,
             images,
             network,
+            wires: watch::Sender::new(wires::Found::default()),
             metadata,
             making: shared::making_permits(identity.hardware.cpus),
             ending: shared::ending_permits(),
@@ -109,11 +111,12 @@ impl Agent {
         let logging = base::task::spawn("firewall log", firewall_log::keep(shared.clone(), news));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
+        let wires = base::task::spawn("wires", wires::follow(shared.clone(), targets.clone()));
         let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone(), keeper));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, fabrics, reports, fetching, answering, logging, watching);
+        let _ = futures_util::join!(filters, fabrics, wires, reports, fetching, answering, logging, watching);
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }

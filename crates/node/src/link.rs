@@ -17,6 +17,7 @@ use model::{
     diff::Wiring,
     id::{InstanceId, NetworkId},
     target::{Report, Target},
+    time::Timestamp,
 };
 use nodeapi::HEARTBEAT_SECONDS;
 
@@ -248,6 +249,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         underlay: whereabouts.underlay,
         outside: whereabouts.outside,
         leaving: false,
+        wires: shared.wires.borrow().wires(Timestamp(now)),
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));
     (report, later)

@@ -5,10 +5,13 @@
 //! survives everybody. So nothing of this is written down, an answer that comes too late is dropped, and whoever
 //! asked may ask again.
 
+use std::net::IpAddr;
+
 use model::{
     firewall::log::{LogEntry, LogFilter},
     id::{InquiryId, InstanceId},
     path::{Look, Sight},
+    wire::WireFact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +64,11 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
+    /// Whether its wire to another machine with a peer carries what it should; it tries that now.
+    Wire {
+        /// Where the other machine is met.
+        machine: IpAddr,
+    },
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
@@ -77,6 +85,8 @@ pub enum Answer {
     /// To [`Question::FirewallLog`].
     #[serde(rename = "firewall-log")]
     FirewallLog(FirewallLogPage),
+    /// To [`Question::Wire`].
+    Wire(WireFact),
     /// It cannot say, and why.
     Refused {
         /// In words.

@@ -40,13 +40,14 @@ pub mod path;
 pub mod placement;
 mod servers;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use model::{
     id::{AccountId, InstanceId, PackageId},
     instance::Instance,
     server::{Condition, Server, Trait},
     time::Timestamp,
+    wire::WireFact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +58,7 @@ pub use firewall::{
     SilentServer,
 };
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicTagView};
-pub use path::PathView;
+pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 
@@ -263,10 +264,10 @@ pub struct NewNetwork {
     pub gateway6: Option<std::net::Ipv6Addr>,
     /// See [`model::network::Network::resolvers`].
     #[serde(default)]
-    pub resolvers: Vec<std::net::IpAddr>,
+    pub resolvers: Vec<IpAddr>,
     /// See [`model::network::Network::routes`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub routes: BTreeMap<ipnet::IpNet, std::net::IpAddr>,
+    pub routes: BTreeMap<ipnet::IpNet, IpAddr>,
     /// See [`model::network::Network::mtu`]; 1500 when absent.
     #[serde(default)]
     pub mtu: Option<u16>,
@@ -293,6 +294,32 @@ pub struct ServerView {
     /// Instances it has and no record knows as its own. They are left alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub strangers: Vec<InstanceId>,
+    /// What a full packet of the datacenter's fabrics becomes at its address between machines, bytes; beside
+    /// [`Server::underlay_mtu`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay_needed: Option<u32>,
+    /// Its wires to other machines; in a list of machines only those that are not well, and at most 16 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wires: Vec<WireView>,
+    /// How many of its wires are well.
+    #[serde(default)]
+    pub wires_well: usize,
+    /// How long ago at most it tried them, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wires_age_ms: Option<u64>,
+}
+
+/// A machine's wire to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireView {
+    /// Where the other machine is met.
+    pub machine: IpAddr,
+    /// Its host name, if a server is met there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// What was found out.
+    #[serde(flatten)]
+    pub fact: WireFact,
 }
 
 /// An instance as operators see it: the whole record, and what follows from it.

@@ -15,6 +15,7 @@ use model::{
     server::{Condition, Likeness, MachineIdentity, Server, Sign, condition},
     state::Reachability,
     time::Timestamp,
+    wire::{Wires, overhead},
 };
 use store::{Entry, Transaction};
 
@@ -46,6 +47,10 @@ pub struct ServerView {
     pub target_generation: u64,
     /// What its last report spoke of and no record knows as its own. Left alone: only an explicit target destroys.
     pub strangers: Vec<InstanceId>,
+    /// What it found out about its wires to other machines.
+    pub wires: Wires,
+    /// Largest packet that full ones of the datacenter's fabrics become at its address between machines, bytes.
+    pub underlay_needed: Option<u32>,
 }
 
 /// What is known of a machine before its first report.
@@ -144,7 +149,15 @@ fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let heard = control.nodes.heard(server.id);
     let reachability = control.nodes.reachability(server.id, control.now());
     let sign = heard.as_ref().map(|heard| Sign { at: heard.at, leaving: heard.leaving });
+    let now = control.now();
+    let wires = heard.as_ref().map_or_else(Wires::default, |heard| Wires {
+        facts: heard.wires.facts.clone(),
+        age_ms: heard.wires_age_ms(now),
+    });
+    let needed = |underlay| u32::from(control.config.fabric.mtu) + overhead(underlay);
     ServerView {
+        wires,
+        underlay_needed: server.underlay.map(needed),
         condition: condition(&server, sign, reachability, control.now()),
         reachability,
         last_seen_at: heard.as_ref().map(|heard| heard.at).or(server.last_seen_at),

@@ -23,6 +23,7 @@ use model::{
     server::{Reserved, Server},
     target::{Report, ZoneFact, ZoneState, is_internal_key},
     time::Timestamp,
+    wire::WIRES_MAX,
 };
 use nodeapi::ReportAnswer;
 use store::{CommitError, Entry, Snapshot, Transaction};
@@ -99,6 +100,9 @@ async fn take_in_all(
     if report.zones.len() > ZONES_MAX {
         return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
     }
+    if report.wires.facts.len() > WIRES_MAX {
+        return Err(Error::invalid("wires", format!("has more than {WIRES_MAX} entries")));
+    }
     let now = control.now();
     let snapshot = control.snapshot();
     control.targets.caught_up(snapshot.revision().0).await;
@@ -112,6 +116,7 @@ async fn take_in_all(
         leaving: report.leaving,
         firewall_seen: report.firewall_seen,
         strangers: strangers(control, &snapshot, &report, &worth),
+        wires: report.wires.clone(),
     };
     control.nodes.note(id, heard);
     lift_generation(control, id, report.target_seen).await?;

@@ -367,6 +367,7 @@ impl Machine {
             outside: None,
             leaving: false,
             untold_addresses: self.untold.clone(),
+            wires: model::wire::Wires::default(),
         }
     }
 

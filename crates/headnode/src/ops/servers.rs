@@ -1,6 +1,9 @@
 //! Machines: those that are part of the datacenter, and invitations for others.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -9,9 +12,9 @@ use axum::{
     routing::{get, post},
 };
 use control::{Control, servers};
-use model::{id::InstanceId, instance::Caller, server::Invite, state::Reachability};
+use model::{id::InstanceId, instance::Caller, server::Invite, state::Reachability, wire::WireFact};
 use nodeapi::join::Fingerprint;
-use opsapi::{Forget, InviteView, NewInvite, ServerChange, ServerDrain, ServerView};
+use opsapi::{Forget, InviteView, NewInvite, ServerChange, ServerDrain, ServerView, WireView};
 
 use super::{Answer, Body, Ops, Refusal, value, values};
 use crate::settings::is_address;
@@ -36,7 +39,38 @@ pub(super) fn find_server(control: &Control, server: &str) -> Result<servers::Se
     found.ok_or_else(|| control::Error::not_found("server", server).into())
 }
 
+/// Host names of machines by where they are met.
+struct Names(BTreeMap<IpAddr, String>);
+
+impl Names {
+    fn of(servers: &[servers::ServerView]) -> Self {
+        let met = |view: &servers::ServerView| Some((view.server.underlay?, view.server.hostname.clone()));
+        Self(servers.iter().filter_map(met).collect())
+    }
+}
+
+/// Wires of one machine in a list of machines: those that are not well, and not all of a machine that is cut off.
+const LISTED_WIRES: usize = 16;
+
 fn view(control: &Control, found: &servers::ServerView) -> ServerView {
+    let names = Names::of(&servers::list(control));
+    ServerView { wires: wires(found, &names, |_| true).collect(), ..listed(control, found, &names) }
+}
+
+fn wires<'a>(
+    found: &'a servers::ServerView,
+    names: &'a Names,
+    which: impl Fn(&WireFact) -> bool + 'a,
+) -> impl Iterator<Item = WireView> + 'a {
+    let wires = found.wires.facts.iter().filter(move |(_, fact)| which(fact));
+    wires.map(|(machine, fact)| WireView {
+        machine: *machine,
+        hostname: names.0.get(machine).cloned(),
+        fact: fact.clone(),
+    })
+}
+
+fn listed(control: &Control, found: &servers::ServerView, names: &Names) -> ServerView {
     let now = control.now();
     let mut server = value(&found.server);
     server.target_seen = found.target_seen;
@@ -46,11 +80,17 @@ fn view(control: &Control, found: &servers::ServerView) -> ServerView {
         condition: found.condition,
         last_heard_ms: found.last_seen_at.map(|at| now.millis_since(at)),
         strangers: found.strangers.clone(),
+        underlay_needed: found.underlay_needed,
+        wires: wires(found, names, |fact| !fact.is_well()).take(LISTED_WIRES).collect(),
+        wires_well: found.wires.facts.values().filter(|fact| fact.is_well()).count(),
+        wires_age_ms: found.wires.age_ms,
     }
 }
 
 async fn list_servers(State(ops): State<Ops>) -> Answer<Vec<ServerView>> {
-    Ok(Json(servers::list(&ops.control).iter().map(|server| view(&ops.control, server)).collect()))
+    let servers = servers::list(&ops.control);
+    let names = Names::of(&servers);
+    Ok(Json(servers.iter().map(|server| listed(&ops.control, server, &names)).collect()))
 }
 
 async fn one_server(State(ops): State<Ops>, Path(server): Path<String>) -> Answer<ServerView> {

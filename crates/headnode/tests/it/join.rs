@@ -130,6 +130,7 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
         outside: None,
         leaving: false,
         untold_addresses: BTreeMap::new(),
+        wires: model::wire::Wires::default(),
     };
     let (one, two) = (report(1, None), report(2, None));
     let stray = ReportDelta::between(one.digest(), &one, &two).unwrap();

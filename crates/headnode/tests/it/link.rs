@@ -142,6 +142,7 @@ fn report() -> ReportNews {
         zones: std::collections::BTreeMap::new(),
         images: Vec::new(),
         untold_addresses: std::collections::BTreeMap::new(),
+        wires: model::wire::Wires::default(),
         underlay: None,
         outside: None,
         leaving: false,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -16,7 +17,7 @@ use super::Faults;
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Packet, Probe},
 };
 
 /// The links of one machine in memory. Clones share them.
@@ -30,6 +31,8 @@ struct State {
     bridges: BTreeMap<String, NetworkTarget>,
     attached: BTreeMap<InstanceId, NetworkSetup>,
     fabrics: FabricSet,
+    /// Largest packet of the wires that are not well.
+    wires: BTreeMap<IpAddr, u32>,
 }
 
 impl LinkMachine {
@@ -46,6 +49,11 @@ impl LinkMachine {
     /// Segments between machines, their peers and routers.
     pub fn fabrics(&self) -> FabricSet {
         self.lock().fabrics.clone()
+    }
+
+    /// From now on packets larger than `width` bytes are lost on the way to `machine`: all of them when it is 0.
+    pub fn narrow_wire(&self, machine: IpAddr, width: u32) {
+        self.lock().wires.insert(machine, width);
     }
 
     /// Somebody deletes the machine's bridges; the NICs stay, as ports of nothing.
@@ -73,7 +81,7 @@ pub struct FakeLinks {
 
 impl FakeLinks {
     /// A handle. Verbs to arm: `links.ensure_bridge`, `.remove_bridges_except`, `.attach`, `.detach`,
-    /// `.program`, `.sight`, `.nics`.
+    /// `.program`, `.sight`, `.probe`, `.nics`.
     pub fn new(machine: LinkMachine, faults: Faults) -> Self {
         Self { machine, faults, names: LinkNames::default() }
     }
@@ -140,6 +148,13 @@ impl Links for FakeLinks {
             Some(Tunnel { device: segment.is_some(), machine, port: peer.is_some(), neighbour })
         });
         Ok(Sight { nic, filters: None, router, tunnel })
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
+        self.faults.pass("links.probe", "")?;
+        let state = self.machine.lock();
+        let passes = |packet: &Packet| state.wires.get(&packet.to).is_none_or(|width| packet.size <= *width);
+        Ok(probe.packets.iter().map(passes).collect())
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

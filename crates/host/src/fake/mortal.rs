@@ -30,7 +30,7 @@ use crate::{
     error::Result,
     fabric::FabricSet,
     filter::{FilterSet, Filters, Firewall, LogNews},
-    link::{Links, NetworkSetup, NicStatus},
+    link::{Links, NetworkSetup, NicStatus, Probe},
     zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
 };
 
@@ -223,6 +223,10 @@ impl Links for Mortal {
 
     fn sight(&self, look: &Look) -> Result<Sight> {
         self.look().links.sight(look)
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
+        self.look().links.probe(probe)
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

@@ -43,7 +43,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Probe},
 };
 
 /// Most NICs of an instance, as CloudAPI has it.
@@ -302,6 +302,10 @@ impl Links for LinuxLinks {
 
     fn sight(&self, look: &Look) -> Result<Sight> {
         super::sight::look(&self.names, look)
+    }
+
+    fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
+        super::probe::probe(probe)
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

@@ -26,6 +26,7 @@ mod link_wire;
 mod netlink;
 mod nft_step;
 mod nft_wire;
+mod probe;
 mod router;
 mod rules_kept;
 mod sight;

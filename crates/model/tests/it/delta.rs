@@ -19,6 +19,7 @@ use model::{
     server::Hardware,
     target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneState},
     time::Timestamp,
+    wire::{WireFact, Wires},
 };
 use proptest::{
     collection::{btree_map, btree_set, vec},
@@ -140,8 +141,9 @@ fn any_target() -> impl Strategy<Value = Target> {
 fn any_report() -> impl Strategy<Value = Report> {
     let states = prop_oneof![Just(ZoneState::Running), Just(ZoneState::Stopped), Just(ZoneState::Absent)];
     let zones = btree_map(0..6_u8, (states, 0..3_u64), 0..6);
-    (0..9_u64, 0..9_u64, any::<bool>(), zones, btree_set(0..2_u8, 0..2)).prop_map(
-        |(sequence, target_seen, leaving, zones, images)| Report {
+    let wires = (btree_map(0..4_u8, (any::<bool>(), 0..3_u32), 0..4), proptest::option::of(0..9_u64));
+    (0..9_u64, 0..9_u64, any::<bool>(), zones, btree_set(0..2_u8, 0..2), wires).prop_map(
+        |(sequence, target_seen, leaving, zones, images, (wires, age_ms))| Report {
             server: server(),
             sequence,
             hostname: "one".to_owned(),
@@ -158,8 +160,20 @@ fn any_report() -> impl Strategy<Value = Report> {
             outside: None,
             leaving,
             untold_addresses: BTreeMap::new(),
+            wires: Wires {
+                facts: wires
+                    .into_iter()
+                    .map(|(last, (reachable, mtu))| (IpAddr::from([10, 0, 0, last]), wire(reachable, mtu)))
+                    .collect::<BTreeMap<_, _>>()
+                    .into(),
+                age_ms,
+            },
         },
     )
+}
+
+fn wire(reachable: bool, mtu: u32) -> WireFact {
+    WireFact { reachable, since: Timestamp(1), mtu: Some(mtu), needed: 2 }
 }
 
 fn fact(state: ZoneState, starts_done: u64) -> ZoneFact {

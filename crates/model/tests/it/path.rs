@@ -10,6 +10,8 @@ use model::{
     peers::Peer,
     state::PublicState,
     target::{FabricTarget, NetworkTarget, Target},
+    time::Timestamp,
+    wire::{STALE_MS, Tried, WireFact, wanted},
 };
 use serde_json::json;
 
@@ -23,6 +25,7 @@ struct Scene {
     servers: [ServerId; 2],
     targets: [Target; 2],
     sights: [Result<Sight, String>; 2],
+    wires: [Result<Tried, String>; 2],
     seen: [u64; 2],
     mtu: u32,
 }
@@ -66,12 +69,17 @@ impl Scene {
                 Tunnel { device: true, machine: Some(underlay(1 - at)), port: true, neighbour: Some(mac(1 - at)) };
             Ok(Sight { nic: Some(true), filters: Some(true), router: false, tunnel: Some(tunnel) })
         };
+        let wire = || {
+            let fact = WireFact { reachable: true, since: Timestamp(0), mtu: Some(1_450), needed: 1_450 };
+            Ok(Tried { fact, age_ms: 12_000 })
+        };
         Self {
             network,
             names: [InstanceId::random(), InstanceId::random()],
             servers,
             targets: [target(0), target(1)],
             sights: [sight(0), sight(1)],
+            wires: [wire(), wire()],
             seen: [9, 9],
             mtu: 1500,
         }
@@ -92,6 +100,7 @@ impl Scene {
             firewall_seen: self.seen[at],
             underlay_mtu: Some(self.mtu),
             sight: &self.sights[at],
+            wire: &self.wires[at],
         }
     }
 
@@ -107,6 +116,10 @@ impl Scene {
         assert!(matches!(&stops[..], [(at, hop, why)] if at == host && hop == what && why.contains(says)), "{stops:?}");
     }
 
+    fn wire(&mut self, at: usize) -> &mut Tried {
+        self.wires[at].as_mut().unwrap()
+    }
+
     fn tunnel(&mut self, at: usize) -> &mut Tunnel {
         self.sights[at].as_mut().unwrap().tunnel.as_mut().unwrap()
     }
@@ -119,7 +132,7 @@ fn a_way_that_is_whole_is_whole() {
     let hops = walk(&scene.end(0), &Far::Instance(scene.end(1)), PING);
     let unknown: Vec<&str> =
         hops.iter().filter(|hop| hop.verdict == Verdict::Unknown).map(|hop| hop.what.as_str()).collect();
-    assert_eq!(unknown, ["wire"], "nothing is sent between the machines");
+    assert_eq!(unknown, Vec::<&str>::new(), "and everything was looked at");
 }
 
 #[test]
@@ -150,6 +163,42 @@ fn each_thing_that_is_wrong_is_named_where_it_is() {
     assert_eq!(scene.stops().len(), 2, "each way");
     scene.mtu = 1450;
     assert_eq!(scene.stops(), []);
+}
+
+#[test]
+fn what_machines_found_out_about_the_wire_counts_while_it_is_young() {
+    let mut scene = Scene::new();
+    scene.wire(0).fact.mtu = Some(1_449);
+    scene.one_stop("one", "wire", "up to 1449 bytes arrive at two, and those of 1400 bytes need 1450");
+    let mut scene = Scene::new();
+    let fact = &mut scene.wire(1).fact;
+    (fact.reachable, fact.mtu, fact.since) = (false, None, Timestamp(60_000));
+    scene.one_stop("two", "wire back", "one does not answer since 1970-01-01T00:01:00.000Z; tried 12 s ago");
+    scene.wire(1).age_ms = STALE_MS + 1;
+    assert_eq!(scene.stops(), [], "nobody knows how it is now");
+    scene.wires[1] = Err("not tried".to_owned());
+    let hops = walk(&scene.end(0), &Far::Instance(scene.end(1)), PING);
+    let unknown: Vec<_> = hops.iter().filter(|hop| hop.verdict == Verdict::Unknown).collect();
+    assert!(matches!(&unknown[..], [hop] if hop.what == "wire back" && hop.says == "not tried"), "{unknown:?}");
+}
+
+#[test]
+fn machines_with_a_peer_are_tried_with_the_widest_of_common_networks() {
+    let mut scene = Scene::new();
+    let other = underlay(1);
+    assert_eq!(wanted(&scene.targets[0]), BTreeMap::from([(other, 1_450)]));
+    let mut wide = scene.targets[0].networks[&scene.network].clone();
+    wide.mtu = 8_000;
+    wide.fabric.as_mut().unwrap().vni = 8;
+    scene.targets[0].networks.insert(NetworkId::random(), wide.clone());
+    assert_eq!(wanted(&scene.targets[0])[&other], 1_450, "nobody there has it");
+    let peers = &mut scene.targets[0].peers;
+    let peer = |at: IpAddr| Peer { addresses: Vec::new(), underlay: at };
+    peers.insert(8, [(mac(7), peer(other)), (mac(8), peer("fd00::9".parse().unwrap()))].into_iter().collect());
+    peers.insert(9, [(mac(9), peer([192, 0, 2, 9].into()))].into_iter().collect());
+    assert_eq!(wanted(&scene.targets[0]), BTreeMap::from([(other, 8_050)]), "one family, and networks of ours");
+    scene.targets[0].underlay = None;
+    assert_eq!(wanted(&scene.targets[0]), BTreeMap::new());
 }
 
 #[test]

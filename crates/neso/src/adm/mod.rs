@@ -13,7 +13,7 @@ mod instances;
 mod nets;
 mod path;
 mod placement;
-mod servers;
+pub(crate) mod servers;
 
 use std::fmt::Display;
 

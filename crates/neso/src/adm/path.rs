@@ -1,7 +1,7 @@
 //! `neso adm path`: the way of a packet, a line per hop, and where it stops.
 
 use model::path::{Hop, Verdict};
-use opsapi::Client;
+use opsapi::{Client, PathQuestion};
 
 use super::{Output, table};
 use crate::failure::Outcome;
@@ -19,11 +19,18 @@ pub(crate) struct Command {
     /// A UDP packet to this port, not a ping.
     #[arg(long, value_name = "PORT")]
     udp: Option<u16>,
+    /// Between the IPv6 addresses of two instances.
+    #[arg(long, short = '6')]
+    ipv6: bool,
+    /// Have both machines try the wire between them now.
+    #[arg(long)]
+    probe: bool,
 }
 
 /// Runs it.
 pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Outcome {
-    let view = client.path(&command.from, &command.to, command.tcp, command.udp).await?;
+    let Command { from, to, tcp, udp, ipv6, probe } = command;
+    let view = client.path(&PathQuestion { from, to, tcp, udp, ipv6, probe }).await?;
     output.show(&view, |view| rows(&view.hops))?;
     if output.json {
         return Ok(());

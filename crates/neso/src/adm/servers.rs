@@ -7,7 +7,7 @@ use model::{
     time::Timestamp,
     unit::Mib,
 };
-use opsapi::{Client, InstanceView, InviteView, NewInvite, ServerChange, ServerView};
+use opsapi::{Client, InstanceView, InviteView, NewInvite, ServerChange, ServerView, WireView};
 
 use super::{Output, ago, bytes, details, named_trait, or_dash, table};
 use crate::{
@@ -245,6 +245,8 @@ fn server_details(view: &ServerView) -> comfy_table::Table {
         ("product", hardware.product.clone()),
         ("identity", server.identity.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
         ("address", or_dash(server.underlay.as_ref())),
+        ("largest packet there", width(view)),
+        ("other machines", wires(view)),
         ("kernel", hardware.kernel.clone()),
         ("agent", hardware.agent_version.clone()),
         ("boot", or_dash(server.boot_id.as_ref())),
@@ -257,12 +259,44 @@ fn server_details(view: &ServerView) -> comfy_table::Table {
     lines.extend(
         hardware.disks.iter().map(|disk| ("disk", format!("{} {} {}", disk.name, bytes(disk.size), disk.model))),
     );
+    let troubled = view.wires.iter().filter(|wire| !wire.fact.is_well());
+    lines.extend(troubled.map(|wire| ("wire", wire_trouble(wire))));
     lines.extend(hardware.cards.iter().map(|card| ("network card", format!("{} {}", card.name, card.mac))));
     if !view.strangers.is_empty() {
         let ids: Vec<String> = view.strangers.iter().map(ToString::to_string).collect();
         lines.push(("instances no record knows", ids.join(" ")));
     }
     details(&lines)
+}
+
+/// How large packets at its address between machines may be, and whether that is enough.
+fn width(view: &ServerView) -> String {
+    match (view.server.underlay_mtu, view.underlay_needed) {
+        (Some(mtu), Some(needed)) if mtu < needed => {
+            format!("{mtu} bytes: too small, full packets of fabrics need {needed}")
+        }
+        (Some(mtu), Some(needed)) => format!("{mtu} bytes, of which fabrics need {needed}"),
+        (mtu, _) => or_dash(mtu),
+    }
+}
+
+/// How its wires to machines with a peer are.
+fn wires(view: &ServerView) -> String {
+    let troubled = view.wires.iter().filter(|wire| !wire.fact.is_well()).count();
+    match view.wires_age_ms {
+        None => "none is tried: no instance here has a neighbour elsewhere".to_owned(),
+        Some(age) => format!("{} well, {troubled} not, tried {} ago", view.wires_well, duration(age)),
+    }
+}
+
+/// What is wrong with a wire.
+pub(crate) fn wire_trouble(wire: &WireView) -> String {
+    let WireView { machine, hostname, fact } = wire;
+    let to = hostname.as_ref().map_or_else(|| machine.to_string(), |name| format!("{name} ({machine})"));
+    match fact.mtu {
+        Some(mtu) => format!("to {to}: up to {mtu} bytes arrive whole, and {} are needed", fact.needed),
+        None => format!("to {to}: no answer since {}", fact.since),
+    }
 }
 
 /// Machines that are not part of the datacenter yet.

@@ -5,10 +5,13 @@ use std::time::Duration;
 use base::daemon::PidFile;
 use headnode::Settings;
 use model::time::Timestamp;
-use opsapi::{CertificateView, Client, ServerView};
+use opsapi::{CertificateView, Client, ServerView, WireView};
 
 use super::Finding;
-use crate::supervise::{self, children};
+use crate::{
+    adm::servers::wire_trouble,
+    supervise::{self, children},
+};
 
 /// A certificate that ends sooner than this deserves a look: renewal should have happened long before, days.
 const CERTIFICATE_DAYS: i64 = 30;
@@ -16,6 +19,8 @@ const CERTIFICATE_DAYS: i64 = 30;
 const AUTHORITY_DAYS: i64 = 180;
 /// The ops API gets this long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// Wires of one machine that are told one by one.
+const WIRES_SHOWN: usize = 3;
 /// A loop whose last pass is this many periods ago is stuck.
 const LOOP_PERIODS: u64 = 5;
 
@@ -136,6 +141,7 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
         return Ok(vec![Finding::fatal("servers", "none has reported yet", "look at the node's log")]);
     }
     let strangers: Vec<Finding> = servers.iter().filter_map(strangers).collect();
+    let wires: Vec<Finding> = servers.iter().filter(|view| view.reachable).flat_map(wires).collect();
     let mut findings: Vec<Finding> = servers
         .into_iter()
         .map(|view| match view.reachable {
@@ -152,7 +158,37 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
         })
         .collect();
     findings.extend(strangers);
+    findings.extend(wires);
     Ok(findings)
+}
+
+/// What is wrong between a machine and others: too small packets, and others that do not answer.
+fn wires(view: &ServerView) -> Vec<Finding> {
+    let name = &view.server.hostname;
+    let mut findings = Vec::new();
+    if let (Some(mtu), Some(needed)) = (view.server.underlay_mtu, view.underlay_needed)
+        && mtu < needed
+    {
+        findings.push(Finding::warning(
+            "wire",
+            format!("{name} takes packets of {mtu} bytes between machines, and full ones of fabrics need {needed}"),
+            "raise the MTU of its interface and of the switch, or lower fabric.mtu in the settings for new networks",
+        ));
+    }
+    let troubled: Vec<&WireView> = view.wires.iter().filter(|wire| !wire.fact.is_well()).collect();
+    let remedy = "look at the cables, switches and firewalls between the two, which must let pings and the fabric's UDP port \
+                  through; `neso adm path A B --probe` tries again";
+    findings.extend(
+        troubled
+            .iter()
+            .take(WIRES_SHOWN)
+            .map(|wire| Finding::warning("wire", format!("from {name} {}", wire_trouble(wire)), remedy)),
+    );
+    if troubled.len() > WIRES_SHOWN {
+        let found = format!("{name} has more wires that are not well");
+        findings.push(Finding::warning("wire", found, format!("`neso adm server get {}` lists them", view.server.id)));
+    }
+    findings
 }
 
 /// Instances on a machine that no record knows, as after a restore of an older store.

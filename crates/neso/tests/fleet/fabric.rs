@@ -70,7 +70,7 @@ struct Site {
 
 /// Asks CloudAPI as one of the tenants.
 #[track_caller]
-fn ask(fleet: &Fleet, tenant: &str, method: &str, path: &str, body: &Value) -> Value {
+pub(crate) fn ask(fleet: &Fleet, tenant: &str, method: &str, path: &str, body: &Value) -> Value {
     let body = body.to_string();
     let mut line = vec!["cloudapi", "-X", method, path];
     if method != "GET" {
@@ -84,7 +84,7 @@ fn ask(fleet: &Fleet, tenant: &str, method: &str, path: &str, body: &Value) -> V
 
 /// An id in an answer.
 #[track_caller]
-fn id(value: &Value) -> String {
+pub(crate) fn id(value: &Value) -> String {
     value["id"].as_str().unwrap_or_else(|| panic!("an id in {value}")).to_owned()
 }
 

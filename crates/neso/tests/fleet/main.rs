@@ -12,6 +12,7 @@ mod join;
 #[expect(dead_code, reason = "lies of IPv6 are told elsewhere")]
 #[path = "../common/lies.rs"]
 mod lies;
+mod path;
 mod space;
 #[path = "../common/wire.rs"]
 mod wire;

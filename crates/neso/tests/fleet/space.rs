@@ -1,4 +1,4 @@
-//! A machine's namespaces: its own network and its own mounts, held by one process that sleeps.
+//! A machine's namespaces: its own network, mounts and host name, held by one process that sleeps.
 //!
 //! Whoever enters later sees what was mounted before, as on a machine, so the agent may be restarted. When the holder and all
 //! who entered are gone, the kernel removes interfaces, rules and mounts: that is how power is lost.
@@ -24,6 +24,7 @@ mkdir -p "$1/groups" && mount --rbind /sys/fs/cgroup "$1/groups"
 mount -t sysfs neso-fleet /sys && mount --rbind "$1/groups" /sys/fs/cgroup && umount -l "$1/groups"
 [ ! -e /etc/machine-id ] || mount --bind "$1/machine-id" /etc/machine-id
 ip link set lo up
+hostname "$2"
 echo ready
 exec sleep infinity
 "#;
@@ -34,12 +35,13 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// Makes one; `directory` keeps its few files.
+    /// Makes one that calls itself as `directory`, which keeps its few files, is called up to a dot.
     pub(crate) fn new(directory: &Path, machine_id: &str) -> Self {
+        let name = directory.file_stem().expect("a directory with a name");
         fs::create_dir_all(directory).expect("a directory");
         fs::write(directory.join("machine-id"), format!("{machine_id}\n")).expect("a file");
         let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "sh", "-c", SETTLE, "sh"]).arg(directory);
+        command.args(["--net", "--mount", "--uts", "sh", "-c", SETTLE, "sh"]).arg(directory).arg(name);
         let mut holder =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("`unshare` of util-linux runs");
         let mut line = String::new();
@@ -57,7 +59,7 @@ impl Space {
     /// A command that will run inside, not yet run.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid().to_string(), "--net", "--mount"]).arg(program).stdin(Stdio::null());
+        command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--uts"]).arg(program).stdin(Stdio::null());
         command
     }
 

@@ -7,4 +7,5 @@ mod guests;
 mod killed;
 mod life;
 mod turns;
+mod wires;
 mod world;

@@ -214,6 +214,7 @@ impl Stage {
             outside: None,
             leaving: false,
             untold_addresses: BTreeMap::new(),
+            wires: model::wire::Wires::default(),
         };
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
     }

@@ -125,7 +125,7 @@ impl Drop for Machine {
 }
 
 /// A wire from one namespace to another, named for its ends' addresses.
-fn wire(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) {
+pub(super) fn wire(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) {
     run(&["ip", "link", "add", one.1, "type", "veth", "peer", "name", other.1]);
     for (space, name, address) in [one, other] {
         let path = space.path();

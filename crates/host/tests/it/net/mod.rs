@@ -8,6 +8,7 @@ mod frames;
 mod isolation;
 mod log;
 mod nat;
+mod probe;
 mod rules;
 mod site;
 mod six;
