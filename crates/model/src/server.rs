@@ -43,7 +43,7 @@ pub struct Server {
     /// Highest generation of its target the machine has written down.
     pub target_seen: u64,
     /// Added to store revisions to make generations of this machine's target. Zero until a store was restored from a copy that
-    /// is older than what the machine has seen.
+    /// is older than what the machine has seen, or settings made another target of the same records.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation_base: u64,
     /// Generations up to this one were not made from this store's history: having seen one of them says nothing.

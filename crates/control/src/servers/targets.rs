@@ -13,6 +13,9 @@
 //! The firewall's part ([`super::walls`]) is followed in the same step; a machine that filters anything begins after a restart at the
 //! store's own revision, because the addresses it was told may have come from records that are gone.
 //!
+//! What settings and the program itself put in a document has no revision. So each machine's first word after a restart is held
+//! against the document of the same generation; where the contents differ, the machine's base is raised, and with it the generation.
+//!
 //! After a store was restored from an older copy, machines have seen generations that this history will make again for other
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
@@ -33,7 +36,7 @@ use model::{
     server::Server,
     target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
 };
-use store::{Entry, Snapshot};
+use store::{Entry, Snapshot, Transaction};
 
 use super::peers::{Member, Peers};
 
@@ -83,6 +86,8 @@ struct Machine {
     base: u64,
     /// See [`Server::generation_floor`].
     floor: u64,
+    /// In this run no generation stood for two contents: what the machine held from a run before was looked at.
+    compared: bool,
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
@@ -125,6 +130,7 @@ impl Default for Machine {
             generation: watch::Sender::new(0),
             base: 0,
             floor: 0,
+            compared: false,
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
@@ -178,8 +184,26 @@ pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Res
 
 /// The same for a machine that may know the document before: then only what is new.
 pub async fn watch_news(control: &Control, server: ServerId, held: Held) -> Result<Option<TargetNews>> {
+    if control.targets.is_other(server, held) {
+        raise_generation(control, server).await?;
+        control.targets.note_compared(server);
+    }
     let target = watch_target(control, server, held.generation).await?;
     Ok(target.map(|target| control.targets.news(target, held.digest)))
+}
+
+/// Counts a machine's generations from one higher, because what it holds under its newest one is not what that stands for now.
+async fn raise_generation(control: &Control, id: ServerId) -> Result<()> {
+    control
+        .store
+        .update(|snapshot| {
+            let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+            let raised = Server { generation_base: server.generation_base.saturating_add(1), ..server.value.clone() };
+            Ok::<_, Error>((Transaction::new().may_use_reserve().replace(&SERVERS, &server, raised), ()))
+        })
+        .await?;
+    tracing::info!(server = %id, "settings or program make another document of the same records: the machine is told");
+    Ok(())
 }
 
 // === impl Targets ===
@@ -300,6 +324,34 @@ impl Targets {
             }
         }
         news
+    }
+
+    /// Whether a machine holds another document than ours under the same generation. True until [`Targets::note_compared`].
+    fn is_other(&self, server: ServerId, held: Held) -> bool {
+        let Some(digest) = held.digest else { return false };
+        match self.lock().machines.get_mut(&server) {
+            Some(machine) if !machine.compared => match held.generation.cmp(&*machine.generation.borrow()) {
+                // It is told what is newer, from this run.
+                std::cmp::Ordering::Less => {
+                    machine.compared = true;
+                    return false;
+                }
+                std::cmp::Ordering::Equal => {}
+                std::cmp::Ordering::Greater => return false,
+            },
+            _ => return false,
+        }
+        let is_same = self.target(server).is_none_or(|target| target.digest() == digest);
+        if is_same {
+            self.note_compared(server);
+        }
+        !is_same
+    }
+
+    fn note_compared(&self, server: ServerId) {
+        if let Some(machine) = self.lock().machines.get_mut(&server) {
+            machine.compared = true;
+        }
     }
 
     /// Instances of a machine whose records changed since this was asked last.

@@ -196,7 +196,7 @@ pub(crate) fn start(store: Store, clock: Arc<dyn Clock>, dir: &tempfile::TempDir
     Control::start(store, clock, config(dir), shutdown)
 }
 
-fn config(dir: &tempfile::TempDir) -> ControlConfig {
+pub(crate) fn config(dir: &tempfile::TempDir) -> ControlConfig {
     let mut config = ControlConfig::new("test-1", dir.path().join("images"));
     config.archive_dir = Some(dir.path().join("archive"));
     config.default_networks = vec!["external".to_owned()];
