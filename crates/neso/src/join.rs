@@ -4,8 +4,8 @@
 //! machine checks ─► authority by its fingerprint, clocks ─► key, request ─► token ─► certificate ─► settings ─► node runs
 //! ```
 //! The token comes on standard input, so that it stands neither in the list of processes nor in a shell's history of arguments.
-//! Nothing is written before the headnode said yes; the server's id is written last, and its presence means that this
-//! machine has joined.
+//! Before the headnode said yes only the key is written, so that this machine may ask again when the answer was lost; the server's id is
+//! written last, and its presence means that this machine has joined.
 
 use std::{io::Read as _, path::Path, time::Duration};
 
@@ -84,7 +84,7 @@ async fn join(place: &Place, arguments: &Arguments) -> Outcome {
 
     let step = progress.step(format!("Joining through {address}"));
     let (door, hello) = Door::open(address, fingerprint, now()).await?;
-    let renewal = pki::request()?;
+    let renewal = pki::pending_request(&settings)?;
     let request = JoinRequest {
         token,
         request_pem: renewal.request_pem.clone(),
@@ -106,12 +106,17 @@ async fn join(place: &Place, arguments: &Arguments) -> Outcome {
 pub(crate) async fn start(place: &Place, progress: &Progress) -> Outcome {
     let settings = place.settings()?;
     up::start_in_background(place, &settings, progress).await?;
+    wait_for_word(&settings, progress).await
+}
+
+/// Waits until the node of a machine that joined heard from its headnode.
+pub(crate) async fn wait_for_word(settings: &Settings, progress: &Progress) -> Outcome {
     let step = progress.step("Waiting for the headnode's word");
     let target = settings.node_dir().join("target.json");
     let begun = tokio::time::Instant::now();
     while !target.exists() {
         if begun.elapsed() > TARGET_PATIENCE {
-            let log = crate::supervise::log_file(&settings, "node");
+            let log = crate::supervise::log_file(settings, "node");
             return Err(Failure::new(format!("the headnode said nothing within {} s", TARGET_PATIENCE.as_secs()))
                 .mend(format!("`{}` says why; the node goes on trying", log.display())));
         }

@@ -2,17 +2,21 @@
 //!
 //! A token is 244 random bits. It is told once, to the operator who asked; the record keeps its hash. The commit that takes a
 //! machine in marks the invitation used, so two machines with one token cannot both get in.
+//!
+//! The answer may be lost on its way. So the invitation also keeps which key came with the token: the same machine with the same key
+//! is told the same again, until it was heard of as a node. Whoever reads the token later has another key.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
     id::{InviteId, ServerId},
+    part::Digest,
     server::{Invite, Likeness, MachineIdentity, Server, Trait},
     time::Timestamp,
 };
 use nodeapi::join::clock_off;
 use sha2::{Digest as _, Sha256};
-use store::{Entry, Transaction};
+use store::{Entry, Snapshot, Transaction};
 
 use super::{NewServer, fresh};
 use crate::{
@@ -54,6 +58,8 @@ pub struct Candidate {
     pub identity: MachineIdentity,
     /// What its clock says.
     pub clock: Timestamp,
+    /// Which key it wants a certificate for, and has proven to have.
+    pub key: Digest,
 }
 
 /// Makes an invitation; beside its record, its token.
@@ -76,6 +82,7 @@ pub async fn invite(control: &Control, new: NewInvite) -> Result<(Arc<Entry<Invi
         created_at: now,
         expires_at: now.plus_millis(i64::from(new.hours) * 3_600_000),
         used_by: None,
+        used_key: None,
         traits: new.traits,
         rack: new.rack,
         comments: new.comments,
@@ -122,7 +129,21 @@ pub async fn withdraw(control: &Control, id: InviteId) -> Result<()> {
     Ok(())
 }
 
-/// Takes in the machine that shows a token, as server `id`.
+/// The server that a machine became already whose answer was lost: with the token it shows, by the key it has.
+pub fn returning(control: &Control, candidate: &Candidate) -> Option<ServerId> {
+    let (snapshot, hashed) = (control.snapshot(), hash(&candidate.token));
+    let invite = snapshot.scan(&INVITES).find(|invite| invite.token_sha256 == hashed)?;
+    came_before(&snapshot, &invite, candidate)
+}
+
+fn came_before(snapshot: &Snapshot, invite: &Invite, candidate: &Candidate) -> Option<ServerId> {
+    let server = snapshot.get(&SERVERS, &invite.used_by?.to_string())?;
+    let is_same = server.identity.as_ref().is_none_or(|known| known.likeness(&candidate.identity) != Likeness::Other);
+    // Once it was heard of it has its certificate, and there is nothing to repeat.
+    (invite.used_key == Some(candidate.key) && is_same && server.boot_id.is_none()).then_some(server.id)
+}
+
+/// Takes in the machine that shows a token, as server `id`; again, if [`returning`] said so.
 pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Result<Arc<Entry<Server>>> {
     let now = control.now();
     if let Some(off) = clock_off(candidate.clock, now) {
@@ -143,6 +164,9 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
                         .to_owned(),
                 ));
             };
+            if came_before(snapshot, &invite, candidate) == Some(id) {
+                return Ok((Transaction::new(), ()));
+            }
             if let Some(by) = invite.used_by {
                 return Err(Error::NotAuthorized(format!(
                     "the token was used by server {by}; each lets one machine in, `neso adm node invite` makes another"
@@ -173,7 +197,7 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
                 rack: invite.rack.clone(),
                 ..fresh(id, &new, now)
             };
-            let used = Invite { used_by: Some(id), ..invite.value.clone() };
+            let used = Invite { used_by: Some(id), used_key: Some(candidate.key), ..invite.value.clone() };
             let transaction = Transaction::new()
                 .replace(&INVITES, &invite, used)
                 .create(&SERVERS, placement::with_room(control, server));

@@ -9,6 +9,7 @@ use control::{
 };
 use model::{
     id::ServerId,
+    part::Digest,
     server::{Condition, MachineIdentity, Trait},
     state::PublicState,
     time::Timestamp,
@@ -28,7 +29,11 @@ fn identity(number: u128) -> MachineIdentity {
 
 fn candidate(world: &World, token: &str, number: u128) -> Candidate {
     let (clock, hostname) = (world.control.now(), format!("m{number}"));
-    Candidate { token: token.to_owned(), hostname, identity: identity(number), clock }
+    Candidate { token: token.to_owned(), hostname, identity: identity(number), clock, key: key(number) }
+}
+
+fn key(number: u128) -> Digest {
+    Digest::of(&number)
 }
 
 async fn token(world: &World) -> String {
@@ -75,6 +80,35 @@ async fn two_machines_with_one_token_do_not_both_get_in() {
     let admit = async |number| servers::admit(control, ServerId::random(), &candidate(&world, &token, number)).await;
     let (one, other) = tokio::join!(admit(1), admit(2));
     assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+}
+
+#[tokio::test]
+async fn who_lost_the_answer_is_told_again_and_nobody_else() {
+    let (world, clock) = world().await;
+    let (control, token) = (&world.control, token(&world).await);
+    let mine = candidate(&world, &token, 1);
+    assert_eq!(servers::returning(control, &mine), None);
+    let id = ServerId::random();
+    servers::admit(control, id, &mine).await.expect("it is let in");
+    assert_eq!(servers::returning(control, &mine), Some(id));
+    // Also when the token's hour is over: it came in time.
+    clock.advance(Duration::from_secs(7_200));
+    let again = Candidate { clock: control.now(), ..mine.clone() };
+    let record = servers::admit(control, id, &again).await.expect("it is told again");
+    assert_eq!(record.id, id);
+    assert_eq!(servers::list(control).len(), 2, "it is one server");
+    let thief = Candidate { key: key(2), ..again.clone() };
+    let elsewhere = Candidate { identity: identity(2), ..again.clone() };
+    for other in [&thief, &elsewhere] {
+        assert_eq!(servers::returning(control, other), None);
+        refused(servers::admit(control, id, other).await, "was used by");
+    }
+    refused(servers::admit(control, ServerId::random(), &again).await, "was used by");
+    let mut machine = Machine::new(&world);
+    machine.id = id;
+    machine.report(&world).await;
+    assert_eq!(servers::returning(control, &again), None, "it was heard of, so it has its certificate");
+    refused(servers::admit(control, id, &again).await, "was used by");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Letting machines in that show no certificate, and new certificates for those that have one. See [`nodeapi::join`].
 //!
 //! Anybody may knock, so it is cheap: requests are counted for all strangers together, beyond [`RATE`] they are told to come
-//! later, and a token is one hash and one look. A certificate request is checked before the token is spent.
+//! later, and a token is one hash and one look. A certificate request is checked before the token is spent. Who lost the answer and asks
+//! again with the same key gets another certificate for it, as the same server.
 
 use std::{
     net::SocketAddr,
@@ -77,7 +78,17 @@ pub(super) async fn join(
     if request.identity.macs.len() > MACS_MAX {
         return Err(invalid(format!("identity.macs: has more than {MACS_MAX} entries")));
     }
-    let server = ServerId::random();
+    let in_request = |error: pki::PkiError| invalid(format!("request_pem: {}", base::errors::chain(&error)));
+    let key = pki::key_of(&request.request_pem).map_err(in_request)?;
+    let candidate = Candidate {
+        token: request.token,
+        hostname: request.hostname,
+        identity: request.identity,
+        clock: request.now,
+        key,
+    };
+    let before = servers::returning(&link.control, &candidate);
+    let server = before.unwrap_or_else(ServerId::random);
     let (settings, request_pem) = (link.settings.clone(), request.request_pem);
     let made = base::task::blocking("certify", move || {
         let certificate = pki::certify(&settings, &request_pem, server, now)?;
@@ -87,12 +98,12 @@ pub(super) async fn join(
         Ok::<_, pki::PkiError>((certificate, authority))
     });
     let (certificate_pem, authority_pem) =
-        made.await.map_err(|error| invalid(format!("request_pem: {}", base::errors::chain(&error))))?;
+        made.await.map_err(in_request)?;
     let from = remote.map_or_else(|| "?".to_owned(), |remote| remote.0.0.to_string());
-    let candidate =
-        Candidate { token: request.token, hostname: request.hostname, identity: request.identity, clock: request.now };
     match servers::admit(&link.control, server, &candidate).await {
-        Ok(record) => tracing::info!(%server, hostname = record.hostname, from, "a machine joined"),
+        Ok(record) => {
+            tracing::info!(%server, hostname = record.hostname, from, again = before.is_some(), "a machine joined");
+        }
         Err(error) => {
             tracing::warn!(hostname = candidate.hostname, from, %error, "a machine was not let in");
             return Err(error.into());

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use model::{id::ServerId, time::Timestamp};
+use model::{id::ServerId, part::Digest, time::Timestamp};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
     PublicKeyData as _,
@@ -55,6 +55,33 @@ pub fn request() -> Result<Renewal, PkiError> {
     Ok(Renewal { key_pem: key.serialize_pem(), request_pem: request.pem().map_err(fail)? })
 }
 
+/// A key and a request as [`request`] makes them, the same each time until [`enroll`]: a machine whose answer was lost asks again
+/// with the key it asked with.
+pub fn pending_request(settings: &Settings) -> Result<Renewal, PkiError> {
+    let path = pending_key(settings);
+    let fail = |source| PkiError::Make { what: "this machine".to_owned(), source };
+    let known = read(&path).ok().and_then(|pem| KeyPair::from_pem(&String::from_utf8_lossy(&pem)).ok());
+    let Some(key) = known else {
+        let fresh = request()?;
+        make_directory(&settings.pki_dir())?;
+        write_file(&path, fresh.key_pem.as_bytes(), 0o600)?;
+        return Ok(fresh);
+    };
+    let request = CertificateParams::default().serialize_request(&key).map_err(fail)?;
+    Ok(Renewal { key_pem: key.serialize_pem(), request_pem: request.pem().map_err(fail)? })
+}
+
+fn pending_key(settings: &Settings) -> PathBuf {
+    settings.pki_dir().join("join.key")
+}
+
+/// What tells the key behind a request from others. The request proves that its maker has the key.
+pub fn key_of(request_pem: &str) -> Result<Digest, PkiError> {
+    let fail = |source| PkiError::Make { what: "a machine that joins".to_owned(), source };
+    let request = CertificateSigningRequestParams::from_pem(request_pem).map_err(fail)?;
+    Ok(Digest::of_bytes(&request.public_key.subject_public_key_info()))
+}
+
 /// Makes the certificate (PEM) of node `server` for the key behind a request. Nothing else of the request counts.
 pub fn certify(settings: &Settings, request_pem: &str, server: ServerId, now: Timestamp) -> Result<String, PkiError> {
     let fail = |source| PkiError::Make { what: format!("server {server}"), source };
@@ -82,8 +109,11 @@ pub fn enroll(
     make_directory(&directory)?;
     write_file(&directory.join("ca.pem"), authority_pem.as_bytes(), 0o644)?;
     replace(&Identity::named(&directory, "node"), renewal, certificate_pem)?;
-    // Last: its presence says that this machine has joined.
-    write_file(&directory.join("server-id"), format!("{server}\n").as_bytes(), 0o644)
+    // Its presence says that this machine has joined.
+    write_file(&directory.join("server-id"), format!("{server}\n").as_bytes(), 0o644)?;
+    // There is nothing to ask for any more; should it stay, nobody looks at it.
+    let _ = fs::remove_file(pending_key(settings));
+    Ok(())
 }
 
 /// Puts another certificate and its key in place.

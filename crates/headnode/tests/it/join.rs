@@ -81,7 +81,12 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let garbage = JoinRequest { request_pem: "garbage".to_owned(), ..good.clone() };
     let refused = door.join(&garbage).await.unwrap_err().to_string();
     assert!(refused.contains("request_pem"), "{refused}");
-    let answer = door.join(&good).await.expect("a bad request has not spent the token");
+    let lost = door.join(&good).await.expect("a bad request has not spent the token");
+    let answer = door.join(&good).await.expect("who lost the answer is told again");
+    assert_eq!(answer.server, lost.server);
+    let thief = JoinRequest { request_pem: pki::request().unwrap().request_pem, ..good.clone() };
+    let refused = door.join(&thief).await.unwrap_err().to_string();
+    assert!(refused.contains("was used by"), "{refused}");
 
     let node = tempfile::tempdir().unwrap();
     let mut there = Settings::parse(&Settings::generate(Some(node.path())).unwrap()).unwrap();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Trait;
 use crate::{
     id::{InviteId, ServerId},
+    part::Digest,
     time::Timestamp,
 };
 
@@ -24,6 +25,9 @@ pub struct Invite {
     /// Who came with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_by: Option<ServerId>,
+    /// The key it came with, by which it may come again while it has no certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_key: Option<Digest>,
     /// Traits the machine gets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub traits: BTreeMap<String, Trait>,

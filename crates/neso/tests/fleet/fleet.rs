@@ -364,6 +364,12 @@ impl Machine {
         fs::write(settings.paths.run.join("boot-id"), format!("{}.7\n", kernel.trim())).expect("another boot's id");
     }
 
+    /// Shows other hardware from now on.
+    pub(crate) fn replace_hardware(&self) {
+        let path = self.root.with_file_name(format!("{}.space", self.name)).join("machine-id");
+        fs::write(path, format!("{}\n", machine_id(self.number + 500))).expect("another id");
+    }
+
     /// Kills what runs in our control groups, and removes them.
     fn end_groups(&self) {
         let group = self.settings().kernel.cgroup;

@@ -1,6 +1,12 @@
 //! Machines come, are cut off, come back, and go.
 
-use std::fs;
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -77,6 +83,105 @@ fn a_machine_joins_serves_and_is_forgotten() {
     fleet.wait("it to be drained", || fleet.server(host)["condition"]["state"] == "drained");
     fleet.good(&["adm", "server", "forget", &host_id]);
     fleet.wait("it to be told", || host.log("node").contains("an operator forgot it"));
+}
+
+/// The headnode takes a machine in and the answer is lost: the same line lets the same machine in, and no other.
+#[test]
+fn a_machine_whose_answer_was_lost_joins_again() {
+    let Some(fleet) = Fleet::start(0) else { return };
+    let (machine, thief, invitation) = (fleet.new_machine(1), fleet.new_machine(2), fleet.invite(&[]));
+    let servers = || fleet.json(&["adm", "-j", "server", "list"]).as_array().map_or(0, Vec::len);
+    let listener = machine.space.enter(|| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let through = listener.local_addr().expect("bound").to_string();
+    std::thread::scope(|scope| {
+        // Answers are passed on only while the machine is not known: the one that says it joined is the first that is not.
+        scope.spawn(|| {
+            while let Ok((near, _)) = listener.accept() {
+                let far = machine.space.enter(|| TcpStream::connect(&invitation[1]).expect("the headnode listens"));
+                let (mut asking, mut asked) = (near.try_clone().expect("a handle"), far.try_clone().expect("a handle"));
+                scope.spawn(move || io::copy(&mut asking, &mut asked));
+                let (mut far, mut near, mut bytes) = (far, near, [0; 65_536]);
+                while let Ok(count @ 1..) = far.read(&mut bytes) {
+                    if servers() > 1 {
+                        let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+                        return;
+                    }
+                    let _ = near.write_all(&bytes[..count]);
+                }
+            }
+        });
+        let lost = refused(&machine, &[invitation[0].clone(), through, invitation[2].clone()]);
+        assert!(!lost.contains("was used"), "{lost}");
+        let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    });
+    assert_eq!(servers(), 2, "it was taken in");
+    let other = refused(&thief, &invitation);
+    assert!(other.contains("was used by"), "{other}");
+    machine.join(&invitation);
+    fleet.wait("it to run", || fleet.server(&machine)["condition"]["state"] == "running");
+    assert_eq!(servers(), 2, "it is one server");
+    assert!(!machine.settings().pki_dir().join("join.key").exists(), "the key is in use and lies nowhere else");
+}
+
+/// A machine is emptied with all that runs on it, and gets other hardware: then it is refused until an operator says so.
+#[test]
+fn a_machine_is_emptied_and_rebuilt() {
+    let Some(fleet) = Fleet::start(1) else { return };
+    let machine = &fleet.machines[0];
+    only_units_of_a_node(machine);
+    let (id, one) = (machine.server_id(), create(&fleet, "one"));
+    create(&fleet, "two");
+    fleet.good(&["instance", "stop", "-w", "two"]);
+
+    let left = fleet.json(&["adm", "-j", "server", "drain", &id, "--reason", "another board"]);
+    assert_eq!(left.as_array().map(Vec::len), Some(2), "{left}");
+    assert!(machine.init(&one).is_some(), "nothing was said of stopping it");
+    fleet.good(&["adm", "server", "drain", &id, "--reason", "another board", "--stop"]);
+    fleet.wait("it to stop", || fleet.instance("one").is_some_and(|view| view["state"] == "stopped"));
+    assert!(machine.init(&one).is_none(), "it stopped");
+    let server = fleet.server(machine);
+    assert_eq!((&server["accepts_instances"], &server["drain"]["reason"]), (&false.into(), &"another board".into()));
+
+    machine.replace_hardware();
+    fleet.wait("it to be refused", || machine.log("node").contains("is not the machine that joined"));
+    assert!(fleet.head.log("headnode").contains(&id));
+    let known = fleet.server(machine)["identity"].clone();
+    let shown = fleet.json(&["adm", "-j", "server", "set", &id, "--new-hardware"]);
+    assert!(shown["identity"].is_null(), "{shown}");
+    fleet.wait("it to be taken as it is", || {
+        let server = fleet.server(machine);
+        server["identity"].is_object() && server["identity"] != known && server["reachable"] == true
+    });
+    fleet.good(&["adm", "server", "uncordon", &id]);
+    fleet.good(&["instance", "start", "-w", "one"]);
+    assert!(machine.init(&one).is_some(), "it is the machine");
+}
+
+/// `neso install` on a machine that joined makes a node's units and no headnode's; systemd understands them.
+fn only_units_of_a_node(machine: &Machine) {
+    let text = machine.good(&["install", "--print"]);
+    let units: Vec<(&str, &str)> =
+        text.split("# /etc/systemd/system/").skip(1).filter_map(|unit| unit.split_once('\n')).collect();
+    let names: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["neso-node.service", "neso-instances.service"]);
+    assert!(!text.contains("headnode"), "{text}");
+    let directory = machine.root.join("units");
+    fs::create_dir_all(&directory).expect("a directory");
+    for (name, text) in &units {
+        // The program is not installed here.
+        let text = text.replace("/usr/local/bin/neso", env!("CARGO_BIN_EXE_neso"));
+        fs::write(directory.join(name), text).expect("a unit");
+    }
+    let paths = names.iter().map(|name| directory.join(name));
+    match Command::new("systemd-analyze").arg("verify").args(paths).output() {
+        Err(error) => println!("skipped: systemd's own look at the units, because it is not installed: {error}"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            // It may complain of units of the machine the test runs on.
+            let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("neso-")).collect();
+            assert!(of_ours.is_empty(), "{said}");
+        }
+    }
 }
 
 /// A machine is cut off while one of its instances is deleted, another loses its power while no headnode runs.
