@@ -28,6 +28,9 @@ use nix::{
 /// How often a wait for another process looks again.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How often a held file is looked at again before it counts as held.
+const LOOKS: u32 = 5;
+
 /// A file that proves, by a lock, that its process lives.
 #[derive(Debug)]
 pub struct PidFile {
@@ -64,13 +67,19 @@ impl PidFile {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(fail)?;
         }
-        let file = open_pid_file(path).map_err(fail)?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                return Err(PidFileError::Held { path: path.to_owned(), pid: read_pid(&mut file) });
+        let mut file = open_pid_file(path).map_err(fail)?;
+        let mut looks = 0;
+        let mut lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                // Somebody may only be looking whether it is held.
+                Err((held, nix::errno::Errno::EWOULDBLOCK)) if looks < LOOKS => (file, looks) = (held, looks + 1),
+                Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(PidFileError::Held { path: path.to_owned(), pid: read_pid(&mut file) });
+                }
+                Err((_, errno)) => return Err(fail(errno.into())),
             }
-            Err((_, errno)) => return Err(fail(errno.into())),
+            std::thread::sleep(POLL);
         };
         let write = |file: &mut File| {
             file.set_len(0)?;

@@ -89,7 +89,7 @@ pub(crate) async fn run(place: &Place, print: bool) -> Outcome {
     // Restarted, not only started: the program or the units may be new.
     systemctl(&[&["restart"], processes].concat()).await?;
     step.done("they start with the machine");
-    up::finish(place, &settings, progress).await
+    up::finish(place, &settings, &progress).await
 }
 
 /// Runs `systemctl`; a failure is told in its own words.
@@ -230,6 +230,16 @@ mod tests {
     fn paths_with_spaces_are_quoted() {
         let units = text_of("/opt/my neso/neso", "/etc/neso/neso.toml");
         assert!(units[0].text.contains("ExecStart=\"/opt/my neso/neso\" --config /etc/neso/neso.toml headnode\n"));
+    }
+
+    #[test]
+    fn a_machine_that_joined_gets_no_headnode() {
+        let mut settings = Settings::parse(&Settings::generate(None).expect("settings")).expect("they are right");
+        settings.join = Some(headnode::settings::Join { headnodes: vec!["10.0.0.1:8444".to_owned()] });
+        let units = units(Path::new(PROGRAM), Path::new("/etc/neso/neso.toml"), &settings);
+        assert_eq!(units.iter().map(|unit| unit.name).collect::<Vec<_>>(), ["neso-node.service", INSTANCES]);
+        assert!(units.iter().all(|unit| !unit.text.contains("headnode")), "nothing waits for a unit that is not there");
+        assert_eq!(unit_names(&settings), ["neso-node.service"]);
     }
 
     #[test]

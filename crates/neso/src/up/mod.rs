@@ -34,21 +34,22 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(20);
 /// How often we look whether it does.
 const START_POLL: Duration = Duration::from_millis(100);
+/// How often processes that go away while we wait for them are started again: once for a supervisor that was dying when we came.
+const STARTS_MAX: u32 = 3;
 
 /// Brings the datacenter up. In the foreground, supervises until told to stop.
 pub(crate) async fn run(place: &Place, foreground: bool, shutdown: Shutdown) -> Outcome {
     let progress = Progress::new();
     let settings = prepare(place, &progress)?;
     if !foreground {
-        start_in_background(place, &settings, &progress).await?;
-        return finish(place, &settings, progress).await;
+        return in_background(place, &settings, &progress).await;
     }
     let supervisor = {
         let (place, settings, shutdown) = (place.clone(), settings.clone(), shutdown.clone());
         base::task::spawn("supervisor", async move { supervise::run(&place, &settings, shutdown).await })
     };
     tokio::select! {
-        ended = finish(place, &settings, progress) => if let Err(failure) = ended {
+        ended = finish(place, &settings, &progress) => if let Err(failure) = ended {
             eprintln!("neso: {failure}");
         },
         () = shutdown.wait() => (),
@@ -147,6 +148,28 @@ fn ensure_certificates(settings: &Settings, progress: &Progress) -> Outcome {
     Ok(())
 }
 
+/// Starts what does not run, and sees it through. A supervisor that ends meanwhile, such as one that was being killed when we found
+/// it, is followed by another.
+async fn in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
+    for _ in 1..STARTS_MAX {
+        start_in_background(place, settings, progress).await?;
+        tokio::select! {
+            biased;
+            () = abandoned(place, settings) => progress.step("The supervisor that ran is gone").done("starting another"),
+            result = finish(place, settings, progress) => return result,
+        }
+    }
+    start_in_background(place, settings, progress).await?;
+    finish(place, settings, progress).await
+}
+
+/// Resolves when no supervisor runs any more. Under systemd nobody misses one.
+async fn abandoned(place: &Place, settings: &Settings) {
+    while is_installed(place) || PidFile::holder(&supervise::pid_file(settings, "supervisor")).is_some() {
+        tokio::time::sleep(START_POLL).await;
+    }
+}
+
 /// Starts a supervisor unless one runs; where `neso install` made units, systemd starts the two processes itself.
 pub(crate) async fn start_in_background(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let runs = |name: &str| PidFile::holder(&supervise::pid_file(settings, name)).is_some();
@@ -180,18 +203,25 @@ pub(crate) async fn start_in_background(place: &Place, settings: &Settings, prog
     let log = supervise::log_file(settings, "supervisor");
     let pid = daemon::spawn_detached(&std::env::current_exe()?, arguments, &log)
         .map_err(|error| Failure::new(format!("failed to start the supervisor: {error}")))?;
+    let begun = Instant::now();
+    while !runs("supervisor") {
+        if begun.elapsed() > START_PATIENCE {
+            return Err(Failure::new("the supervisor does not come up").mend(format!("look at `{}`", log.display())));
+        }
+        tokio::time::sleep(START_POLL).await;
+    }
     step.done(&format!("supervisor is process {pid}, logs in {}", settings.paths.log.display()));
     Ok(())
 }
 
 /// From running processes to a datacenter somebody can use.
-pub(crate) async fn finish(place: &Place, settings: &Settings, progress: Progress) -> Outcome {
+pub(crate) async fn finish(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     if settings.join.is_some() {
-        return crate::join::start(place, &progress).await;
+        return crate::join::wait_for_word(settings, progress).await;
     }
     let client = crate::adm::client(settings)?;
-    wait_for_ops(settings, &client, &progress).await?;
-    let result = setup::run(settings, &client, &progress).await?;
+    wait_for_ops(settings, &client, progress).await?;
+    let result = setup::run(settings, &client, progress).await?;
     farewell::print(place, settings, &result);
     Ok(())
 }
