@@ -286,6 +286,7 @@ impl Place {
                 underlay: None,
                 outside: None,
                 leaving: false,
+                goes_down: false,
                 untold_addresses: BTreeMap::new(),
                 wires: model::wire::Wires::default(),
             };

@@ -34,8 +34,10 @@ pub struct Heard {
     pub at: Timestamp,
     /// Generation of the target the machine has written down.
     pub target_seen: u64,
-    /// It said that it stops.
+    /// Its agent said that it ends.
     pub leaving: bool,
+    /// And the machine with it.
+    pub goes_down: bool,
     /// Generation of the target whose firewall the machine enforces.
     pub firewall_seen: u64,
     /// Instances it has and no record knows as its own, with the addresses they hold; at most a thousand.

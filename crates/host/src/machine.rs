@@ -15,6 +15,9 @@ pub trait Machine: Send + Sync {
     /// The kernel's id of this boot: changes with every start of the machine.
     fn boot_id(&self) -> Result<String>;
 
+    /// Whether this boot is being ended: who stops now stops with the machine. False where nobody can tell.
+    fn goes_down(&self) -> bool;
+
     /// Wall-clock time.
     fn now(&self) -> Timestamp;
 }

@@ -449,6 +449,7 @@ impl Report {
             underlay,
             outside,
             leaving: _,
+            goes_down: _,
             untold_addresses,
             wires,
         } = self;
@@ -482,12 +483,15 @@ impl ReportDelta {
             underlay,
             outside,
             leaving,
+            goes_down,
             untold_addresses,
             wires,
         } = new;
         let same = (&old.server, &old.hostname, &old.boot_id, &old.hardware) == (server, hostname, boot_id, hardware)
             && (&old.images, &old.underlay, &old.outside) == (images, underlay, outside)
-            && old.untold_addresses == *untold_addresses;
+            && old.untold_addresses == *untold_addresses
+            // Said once in a boot, and whole.
+            && !goes_down;
         same.then(|| Self {
             server: *server,
             base,
@@ -518,6 +522,7 @@ impl ReportDelta {
             target_seen: self.target_seen,
             firewall_seen: self.firewall_seen,
             leaving: self.leaving,
+            goes_down: false,
             ..held.clone()
         };
         self.zones.apply(&mut report.zones);

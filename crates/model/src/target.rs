@@ -284,6 +284,9 @@ pub struct Report {
     /// Its agent ends after this report, as when the machine goes down.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,
+    /// Beside `leaving`: this boot of the machine ends, and not its agent alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub goes_down: bool,
     /// Addresses held by instances the target does not speak of, so that they are not given to others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub untold_addresses: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,

@@ -31,6 +31,9 @@ pub(crate) async fn run(place: &Place, keep_instances: bool) -> Outcome {
     need_root("stop the datacenter")?;
     let settings = place.settings()?;
     let progress = Progress::new();
+    if !keep_instances {
+        machine::begin_end(&settings)?;
+    }
     stop_processes(place, &settings, &progress).await?;
     if !keep_instances {
         stop_instances(&settings, &progress).await?;

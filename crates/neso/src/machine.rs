@@ -23,7 +23,7 @@ use host::{
         filter::LinuxFilters,
         hardware::Sources,
         link::LinuxLinks,
-        machine::LinuxMachine,
+        machine::{GOES_DOWN, LinuxMachine},
         pool::{self, Backing, PoolConfig},
         zone::{LinuxZones, ZonesConfig},
     },
@@ -264,7 +264,18 @@ fn write_boot_id(settings: &Settings, kernel: &str, count: u64) -> Outcome {
 
 fn ensure_boot_id(settings: &Settings) -> Outcome {
     let (kernel, count) = read_boot_id(settings)?;
-    write_boot_id(settings, &kernel, count)
+    write_boot_id(settings, &kernel, count)?;
+    // This boot has just begun, whatever was meant before.
+    let _ = fs::remove_file(boot_id_path(settings).with_extension(GOES_DOWN));
+    Ok(())
+}
+
+/// From now on the agent, when it ends, ends with its machine: see [`halt`].
+pub(crate) fn begin_end(settings: &Settings) -> Outcome {
+    let path = boot_id_path(settings).with_extension(GOES_DOWN);
+    let fail = |error: std::io::Error| Failure::new(format!("failed to write `{}`: {error}", path.display()));
+    fs::create_dir_all(&settings.paths.run).map_err(fail)?;
+    fs::write(&path, "").map_err(fail)
 }
 
 /// Halts every instance, as a machine that shuts down does, and takes down what they stood on. Returns how many ran.

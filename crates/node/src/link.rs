@@ -128,13 +128,15 @@ fn lock(keeper: &Mutex<Keeper>) -> MutexGuard<'_, Keeper> {
 }
 
 /// How long the last report may take: whoever stops the machine waits for it.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Reports until shutdown, and then once more that this was the last.
 pub(crate) async fn send_reports(shared: Arc<Shared>, identity: Identity) {
     let sequence = report_changes(&shared, &identity).await;
     let (mut report, _) = compose(&shared, &identity, sequence + 1);
     report.leaving = true;
+    let asked = shared.verbs.run("goes down", |host| host.machine.goes_down());
+    report.goes_down = tokio::time::timeout(FAREWELL, asked).await.unwrap_or(false);
     // A headnode that does not hear it notices the silence.
     let _ = tokio::time::timeout(FAREWELL, shared.link.report(&ReportNews::Whole(Box::new(report)))).await;
 }
@@ -249,6 +251,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         underlay: whereabouts.underlay,
         outside: whereabouts.outside,
         leaving: false,
+        goes_down: false,
         wires: shared.wires.borrow().wires(Timestamp(now)),
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));

@@ -114,6 +114,7 @@ async fn take_in_all(
         at: now,
         target_seen: report.target_seen,
         leaving: report.leaving,
+        goes_down: report.goes_down,
         firewall_seen: report.firewall_seen,
         strangers: strangers(control, &snapshot, &report, &worth),
         wires: report.wires.clone(),

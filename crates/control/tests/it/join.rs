@@ -165,6 +165,13 @@ async fn a_machine_is_drained_said_to_stop_and_silent() {
     last.leaving = true;
     servers::apply_report(control, world.server, &last).await.expect("it is taken");
     let since = control.now();
+    clock.advance(Duration::from_secs(20));
+    assert_eq!(condition(), Condition::Restarting { since }, "its agent only");
+    clock.advance(Duration::from_secs(20));
+    assert_eq!(condition(), Condition::Unreachable { since: Some(since) }, "it should be back");
+    last.goes_down = true;
+    servers::apply_report(control, world.server, &last).await.expect("it is taken");
+    let since = control.now();
     clock.advance(Duration::from_secs(60));
     assert_eq!(condition(), Condition::Rebooting { since });
     clock.advance(Duration::from_secs(15 * 60));

@@ -61,6 +61,7 @@ async fn hear_of(control: &Control, id: ServerId, number: u32, memory: u64, nic_
         underlay: None,
         outside: None,
         leaving: false,
+        goes_down: false,
     };
     servers::apply_report(control, id, &report).await.expect("it is taken in");
 }

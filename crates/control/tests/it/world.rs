@@ -366,6 +366,7 @@ impl Machine {
             underlay: None,
             outside: None,
             leaving: false,
+            goes_down: false,
             untold_addresses: self.untold.clone(),
             wires: model::wire::Wires::default(),
         }

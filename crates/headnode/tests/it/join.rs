@@ -134,6 +134,7 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
         underlay,
         outside: None,
         leaving: false,
+        goes_down: false,
         untold_addresses: BTreeMap::new(),
         wires: model::wire::Wires::default(),
     };

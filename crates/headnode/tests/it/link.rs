@@ -146,6 +146,7 @@ fn report() -> ReportNews {
         underlay: None,
         outside: None,
         leaving: false,
+        goes_down: false,
     }))
 }
 

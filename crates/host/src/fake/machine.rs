@@ -39,6 +39,7 @@ pub struct FakeMachine {
 struct State {
     now: Timestamp,
     boots: u64,
+    goes_down: bool,
     hostname: Option<String>,
     memory: Option<Mib>,
 }
@@ -76,12 +77,18 @@ impl FakeMachine {
         self.lock().memory = Some(memory);
     }
 
+    /// Somebody tells it to go down; until it does, whoever asks hears that.
+    pub fn begin_shutdown(&self) {
+        self.lock().goes_down = true;
+    }
+
     /// Loses power and boots again: zones, links and filters are gone, datasets remain, the boot id is another.
     pub fn reboot(&self) {
         self.zones.lose_power();
         self.links.lose_power();
         self.filters.lose_power();
-        self.lock().boots += 1;
+        let mut state = self.lock();
+        (state.boots, state.goes_down) = (state.boots + 1, false);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,6 +118,10 @@ impl Machine for FakeMachine {
     fn boot_id(&self) -> Result<String> {
         self.faults.pass("machine.boot_id", "")?;
         Ok(format!("00000000-0000-4000-8000-{:012x}", self.lock().boots))
+    }
+
+    fn goes_down(&self) -> bool {
+        self.lock().goes_down
     }
 
     fn now(&self) -> Timestamp {

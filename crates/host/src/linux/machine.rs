@@ -1,6 +1,10 @@
 //! What the machine says of itself, read from `/proc` and the pool.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use base::clock::Clock;
 use model::{server::Hardware, time::Timestamp, unit::Mib};
@@ -8,23 +12,32 @@ use nix::{sys::statvfs::statvfs, sys::utsname::uname, unistd::gethostname};
 
 use crate::{
     error::{Error, Result},
-    linux::hardware::Sources,
+    linux::{command, hardware::Sources},
     machine::Machine,
 };
+
+/// Ending of the name of a file that says that the boot is being ended.
+pub const GOES_DOWN: &str = "ends";
+
+/// There while systemd runs the machine.
+const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
 /// This machine.
 pub struct LinuxMachine {
     clock: Arc<dyn Clock>,
     pool: PathBuf,
     boot_id_file: PathBuf,
+    goes_down_file: Option<PathBuf>,
 }
 
 impl LinuxMachine {
     /// The machine whose pool is mounted on `pool`. Its boot id is read from `boot_id_file`, or from the kernel when
-    /// that is `None`; a file of one's own simulates reboots.
+    /// that is `None`; a file of one's own simulates reboots. While there is a file named like that one and [`GOES_DOWN`], the
+    /// machine counts as going down.
     pub fn new(clock: Arc<dyn Clock>, pool: PathBuf, boot_id_file: Option<PathBuf>) -> Self {
+        let goes_down_file = boot_id_file.as_ref().map(|file| file.with_extension(GOES_DOWN));
         let boot_id_file = boot_id_file.unwrap_or_else(|| PathBuf::from("/proc/sys/kernel/random/boot_id"));
-        Self { clock, pool, boot_id_file }
+        Self { clock, pool, boot_id_file, goes_down_file }
     }
 }
 
@@ -62,9 +75,21 @@ impl Machine for LinuxMachine {
         Ok(id.trim().to_owned())
     }
 
+    fn goes_down(&self) -> bool {
+        self.goes_down_file.as_ref().is_some_and(|file| file.exists()) || systemd_stops()
+    }
+
     fn now(&self) -> Timestamp {
         Timestamp(self.clock.now_ms())
     }
+}
+
+/// Whether systemd is shutting the machine down.
+fn systemd_stops() -> bool {
+    // Whoever asks is about to end and waits for no systemd that is busy.
+    let question = ["-s", "KILL", "2", "systemctl", "show", "--property=SystemState"];
+    Path::new(SYSTEMD_RUNS).exists()
+        && command::run("timeout", &question, "").is_ok_and(|answer| answer.trim_ascii() == b"SystemState=stopping")
 }
 
 /// Memory the kernel can use, from the text of `/proc/meminfo`.

@@ -18,8 +18,13 @@ pub enum Condition {
     Running,
     /// Reports arrive, it takes nothing new, and nothing is left on it.
     Drained,
-    /// It said that it stops, and has not reported since.
+    /// It said that it goes down, and has not reported since.
     Rebooting {
+        /// When it said so.
+        since: Timestamp,
+    },
+    /// Its agent said that it ends, as for a new version; the machine and its instances go on.
+    Restarting {
         /// When it said so.
         since: Timestamp,
     },
@@ -35,8 +40,10 @@ pub enum Condition {
 pub struct Sign {
     /// When its last report arrived.
     pub at: Timestamp,
-    /// It said that it stops.
+    /// Its agent said that it ends.
     pub leaving: bool,
+    /// And the machine with it.
+    pub goes_down: bool,
 }
 
 /// How a machine is at `now`.
@@ -46,7 +53,12 @@ pub fn condition(server: &Server, sign: Option<Sign>, reachability: Reachability
     }
     let since = sign.map(|sign| sign.at).or(server.last_seen_at);
     match sign {
-        Some(sign) if sign.leaving && now.millis_since(sign.at) <= REBOOT_MS => Condition::Rebooting { since: sign.at },
+        Some(sign) if sign.leaving && sign.goes_down && now.millis_since(sign.at) <= REBOOT_MS => {
+            Condition::Rebooting { since: sign.at }
+        }
+        Some(sign) if sign.leaving && !sign.goes_down && reachability == Reachability::Reachable => {
+            Condition::Restarting { since: sign.at }
+        }
         Some(sign) if !sign.leaving && reachability == Reachability::Reachable => {
             match server.drain.is_some() && server.reserved.instances == 0 {
                 true => Condition::Drained,

@@ -159,6 +159,7 @@ fn any_report() -> impl Strategy<Value = Report> {
             underlay: None,
             outside: None,
             leaving,
+            goes_down: false,
             untold_addresses: BTreeMap::new(),
             wires: Wires {
                 facts: wires

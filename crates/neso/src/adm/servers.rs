@@ -174,6 +174,7 @@ fn condition(view: &ServerView) -> String {
         Condition::Running => "running".to_owned(),
         Condition::Drained => "drained".to_owned(),
         Condition::Rebooting { .. } => format!("rebooting{for_seconds}"),
+        Condition::Restarting { .. } => format!("agent restarts{for_seconds}"),
         Condition::Unreachable { since: Some(_) } => format!("unreachable{for_seconds}"),
         Condition::Unreachable { since: None } => "unreachable".to_owned(),
     }

@@ -142,6 +142,8 @@ fn a_machine_is_emptied_and_rebuilt() {
     let server = fleet.server(machine);
     assert_eq!((&server["accepts_instances"], &server["drain"]["reason"]), (&false.into(), &"another board".into()));
 
+    restarts_are_told_apart(&fleet, machine);
+
     machine.replace_hardware();
     fleet.wait("it to be refused", || machine.log("node").contains("is not the machine that joined"));
     assert!(fleet.head.log("headnode").contains(&id));
@@ -155,6 +157,25 @@ fn a_machine_is_emptied_and_rebuilt() {
     fleet.good(&["adm", "server", "uncordon", &id]);
     fleet.good(&["instance", "start", "-w", "one"]);
     assert!(machine.init(&one).is_some(), "it is the machine");
+}
+
+/// An agent that ends is told from a machine that goes down, and when it is back, by its boot, whether it was one or the other.
+fn restarts_are_told_apart(fleet: &Fleet, machine: &Machine) {
+    let boot = || fleet.server(machine)["boot_id"].clone();
+    let before = boot();
+    for (verb, state, is_another) in [(&["down", "--keep-instances"][..], "restarting", false), (&["down"], "rebooting", true)] {
+        // Its last word may come too late on a busy machine.
+        let said = (0..5).any(|_| {
+            machine.good(verb);
+            let said = fleet.server(machine)["condition"]["state"] == state;
+            machine.good(&["up"]);
+            let heard = || fleet.server(machine)["reachable"] == true;
+            fleet.wait("it to be heard of again", heard);
+            said
+        });
+        assert!(said, "{verb:?} was never taken for {state}");
+        fleet.wait("its boot to be known", || (boot() != before) == is_another);
+    }
 }
 
 /// `neso install` on a machine that joined makes a node's units and no headnode's; systemd understands them.

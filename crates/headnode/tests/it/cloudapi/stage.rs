@@ -213,6 +213,7 @@ impl Stage {
             underlay: None,
             outside: None,
             leaving: false,
+            goes_down: false,
             untold_addresses: BTreeMap::new(),
             wires: model::wire::Wires::default(),
         };
