@@ -35,9 +35,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::settings::Settings;
 
-pub use member::{
-    Member, Renewal, certify, enroll, key_of, member, pending_request, renew_member, request,
-};
+pub use member::{Member, Renewal, certify, enroll, key_of, member, pending_request, renew_member, request};
 
 /// Life of the authority, days.
 const CA_DAYS: u32 = 3_650;

@@ -385,12 +385,7 @@ fn between(from: &End<'_>, to: &End<'_>, hops: &mut Vec<Hop>) {
 }
 
 /// The hop from one network to another; false when none leads there.
-fn route(
-    from: &End<'_>,
-    to: &End<'_>,
-    (here, there): (&NetworkTarget, &NetworkTarget),
-    hops: &mut Vec<Hop>,
-) -> bool {
+fn route(from: &End<'_>, to: &End<'_>, (here, there): (&NetworkTarget, &NetworkTarget), hops: &mut Vec<Hop>) -> bool {
     let routed = match (&here.fabric, &there.fabric) {
         (Some(one), Some(other)) => {
             one.owner == other.owner && one.routed && other.routed && has_gateway(here, to.address)

@@ -169,7 +169,10 @@ impl Follower {
     /// Shows the node's renewed certificate from the next request on. A key that does not fit yet (the two are written one
     /// after the other) is looked at again.
     fn take_up(&mut self) {
-        let fresh = match link_settings(&self.settings, &self.member) {
+        // What the machine is made of does not change while it runs, and is shown as it was found.
+        let machine = self.held.machine.clone();
+        let fresh = link_settings(&self.settings, &self.member).map(|fresh| LinkSettings { machine, ..fresh });
+        let fresh = match fresh {
             Ok(fresh) if fresh == self.held => return,
             Ok(fresh) => fresh,
             Err(failure) => {

@@ -78,8 +78,7 @@ impl Agent {
         let (network, changes) = Network::new();
         let board = Arc::new(Board::default());
         board.images(|images| images.extend(survey.images.iter().copied()));
-        let target = target.unwrap_or_else(|| Arc::new(shared::empty_target(server)));
-        let (target, targets) = watch::channel(target);
+        let (target, targets) = watch::channel(target.unwrap_or_else(|| Arc::new(shared::empty_target(server))));
         let shared = Arc::new(Shared {
             ids: Mutex::new(IdPool::new(self.config.id_ranges, remembered.iter().filter_map(|(_, ledger)| ledger.ids))),
             config: self.config,

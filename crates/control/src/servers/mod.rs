@@ -148,11 +148,7 @@ async fn modify(control: &Control, id: ServerId, edit: impl Fn(&mut Server)) -> 
 fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let heard = control.nodes.heard(server.id);
     let reachability = control.nodes.reachability(server.id, control.now());
-    let sign = heard.as_ref().map(|heard| Sign {
-        at: heard.at,
-        leaving: heard.leaving,
-        goes_down: heard.goes_down,
-    });
+    let sign = heard.as_ref().map(|heard| Sign { at: heard.at, leaving: heard.leaving, goes_down: heard.goes_down });
     let now = control.now();
     let wires = heard.as_ref().map_or_else(Wires::default, |heard| Wires {
         facts: heard.wires.facts.clone(),

@@ -329,17 +329,9 @@ impl Targets {
     /// Whether a machine holds another document than ours under the same generation. True until [`Targets::note_compared`].
     fn is_other(&self, server: ServerId, held: Held) -> bool {
         let Some(digest) = held.digest else { return false };
-        match self.lock().machines.get_mut(&server) {
-            Some(machine) if !machine.compared => match held.generation.cmp(&*machine.generation.borrow()) {
-                // It is told what is newer, from this run.
-                std::cmp::Ordering::Less => {
-                    machine.compared = true;
-                    return false;
-                }
-                std::cmp::Ordering::Equal => {}
-                std::cmp::Ordering::Greater => return false,
-            },
-            _ => return false,
+        let is_open = |machine: &Machine| !machine.compared && *machine.generation.borrow() == held.generation;
+        if !self.lock().machines.get(&server).is_some_and(is_open) {
+            return false;
         }
         let is_same = self.target(server).is_none_or(|target| target.digest() == digest);
         if is_same {

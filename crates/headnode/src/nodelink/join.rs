@@ -97,8 +97,7 @@ pub(super) async fn join(
             std::fs::read_to_string(&path).map_err(|source| pki::PkiError::Io { doing: "read", path, source })?;
         Ok::<_, pki::PkiError>((certificate, authority))
     });
-    let (certificate_pem, authority_pem) =
-        made.await.map_err(in_request)?;
+    let (certificate_pem, authority_pem) = made.await.map_err(in_request)?;
     let from = remote.map_or_else(|| "?".to_owned(), |remote| remote.0.0.to_string());
     match servers::admit(&link.control, server, &candidate).await {
         Ok(record) => {

@@ -364,6 +364,17 @@ impl Machine {
         fs::write(settings.paths.run.join("boot-id"), format!("{}.7\n", kernel.trim())).expect("another boot's id");
     }
 
+    /// Is met by other machines at an IPv6 address from now on.
+    pub(crate) fn meet_at_six(&self, address: &str) {
+        self.space.run(&format!("ip -6 address add {address}/64 dev eth0 nodad"));
+        let text = fs::read_to_string(self.settings_path()).expect("its settings");
+        let text = text.replacen("\n[fabric]\n", &format!("\n[fabric]\nunderlay_address = \"{address}\"\n"), 1);
+        fs::write(self.settings_path(), text).expect("settings are written");
+        assert!(self.settings().fabric.underlay_address.is_some(), "its settings say where it is met");
+        self.good(&["down", "--keep-instances"]);
+        self.good(&["up"]);
+    }
+
     /// Shows other hardware from now on.
     pub(crate) fn replace_hardware(&self) {
         let path = self.root.with_file_name(format!("{}.space", self.name)).join("machine-id");

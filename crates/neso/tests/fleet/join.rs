@@ -144,7 +144,9 @@ fn a_machine_is_emptied_and_rebuilt() {
 
     restarts_are_told_apart(&fleet, machine);
 
+    machine.good(&["down"]);
     machine.replace_hardware();
+    machine.good(&["up"]);
     fleet.wait("it to be refused", || machine.log("node").contains("is not the machine that joined"));
     assert!(fleet.head.log("headnode").contains(&id));
     let known = fleet.server(machine)["identity"].clone();
@@ -163,7 +165,9 @@ fn a_machine_is_emptied_and_rebuilt() {
 fn restarts_are_told_apart(fleet: &Fleet, machine: &Machine) {
     let boot = || fleet.server(machine)["boot_id"].clone();
     let before = boot();
-    for (verb, state, is_another) in [(&["down", "--keep-instances"][..], "restarting", false), (&["down"], "rebooting", true)] {
+    for (verb, state, is_another) in
+        [(&["down", "--keep-instances"][..], "restarting", false), (&["down"], "rebooting", true)]
+    {
         // Its last word may come too late on a busy machine.
         let said = (0..5).any(|_| {
             machine.good(verb);

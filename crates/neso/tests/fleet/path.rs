@@ -34,6 +34,37 @@ fn an_operator_hears_where_a_packet_between_machines_stops() {
     site.stopped();
 }
 
+/// The same where machines meet by IPv6: other headers, other pings, and both families of the tenant's within.
+#[test]
+fn wires_of_ipv6_are_tried_too() {
+    let Some(fleet) = Fleet::start(2) else { return };
+    let machines = || std::iter::once(&fleet.head).chain(&fleet.machines);
+    for (machine, last) in machines().zip([1, 11, 12]) {
+        machine.meet_at_six(&format!("fd77::{last}"));
+    }
+    fleet.wait("every machine to say where it is met", || {
+        let servers = fleet.ask(&["adm", "-j", "server", "list"]).unwrap_or_default();
+        let met = |server: &Value| text(&server["underlay"]).starts_with("fd77::") && server["reachable"] == true;
+        servers.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(met))
+    });
+    let site = Site::make(fleet);
+    let path = site.wait_whole(&["--probe"]);
+    let wire = hops(&path).iter().find(|hop| hop["what"] == "wire").expect("a hop");
+    assert!(text(&wire["says"]).contains("m2 sent back 1470 bytes, of which 1470 are needed"), "{wire}");
+    assert!(site.pings(FULL), "what is said to pass passes");
+    site.wait_whole(&["-6"]);
+    let [_, machine] = site.machines();
+    machine.space.run(&format!("ip link set eth0 mtu {NARROW}"));
+    assert!(site.pings(56) && !site.pings(FULL), "small ones pass, full ones do not");
+    let said = site.wait_stops(&["--probe"], &[("m1", "wire"), ("m2", "underlay MTU"), ("m2", "wire back")]);
+    let numbers = format!("up to {} bytes arrive at m2, and those of 1400 bytes need 1470", NARROW + 4);
+    assert!(said.contains(&numbers), "{said}");
+    machine.space.run("ip link set eth0 down");
+    assert!(!site.pings(56), "it is cut");
+    let said = site.wait_stops(&["--probe"], &[("m1", "wire"), ("m2", "underlay MTU")]);
+    assert!(said.contains("m2 does not answer since"), "{said}");
+}
+
 struct Site {
     fleet: Fleet,
     here: Guest,
@@ -134,7 +165,8 @@ impl Site {
         };
         set(here, "enable");
         let text = format!("FROM vm {} TO any BLOCK tcp PORT {PORT}", here.id);
-        let rule = ask(fleet, TENANT, "POST", "/my/fwrules", &json!({"rule": text, "enabled": true, "wait": "enforced"}));
+        let rule =
+            ask(fleet, TENANT, "POST", "/my/fwrules", &json!({"rule": text, "enabled": true, "wait": "enforced"}));
         let rule = id(&rule);
         let _door = there.serve(fleet, PORT);
         let port = PORT.to_string();

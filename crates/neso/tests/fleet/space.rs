@@ -59,7 +59,10 @@ impl Space {
     /// A command that will run inside, not yet run.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--uts"]).arg(program).stdin(Stdio::null());
+        command
+            .args(["--target", &self.pid().to_string(), "--net", "--mount", "--uts"])
+            .arg(program)
+            .stdin(Stdio::null());
         command
     }
 

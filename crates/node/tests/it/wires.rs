@@ -43,7 +43,10 @@ async fn machines_with_a_peer_are_tried_and_told_of() {
         target.peers = peers(&(2..60).collect::<Vec<u8>>());
     });
     let report = world.headnode.wait("all wires", |report| report.wires.facts.len() == 58).await;
-    assert_eq!((mtu(&report, 2), mtu(&report, 3), mtu(&report, 59)), (Some(Some(1_450)), Some(Some(1_300)), Some(Some(1_450))));
+    assert_eq!(
+        (mtu(&report, 2), mtu(&report, 3), mtu(&report, 59)),
+        (Some(Some(1_450)), Some(Some(1_300)), Some(Some(1_450)))
+    );
     assert!(!report.wires.facts[&machine(4)].reachable);
 
     // An operator asks: what is told is how it is now, and the next report says so too.
@@ -58,7 +61,11 @@ async fn machines_with_a_peer_are_tried_and_told_of() {
     let Answer::Wire(again) = world.headnode.ask(Question::Wire { machine: machine(3) }).await else {
         panic!("another answer")
     };
-    assert_eq!(again, WireFact { mtu: Some(1_450), ..report.wires.facts[&machine(3)].clone() }, "it was there all the time");
+    assert_eq!(
+        again,
+        WireFact { mtu: Some(1_450), ..report.wires.facts[&machine(3)].clone() },
+        "it was there all the time"
+    );
     let strange = world.headnode.ask(Question::Wire { machine: machine(99) }).await;
     assert!(matches!(&strange, Answer::Refused { why } if why.contains("no peer")), "{strange:?}");
 

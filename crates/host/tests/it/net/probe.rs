@@ -55,7 +55,11 @@ fn what_arrives_whole_passes() {
         one.run(&["ip", "-6", "route", "add", "fd98:2::/64", "via", "fd98:1::2"]);
         two.run(&["ip", "route", "add", "10.98.1.0/24", "via", "10.98.2.1"]);
         two.run(&["ip", "-6", "route", "add", "fd98:1::/64", "via", "fd98:2::1"]);
-        between.run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding"]);
+        between.run(&[
+            "sh",
+            "-c",
+            "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding",
+        ]);
         // IPv6 takes a moment on an interface that has just come up.
         let far = "fd98:2::2".parse().expect("an address");
         one.enter(|| assert!(pings6(far, PATIENCE), "the way is there"));
