@@ -19,6 +19,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Revisions of history kept by engines in this process. A mirror that falls further behind loads everything again.
 pub(crate) const HISTORY_REVISIONS: usize = 4096;
+/// Bytes of keys and values in that history: some ten thousand records.
+const HISTORY_BYTES: usize = 16 << 20;
 
 /// Bytes on disk or elsewhere, under revisions.
 pub trait Engine: Send + Sync + 'static {
@@ -145,11 +147,20 @@ struct Ring {
     /// Revision before the oldest kept one.
     before: Revision,
     commits: VecDeque<(Revision, Vec<Event>)>,
+    /// Of all of them.
+    bytes: usize,
+}
+
+fn weight(events: &[Event]) -> usize {
+    events.iter().map(|event| event.key.len() + event.value.as_ref().map_or(0, Bytes::len)).sum()
 }
 
 impl History {
     pub(crate) fn new(now: Revision) -> Self {
-        Self { ring: Mutex::new(Ring { before: now, commits: VecDeque::new() }), latest: watch::Sender::new(now) }
+        Self {
+            ring: Mutex::new(Ring { before: now, commits: VecDeque::new(), bytes: 0 }),
+            latest: watch::Sender::new(now),
+        }
     }
 
     /// Add commits, oldest first.
@@ -159,11 +170,14 @@ impl History {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
             for commit in commits {
                 newest = Some(commit.0);
+                ring.bytes += weight(&commit.1);
                 ring.commits.push_back(commit);
             }
-            while ring.commits.len() > HISTORY_REVISIONS {
-                if let Some((revision, _)) = ring.commits.pop_front() {
+            // The newest one stays, however large.
+            while ring.commits.len() > 1 && (ring.commits.len() > HISTORY_REVISIONS || ring.bytes > HISTORY_BYTES) {
+                if let Some((revision, events)) = ring.commits.pop_front() {
                     ring.before = revision;
+                    ring.bytes -= weight(&events);
                 }
             }
         }

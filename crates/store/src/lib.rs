@@ -23,6 +23,7 @@ pub mod bench;
 mod change;
 pub mod engine;
 mod fill;
+mod listed;
 pub mod memory;
 mod mirror;
 mod pipeline;

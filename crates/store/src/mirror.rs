@@ -134,7 +134,8 @@ impl Mirror {
         let (previous, landed) = {
             let mut pipeline = self.pipeline();
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot))
+            let changed = (!lagged).then_some(keys.as_slice());
+            (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot, changed))
         };
         if lagged || !keys.is_empty() {
             // No receiver is no error.

@@ -1,21 +1,27 @@
-//! One table of the mirror: decoded records by key, and by each secondary index, in maps that share structure between snapshots.
+//! One table of the mirror: decoded records by key, and for each secondary index the keys of the records it lists ([`Listed`]), in maps
+//! that share structure between snapshots.
 //!
-//! An index key is `<index key> NUL <record key>`. Record keys hold no NUL (checked when a transaction is built), so the last NUL
-//! always separates the two even if an index key has one of its own.
+//! An index holds keys and not records. A record that changes, as most do, without moving in an index then costs that index nothing,
+//! and one that is found by an index is looked up once more. The keys of an index are those of the table itself: a pointer each.
 
-use std::{any::Any, io, sync::Arc};
+use std::{any::Any, io, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use imbl::OrdMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::table::{DecodeError, Entry, Revision, Table, decode, encode};
+use crate::{
+    listed::Listed,
+    table::{DecodeError, Entry, Revision, Table, decode, encode},
+};
 
 /// A table whose record type is known only to its callers.
 pub(crate) trait AnyRows: Any + Send + Sync {
     fn put_bytes(&mut self, key: &str, revision: Revision, bytes: &[u8]) -> Result<(), DecodeError>;
     /// `entry` is an `Arc<Entry<T>>` of this table's `T`.
     fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn Any + Send + Sync>);
+    /// What `other`, which is this table at another time, has under `key`: a record, or none.
+    fn put_as_in(&mut self, other: &dyn AnyRows, key: &str);
     fn remove(&mut self, key: &str);
     fn revision_of(&self, key: &str) -> Option<Revision>;
     fn len(&self) -> usize;
@@ -28,7 +34,7 @@ pub(crate) trait AnyRows: Any + Send + Sync {
 pub(crate) struct Rows<T: 'static> {
     table: &'static Table<T>,
     rows: OrdMap<Arc<str>, Arc<Entry<T>>>,
-    indexes: Vec<OrdMap<Arc<str>, Arc<Entry<T>>>>,
+    indexes: Vec<OrdMap<Arc<str>, Listed>>,
 }
 
 impl<T> Rows<T> {
@@ -46,23 +52,22 @@ impl<T> Rows<T> {
 
     /// Records with keys greater than `after`.
     pub(crate) fn range(&self, after: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.rows.range::<_, str>((Excluded(after), Unbounded)).map(|(_, entry)| entry.clone())
+        self.rows.range::<_, str>((Bound::Excluded(after), Bound::Unbounded)).map(|(_, entry)| entry.clone())
     }
 
     /// Records under `key` of the index named `index`, in the order of their own keys.
     pub(crate) fn find(&self, index: &str, key: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
-        let position = self.table.indexes.iter().position(|candidate| candidate.name == index);
-        let position = position.unwrap_or_else(|| panic!("table `{}` has no index `{index}`", self.table.name));
-        let start = format!("{key}\0");
-        self.indexes[position]
-            .range::<_, str>((std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded))
-            .take_while({
-                let start = start.clone();
-                move |(found, _)| found.starts_with(&start)
-            })
-            .filter(move |(found, _)| !found[start.len()..].contains('\0'))
-            .map(|(_, entry)| entry.clone())
+        self.index(index).get(key).into_iter().flat_map(Listed::keys).map(|key| self.listed(key))
+    }
+
+    /// How many records are under `key` of the index named `index`.
+    pub(crate) fn count(&self, index: &str, key: &str) -> usize {
+        self.index(index).get(key).map_or(0, Listed::len)
+    }
+
+    /// Keys of the index named `index` that begin with `prefix`, in their order, each with the number of records under it.
+    pub(crate) fn counts(&self, index: &str, prefix: &str) -> impl Iterator<Item = (&str, usize)> + use<'_, T> {
+        self.within(index, prefix, prefix).map(|(key, listed)| (key.as_ref(), listed.len()))
     }
 
     /// Records under all keys of the index named `index` that begin with `prefix`, in the order of those.
@@ -78,57 +83,88 @@ impl<T> Rows<T> {
         from: &str,
         key: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
-        let position = self.table.indexes.iter().position(|candidate| candidate.name == index);
-        let position = position.unwrap_or_else(|| panic!("table `{}` has no index `{index}`", self.table.name));
-        let prefix = prefix.to_owned();
-        let from = if key.is_empty() { Arc::from(from) } else { index_key(from, key) };
-        self.indexes[position]
-            .range::<_, str>((std::ops::Bound::Included(from.as_ref()), std::ops::Bound::Unbounded))
-            .take_while(move |(found, _)| found.starts_with(&prefix))
-            .map(|(_, entry)| entry.clone())
+        let (first, key) = (from.to_owned(), key.to_owned());
+        self.within(index, prefix, from).flat_map(move |(found, listed)| {
+            let after = if **found == *first { key.as_str() } else { "" };
+            listed.keys_from(after).map(|key| self.listed(key))
+        })
     }
 
-    fn put(&mut self, key: Arc<str>, entry: Arc<Entry<T>>) {
-        let old = self.rows.insert(key.clone(), entry.clone());
+    fn within(&self, index: &str, prefix: &str, from: &str) -> impl Iterator<Item = (&Arc<str>, &Listed)> + use<'_, T> {
+        let prefix = prefix.to_owned();
+        let rest = self.index(index).range::<_, str>((Bound::Included(from), Bound::Unbounded));
+        rest.take_while(move |(found, _)| found.starts_with(&prefix))
+    }
+
+    fn index(&self, name: &str) -> &OrdMap<Arc<str>, Listed> {
+        let position = self.table.indexes.iter().position(|candidate| candidate.name == name);
+        &self.indexes[position.unwrap_or_else(|| panic!("table `{}` has no index `{name}`", self.table.name))]
+    }
+
+    fn listed(&self, key: &Arc<str>) -> Arc<Entry<T>> {
+        self.rows.get(key).expect("an index lists records that are there").clone()
+    }
+
+    fn put(&mut self, key: &str, entry: Arc<Entry<T>>) {
+        // One text for the record's key, wherever it stands.
+        let known = self.rows.get_key_value(key).map(|(key, old)| (key.clone(), old.clone()));
+        let (key, old) = known.map_or_else(|| (Arc::from(key), None), |(key, old)| (key, Some(old)));
+        self.rows.insert(key.clone(), entry.clone());
         for (index, map) in self.table.indexes.iter().zip(&mut self.indexes) {
             let new_keys = (index.keys)(&entry.value);
-            if let Some(old) = &old {
-                for stale in (index.keys)(&old.value).iter().filter(|stale| !new_keys.contains(stale)) {
-                    map.remove(index_key(stale, &key).as_ref());
-                }
+            let old_keys = old.as_ref().map_or_else(Vec::new, |old| (index.keys)(&old.value));
+            if new_keys == old_keys {
+                continue;
             }
-            for new_key in &new_keys {
-                map.insert(index_key(new_key, &key), entry.clone());
+            for stale in old_keys.iter().filter(|stale| !new_keys.contains(stale)) {
+                unlist(map, stale, &key);
+            }
+            for fresh in new_keys.iter().filter(|fresh| !old_keys.contains(fresh)) {
+                match map.get_mut(fresh.as_str()) {
+                    Some(listed) => listed.add(&key),
+                    None => {
+                        map.insert(fresh.as_str().into(), Listed::One(key.clone()));
+                    }
+                }
             }
         }
     }
 }
 
-fn index_key(index_key: &str, key: &str) -> Arc<str> {
-    let mut text = String::with_capacity(index_key.len() + 1 + key.len());
-    text.push_str(index_key);
-    text.push('\0');
-    text.push_str(key);
-    text.into()
+/// Takes `key` off the list under `index_key`.
+fn unlist(map: &mut OrdMap<Arc<str>, Listed>, index_key: &str, key: &str) {
+    let Some(listed) = map.get_mut(index_key) else { return };
+    listed.remove(key);
+    if listed.len() == 0 {
+        map.remove(index_key);
+    }
 }
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T> {
     fn put_bytes(&mut self, key: &str, revision: Revision, bytes: &[u8]) -> Result<(), DecodeError> {
         let value = decode(self.table, key, bytes)?;
-        self.put(key.into(), Arc::new(Entry { value, revision }));
+        self.put(key, Arc::new(Entry { value, revision }));
         Ok(())
     }
 
     fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn Any + Send + Sync>) {
         let entry = entry.clone().downcast::<Entry<T>>().expect("a transaction's entry has the type of its table");
-        self.put(key.clone(), entry);
+        self.put(key, entry);
+    }
+
+    fn put_as_in(&mut self, other: &dyn AnyRows, key: &str) {
+        let other = other.as_any().downcast_ref::<Self>().expect("a table keeps its type");
+        match other.rows.get(key) {
+            Some(entry) => self.put(key, entry.clone()),
+            None => self.remove(key),
+        }
     }
 
     fn remove(&mut self, key: &str) {
         let Some(old) = self.rows.remove(key) else { return };
         for (index, map) in self.table.indexes.iter().zip(&mut self.indexes) {
             for stale in (index.keys)(&old.value) {
-                map.remove(index_key(&stale, key).as_ref());
+                unlist(map, &stale, key);
             }
         }
     }

@@ -37,6 +37,11 @@ impl Snapshot {
         &self.state
     }
 
+    /// The state to change: this very one if nobody else holds it, else a copy that shares what is not changed.
+    pub(crate) fn state_mut(&mut self) -> &mut State {
+        Arc::make_mut(&mut self.state)
+    }
+
     /// The revision this is the state of. Inside a decision: the last one that is durable; what is on its way is included but has no
     /// number yet.
     pub fn revision(&self) -> Revision {
@@ -78,6 +83,28 @@ impl Snapshot {
         key: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
         self.rows(table).find(index, key)
+    }
+
+    /// How many records the index named `index` lists under `key`, without a look at them.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn count_of<T>(&self, table: &'static Table<T>, index: &str, key: &str) -> usize {
+        self.rows(table).count(index, key)
+    }
+
+    /// The keys of the index named `index` that begin with `prefix`, in their order, and how many records each lists; no record is looked
+    /// at.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn counts<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        index: &str,
+        prefix: &str,
+    ) -> impl Iterator<Item = (&'a str, usize)> + use<'a, T> {
+        self.rows(table).counts(index, prefix)
     }
 
     /// Records that the index named `index` lists under any key that begins with `prefix`, in the order of those keys; one that is
@@ -159,6 +186,19 @@ impl State {
             *table = table.share();
         }
         Arc::get_mut(table).expect("a table that was just copied has one owner")
+    }
+
+    /// # Panics
+    /// If the schema has no such table, which is checked when a transaction is admitted.
+    pub(crate) fn table_named(&mut self, name: &str) -> &mut dyn AnyRows {
+        let position = self.schema.position(name);
+        self.table_mut(position.expect("the table was found when the transaction was checked"))
+    }
+
+    /// Have under `key` what `other` has there.
+    pub(crate) fn take_from(&mut self, other: &Self, table: &str, key: &str) {
+        let position = self.schema.position(table).expect("the table of a change is in the schema");
+        self.table_mut(position).put_as_in(other.tables[position].as_ref(), key);
     }
 
     /// Apply one stored change. A change older than what is there is ignored, so replaying history is harmless.

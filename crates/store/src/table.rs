@@ -117,6 +117,8 @@ pub(crate) fn encode<T: Serialize>(table: &Table<T>, value: &T) -> Result<Bytes,
     let mut text = format!("{{\"v\":{},\"d\":", table.version).into_bytes();
     serde_json::to_writer(&mut text, value)?;
     text.push(b'}');
+    // They stay: in the feed, and in an engine that keeps its records in memory.
+    text.shrink_to_fit();
     Ok(Bytes::from(text))
 }
 

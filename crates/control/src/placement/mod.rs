@@ -44,7 +44,7 @@ use crate::{
 pub const RULES_MAX: usize = 32;
 /// Instances of one owner on a machine, or in a rack, counted at most: beyond, machines are not told apart.
 const COUNTED_MAX: usize = 10;
-/// Instances of one owner that are walked through for a placement at most.
+/// Machines of one owner's that are counted for a placement at most.
 const WALKED_MAX: usize = 500;
 
 /// What an instance to be placed needs.
@@ -270,17 +270,11 @@ impl Fleet for Machines<'_> {
 struct Others<'a> {
     snapshot: &'a Snapshot,
     owner: AccountId,
-    /// Counted once per request; `None` for an owner of very many, where each is asked for by itself.
-    counted: OnceCell<Option<Counts>>,
-    /// Racks of an owner of very many, counted once per request.
+    /// How many are on which machine, counted once per request from the keys of an index; `None` for an owner of very many, where each
+    /// machine is asked for by itself.
+    on: OnceCell<Option<BTreeMap<ServerId, usize>>>,
+    /// How many are in a rack, counted once per rack and request.
     racks: RefCell<BTreeMap<String, usize>>,
-}
-
-/// How many instances of one owner are where.
-#[derive(Default)]
-struct Counts {
-    on: BTreeMap<ServerId, usize>,
-    in_rack: BTreeMap<String, usize>,
 }
 
 impl std::fmt::Debug for Others<'_> {
@@ -291,55 +285,64 @@ impl std::fmt::Debug for Others<'_> {
 
 impl<'a> Others<'a> {
     fn of(snapshot: &'a Snapshot, owner: AccountId) -> Self {
-        Self { snapshot, owner, counted: OnceCell::new(), racks: RefCell::default() }
+        Self { snapshot, owner, on: OnceCell::new(), racks: RefCell::default() }
     }
 
-    /// One walk through the owner's instances: most owners have fewer than the racks that are compared have machines.
-    fn counts(&self) -> Option<&Counts> {
-        let counted = self.counted.get_or_init(|| {
-            let mut counts = Counts::default();
-            let all = self.snapshot.ordered(&INSTANCES, BY_OWNER_ON, &format!("{}@", self.owner));
-            for (number, instance) in all.enumerate() {
-                if number == WALKED_MAX {
+    fn counted(&self) -> Option<&BTreeMap<ServerId, usize>> {
+        let counted = self.on.get_or_init(|| {
+            let mut on = BTreeMap::new();
+            let owned = format!("{}@", self.owner);
+            for (key, count) in self.snapshot.counts(&INSTANCES, BY_OWNER_ON, &owned) {
+                if on.len() == WALKED_MAX {
                     return None;
                 }
-                *counts.on.entry(instance.server).or_default() += 1;
+                on.insert(key[owned.len()..].parse().ok()?, count);
             }
-            for (server, count) in &counts.on {
-                let server = self.snapshot.get(&SERVERS, &server.to_string());
-                if let Some(rack) = server.as_ref().and_then(|server| server.rack.as_ref()) {
-                    *counts.in_rack.entry(rack.clone()).or_default() += count;
-                }
-            }
-            Some(counts)
+            Some(on)
         });
         counted.as_ref()
+    }
+
+    fn count_rack(&self, rack: &str) -> usize {
+        let machines = self.snapshot.count_of(&SERVERS, BY_RACK, rack);
+        match self.counted() {
+            Some(on) if on.is_empty() => 0,
+            // The shorter way: where the owner is, or who is in the rack.
+            Some(on) if on.len() < machines => {
+                let is_there = |id: &ServerId| {
+                    let server = self.snapshot.get(&SERVERS, &id.to_string());
+                    server.is_some_and(|server| server.rack.as_deref() == Some(rack))
+                };
+                on.iter().filter(|(id, _)| is_there(id)).map(|(_, count)| count).sum()
+            }
+            _ => {
+                let mut sum = 0;
+                for server in self.snapshot.find(&SERVERS, BY_RACK, rack) {
+                    sum += self.on(server.id);
+                    if sum >= COUNTED_MAX {
+                        break;
+                    }
+                }
+                sum
+            }
+        }
     }
 }
 
 impl Spread for Others<'_> {
     fn on(&self, server: ServerId) -> usize {
-        match self.counts() {
-            Some(counts) => counts.on.get(&server).copied().unwrap_or(0).min(COUNTED_MAX),
-            None => {
-                self.snapshot.find(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, server)).take(COUNTED_MAX).count()
-            }
-        }
+        let count = match self.counted() {
+            Some(on) => on.get(&server).copied().unwrap_or(0),
+            None => self.snapshot.count_of(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, server)),
+        };
+        count.min(COUNTED_MAX)
     }
 
     fn in_rack(&self, rack: &str) -> usize {
-        if let Some(counts) = self.counts() {
-            return counts.in_rack.get(rack).copied().unwrap_or(0).min(COUNTED_MAX);
-        }
         if let Some(count) = self.racks.borrow().get(rack) {
             return *count;
         }
-        let machines = self.snapshot.find(&SERVERS, BY_RACK, rack);
-        let count = machines.map(|server| self.on(server.id)).scan(0, |sum, here| {
-            *sum += here;
-            (*sum <= COUNTED_MAX + here).then_some(*sum)
-        });
-        let count = count.last().unwrap_or(0).min(COUNTED_MAX);
+        let count = self.count_rack(rack).min(COUNTED_MAX);
         self.racks.borrow_mut().insert(rack.to_owned(), count);
         count
     }
