@@ -197,11 +197,11 @@ fn take_back(snapshot: &Snapshot, holder: &str) -> Transaction {
     transaction
 }
 
-/// Counts what the instances of `server` were promised; the transaction mends the record when it says something else.
+/// Counts what `server` holds for its instances; the transaction mends the record when it says something else.
 fn recount(control: &Control, snapshot: &Snapshot, server: ServerId) -> (Transaction, bool) {
     let Some(entry) = snapshot.get(&SERVERS, &server.to_string()) else { return (Transaction::new(), false) };
     let instances = snapshot.find(&INSTANCES, BY_SERVER, &server.to_string()).filter(|entry| !entry.released);
-    let reserved = instances.fold(Reserved::default(), |sum, entry| sum.plus(Demand::of(&entry.limits)));
+    let reserved = instances.fold(Reserved::default(), |sum, entry| sum.plus(Demand::held_by(&entry)));
     // The policy may have changed too, which nobody writes into the records.
     let mended = placement::with_room(control, Server { reserved, ..entry.value.clone() });
     if mended == entry.value {

@@ -161,15 +161,22 @@ impl Work for Resize {
             return Transaction::new();
         }
         let Some(server) = snapshot.get(&SERVERS, &instance.server.to_string()) else { return Transaction::new() };
-        let (had, wants) = (Demand::of(&instance.limits), Demand::of(&before.limits));
-        // What a smaller size left free may be somebody else's by now: then it stays as asked for, and its machine goes on trying.
+        let had = Demand::held_by(instance);
+        let mut old = instance.clone();
+        old.package = before.package;
+        old.package_name.clone_from(&before.package_name);
+        old.limits = before.limits.clone();
+        let wants = Demand::held_by(&old);
+        // The old size is held until a smaller one is in force. But it may have come into force a moment ago, and somebody else have the room
+        // by now; or the old size was itself never in force. Then it stays as asked for.
         if model::placement::fits(wants, had, &control.config.placement, &server).is_err() {
             return Transaction::new();
         }
-        instance.package = before.package;
-        instance.package_name.clone_from(&before.package_name);
-        instance.limits = before.limits.clone();
-        let reserved = server.reserved.minus(had).plus(Demand::of(&instance.limits));
+        *instance = old;
+        if wants == had {
+            return Transaction::new();
+        }
+        let reserved = server.reserved.minus(had).plus(wants);
         let promised = placement::with_room(control, Server { reserved, ..server.value.clone() });
         Transaction::new().replace(&SERVERS, &server, promised)
     }

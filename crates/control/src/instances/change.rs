@@ -106,7 +106,7 @@ pub async fn resize(
         instance.package = wanted.id;
         instance.package_name.clone_from(&wanted.name);
         instance.limits = packages::limits(&wanted);
-        let transaction = move_reservation(control, snapshot, &instance, Demand::of(&before.limits))?;
+        let transaction = move_reservation(control, snapshot, &instance, Demand::held_by(entry))?;
         let now = control.now();
         let begun = flows::begin::<Resize>(&mut instance, caller, "resize", Some(before), now);
         instance.updated_at = now;
@@ -203,7 +203,7 @@ pub(super) fn with_flow<W: Work>(control: &Control, mut instance: Instance, call
     Decision { instance, transaction }
 }
 
-/// Moves what the instance's machine promised it from `had` to its limits.
+/// Moves what the instance's machine holds for it from `had` to what it is to hold now.
 pub(crate) fn move_reservation(
     control: &Control,
     snapshot: &Snapshot,
@@ -213,7 +213,10 @@ pub(crate) fn move_reservation(
     let server = snapshot
         .get(&SERVERS, &instance.server.to_string())
         .ok_or_else(|| Error::not_found("server", instance.server))?;
-    let demand = Demand::of(&instance.limits);
+    let demand = Demand::held_by(instance);
+    if demand == had {
+        return Ok(Transaction::new());
+    }
     fits(demand, had, &control.config.placement, &server)
         .map_err(|refusal| NoRoom { refusals: vec![(server.id, refusal)], unmet: Vec::new() })?;
     let reserved = server.reserved.minus(had).plus(demand);

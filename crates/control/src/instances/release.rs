@@ -5,7 +5,6 @@
 
 use model::{
     instance::{Instance, Wanted},
-    placement::Demand,
     time::Timestamp,
 };
 use store::{Snapshot, Transaction};
@@ -22,23 +21,21 @@ pub(crate) fn is_wanted(instance: &Instance) -> bool {
 }
 
 /// Gives everything back, and turns a deleted instance into its tombstone. A failed one keeps name and record until its
-/// tenant deletes it. Also returns what its machine need not promise any more, which the caller writes down.
+/// tenant deletes it. What its machine held for it is the caller's to write down.
 pub(crate) fn release(
     snapshot: &Snapshot,
     instance: &mut Instance,
     now: Timestamp,
     mut transaction: Transaction,
-) -> (Option<Demand>, Transaction) {
-    let mut freed = None;
+) -> Transaction {
     if !instance.released {
         transaction = allocate::give_back(snapshot, instance.id, &[], transaction);
-        freed = Some(Demand::of(&instance.limits));
         instance.released = true;
     }
     if instance.delete_asked_at.is_some() && instance.deleted_at.is_none() {
         transaction = end(snapshot, instance, now, transaction);
     }
-    (freed, transaction)
+    transaction
 }
 
 /// Turns a released instance into its tombstone and frees its name.

@@ -125,8 +125,8 @@ pub async fn forget(control: &Control, id: ServerId, given_up: &BTreeSet<Instanc
                     error: Some(format!("its server {} was lost and forgotten", server.hostname)),
                     timeline: Vec::new(),
                 });
-                let (_, with_release) = release::release(snapshot, &mut instance, now, transaction);
-                transaction = with_release.replace(&INSTANCES, &entry, instance);
+                transaction = release::release(snapshot, &mut instance, now, transaction);
+                transaction = transaction.replace(&INSTANCES, &entry, instance);
             }
             Ok((transaction.delete(&SERVERS, &server), ()))
         })

@@ -340,11 +340,15 @@ fn take_in(
         instance.metadata_edits_served = instance.metadata_edits;
     }
     if news.gone {
-        let (freed, with_release) = release::release(snapshot, &mut instance, now, std::mem::take(transaction));
-        *transaction = with_release;
-        *reserved = freed.map_or_else(|| reserved.clone(), |demand: Demand| reserved.minus(demand));
+        *transaction = release::release(snapshot, &mut instance, now, std::mem::take(transaction));
     } else if news.strays {
         *transaction = allocate::give_back(snapshot, instance.id, &instance.nics, std::mem::take(transaction));
+    }
+    let held = |instance: &Instance| (!instance.released).then(|| Demand::held_by(instance));
+    let (before, after) = (held(entry), held(&instance));
+    if before != after {
+        let without = before.map_or_else(|| reserved.clone(), |demand| reserved.minus(demand));
+        *reserved = after.map_or_else(|| without.clone(), |demand| without.plus(demand));
     }
     instance
 }

@@ -275,6 +275,7 @@ async fn resize_in_both_outcomes() {
     let view = world.until(id, |view| view.instance.flow.is_none()).await;
     assert_eq!(view.instance.package_name, "large");
     instances::resize(&world.control, &caller(), world.scope, id, "small").await.expect("it can be resized");
+    assert_eq!(world.held().1, 512, "nobody is given the room before it is free");
     machine.broken.insert(id);
     machine.fetch(&world).await;
     machine.converge();
@@ -283,6 +284,18 @@ async fn resize_in_both_outcomes() {
     assert_eq!(view.instance.package_name, "large", "a resize that failed changes nothing");
     assert_eq!(world.held().1, 512);
     assert_eq!(view.instance.history.last().map(|entry| entry.success), Some(false));
+    // One that comes to be frees it in the commit that says so.
+    instances::resize(&world.control, &caller(), world.scope, id, "small").await.expect("it can be resized");
+    machine.broken.remove(&id);
+    while machine.told(id).is_none_or(|zone| zone.package_name != "small") {
+        machine.fetch(&world).await;
+    }
+    assert_eq!(world.held().1, 512);
+    machine.converge();
+    machine.report(&world).await;
+    assert_eq!(world.held().1, 256);
+    let view = world.until(id, |view| view.instance.flow.is_none()).await;
+    assert_eq!(view.instance.package_name, "small");
 }
 
 #[tokio::test]

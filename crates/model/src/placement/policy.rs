@@ -2,6 +2,7 @@
 
 use super::score::FULL;
 use crate::{
+    instance::Instance,
     server::{Reserved, Server},
     target::Limits,
     unit::Mib,
@@ -123,6 +124,19 @@ impl Demand {
     /// What `limits` need.
     pub fn of(limits: &Limits) -> Self {
         Self { memory: limits.memory, disk: limits.disk, cpu: limits.cpu_cap.map_or(0, |cap| u64::from(cap.0)) }
+    }
+
+    /// What the machine of `instance` holds for it: what its limits need, and as much as those still in force there need where that is
+    /// more. Room that a smaller size leaves is free when it is free, and not when it was asked for: a machine may refuse, and then
+    /// the old size is still there to go back to.
+    pub fn held_by(instance: &Instance) -> Self {
+        let wanted = Self::of(&instance.limits);
+        let in_force = instance.fact.as_ref().and_then(|fact| fact.limits.as_ref());
+        in_force.map(Self::of).map_or(wanted, |in_force| Self {
+            memory: wanted.memory.max(in_force.memory),
+            disk: wanted.disk.max(in_force.disk),
+            cpu: wanted.cpu.max(in_force.cpu),
+        })
     }
 
     /// Whether it has no CPU cap.

@@ -89,19 +89,27 @@ fn addresses(snapshot: &Snapshot) -> Vec<String> {
     wrong
 }
 
-/// What machines promised is what their instances were promised, and no more than they have.
+/// What machines hold for their instances is what those were promised, or what is still in force where that is more; and no machine promised
+/// more than it has.
 fn promises(datacenter: &Datacenter, snapshot: &Snapshot) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut sums: BTreeMap<_, Reserved> = BTreeMap::new();
+    let mut sums: BTreeMap<_, (Reserved, Reserved)> = BTreeMap::new();
     for instance in snapshot.scan(&INSTANCES).filter(|instance| !instance.released) {
-        let sum = sums.entry(instance.server).or_default();
-        *sum = sum.plus(Demand::of(&instance.limits));
+        let (held, promised) = sums.entry(instance.server).or_default();
+        let wanted = Demand::of(&instance.limits);
+        let there = instance.fact.as_ref().and_then(|fact| fact.limits.as_ref()).map_or(wanted, Demand::of);
+        let larger = Demand {
+            memory: wanted.memory.max(there.memory),
+            disk: wanted.disk.max(there.disk),
+            cpu: wanted.cpu.max(there.cpu),
+        };
+        (*held, *promised) = (held.plus(larger), promised.plus(wanted));
     }
     let policy = &datacenter.control.config.placement;
     for server in snapshot.scan(&SERVERS) {
-        let promised = sums.remove(&server.id).unwrap_or_default();
-        if promised != server.reserved {
-            wrong.push(format!("{} records {:?}, its instances hold {promised:?}", server.hostname, server.reserved));
+        let (held, promised) = sums.remove(&server.id).unwrap_or_default();
+        if held != server.reserved {
+            wrong.push(format!("{} records {:?}, its instances hold {held:?}", server.hostname, server.reserved));
         }
         if promised.memory.0 > policy.memory(&server) || promised.disk.0 > policy.disk(&server) {
             let has = format!("{} MiB and {} MiB", policy.memory(&server), policy.disk(&server));
