@@ -59,6 +59,8 @@ pub struct Control {
     inner: Arc<Inner>,
     /// Which call this is, when its client named it.
     call: Option<Arc<repeats::NamedCall>>,
+    /// Whose calls it is for, if it is for calls: see [`Control::for_calls_of`].
+    account: Option<AccountId>,
 }
 
 /// What every verb needs.
@@ -112,9 +114,24 @@ impl Control {
             last_given: Mutex::default(),
             turns: repeats::Turns::default(),
         };
-        let control = Self { inner: Arc::new(inner), call: None };
+        let control = Self { inner: Arc::new(inner), call: None, account: None };
         servers::targets::start(control.clone(), shutdown);
         control
+    }
+
+    /// The same for calls about what `account` has. Where many want to decide at once, they wait in a line of their own, and the lines take turns
+    /// ([`Store::in_line`]).
+    #[must_use]
+    pub fn for_calls_of(&self, account: AccountId) -> Self {
+        Self { account: Some(account), ..self.clone() }
+    }
+
+    /// The store, in the line of those this is for.
+    pub(crate) fn line(&self) -> Store {
+        match self.account {
+            Some(account) => self.store.in_line(&account.to_string()),
+            None => self.store.clone(),
+        }
     }
 
     /// The time.

@@ -102,7 +102,7 @@ pub async fn begin(control: &Control, account: AccountId, key: RepeatKey, reques
         return Ok(Begun::Answered(answer.clone()));
     }
     let call = Arc::new(call);
-    let control = Control { inner: control.inner.clone(), call: Some(call.clone()) };
+    let control = Control { call: Some(call.clone()), ..control.clone() };
     Ok(Begun::Open(OpenCall { control, repeated: repeat.is_some(), call, _turn: turn }))
 }
 
@@ -113,7 +113,8 @@ impl OpenCall {
         let Self { control, call, .. } = &self;
         let sent = answer.clone();
         let kept = answer.filter(|text| text.len() <= ANSWER_MAX_BYTES).map_or(Answer::FoundAnew, Answer::Kept);
-        let stored = control.store.update(|snapshot| {
+        let line = control.line();
+        let stored = line.update(|snapshot| {
             let found = call.recorded(control, snapshot)?;
             if let Some(Answer::Kept(earlier)) = found.as_ref().and_then(|entry| entry.answer.as_ref()) {
                 return Ok((Transaction::new(), Some(earlier.clone())));
@@ -148,10 +149,10 @@ impl Control {
         &self,
         mut decide: impl FnMut(&Snapshot) -> Result<(Transaction, R)>,
     ) -> Result<(Revision, R)> {
-        let Some(call) = &self.call else { return self.store.update(decide).await };
+        let Some(call) = &self.call else { return self.line().update(decide).await };
         let position = call.commits.load(Ordering::Relaxed);
         let done = self
-            .store
+            .line()
             .update(|snapshot| {
                 let found = call.recorded(self, snapshot)?;
                 if let Some(made) = found.as_ref().and_then(|entry| entry.made.get(position)) {

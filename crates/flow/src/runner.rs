@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use base::{backoff::Backoff, shutdown::Shutdown};
-use store::{CommitError, Revision, Snapshot, Transaction};
+use store::{CommitError, Revision, Snapshot, Store, Transaction};
 
 use crate::{
     engine::Shared,
@@ -212,7 +212,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
         record.finish_step(step, self.shared.clock.now_ms());
         let entry = self.stored(&self.shared.store.snapshot(), journal)?;
         let journaled = transaction.replace(&FLOWS, &entry, record.clone()).may_use_reserve();
-        match self.shared.store.commit(journaled).await {
+        match self.store(journal).commit(journaled).await {
             Ok(revision) => {
                 journal.written(record, revision);
                 Ok(())
@@ -230,7 +230,8 @@ impl<C: Send + Sync + 'static> Runner<C> {
     ) -> Result<(), Refused> {
         let mut record = journal.record.clone();
         record.finish_step(step, self.shared.clock.now_ms());
-        let decided = self.shared.store.update(|newest| {
+        let store = self.store(journal);
+        let decided = store.update(|newest| {
             let entry = self.stored(newest, journal)?;
             let transaction = decision(newest).map_err(Refused::Step)?;
             Ok::<_, Refused>((transaction.replace(&FLOWS, &entry, record.clone()).may_use_reserve(), ()))
@@ -242,8 +243,9 @@ impl<C: Send + Sync + 'static> Runner<C> {
 
     /// Commit the journal in hand. `Some` when the flow must be put down.
     async fn write(&self, journal: &mut Journal) -> Option<Stop> {
+        let store = self.store(journal);
         loop {
-            let written = self.shared.store.update(|newest| {
+            let written = store.update(|newest| {
                 let entry = self.stored(newest, journal)?;
                 let transaction = Transaction::new().replace(&FLOWS, &entry, journal.record.clone());
                 Ok::<_, Refused>((transaction.may_use_reserve(), ()))
@@ -263,6 +265,11 @@ impl<C: Send + Sync + 'static> Runner<C> {
                 }
             }
         }
+    }
+
+    /// The store, in the line of those the flow works for.
+    fn store(&self, journal: &Journal) -> Store {
+        self.shared.store.in_line(&journal.record.group)
     }
 
     fn stored(&self, snapshot: &Snapshot, journal: &Journal) -> Result<Arc<store::Entry<FlowRecord>>, Refused> {

@@ -33,6 +33,7 @@ pub mod sqlite;
 mod store;
 mod table;
 mod transaction;
+mod turns;
 
 pub use change::{Change, Changes};
 pub use engine::{BoxFuture, Engine, EngineError};

@@ -10,7 +10,7 @@ use std::{
 
 use base::shutdown::{Shutdown, Trigger};
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Notify,
     // Not the system's: a simulation owns the time.
     time::Instant,
 };
@@ -23,13 +23,17 @@ use crate::{
     snapshot::Snapshot,
     table::{DecodeError, Revision, Schema},
     transaction::Transaction,
+    turns::{self, Turn, Turns},
 };
 
 /// How often a decision is made anew when what it saw did not come true. Only another headnode, or a group that did not fit on the
 /// disk, causes that.
 const DECISIONS_MAX: usize = 64;
-/// Callers that may wait for the disk at once; the rest wait in line for their turn to decide.
-const WAITING_MAX: usize = 1024;
+/// Checks and writes of those who may wait for the disk at once, in groups of the largest size, when each has as many as here: a few groups,
+/// so that one always fills while another flies. The rest wait for their turn to decide.
+const GROUPS_WAITING: usize = 4;
+/// See [`GROUPS_WAITING`]: a little less than what making an instance takes.
+const TRANSACTION_SIZE: usize = 12;
 /// Commits that take less than this are not worth waiting for company; timers are no finer than a millisecond.
 const LINGER_FROM: Duration = Duration::from_millis(2);
 /// The share of the last commit's time that the next one may wait for company: one part in this many.
@@ -83,6 +87,8 @@ pub enum CommitError {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Where its callers wait for their turn to decide.
+    line: Arc<str>,
     _stop: Arc<Trigger>,
 }
 
@@ -90,7 +96,7 @@ struct Inner {
     engine: Arc<dyn Engine>,
     mirror: Arc<Mirror>,
     queued: Notify,
-    waiting: Semaphore,
+    turns: Turns,
     again: AtomicU64,
 }
 
@@ -107,11 +113,18 @@ impl Store {
     pub async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<Self, Error> {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
         let (trigger, shutdown) = Shutdown::new();
-        let waiting = Semaphore::new(WAITING_MAX);
-        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), waiting, again: AtomicU64::new(0) });
+        let turns = Turns::new(engine.limits().operations / TRANSACTION_SIZE * GROUPS_WAITING);
+        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), turns, again: AtomicU64::new(0) });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
-        Ok(Self { inner, _stop: Arc::new(trigger) })
+        Ok(Self { inner, line: turns::OWN.into(), _stop: Arc::new(trigger) })
+    }
+
+    /// This store for callers who wait in a line of their own when many want to decide at once: an account's, say. The lines take turns, so that
+    /// a thousand calls in one do not hold up a call in another.
+    #[must_use]
+    pub fn in_line(&self, name: &str) -> Self {
+        Self { line: name.into(), ..self.clone() }
     }
 
     /// The newest durable state.
@@ -228,8 +241,8 @@ impl Store {
         Ok(pipeline)
     }
 
-    async fn turn(&self) -> tokio::sync::SemaphorePermit<'_> {
-        self.inner.waiting.acquire().await.expect("the semaphore is never closed")
+    async fn turn(&self) -> Turn<'_> {
+        self.inner.turns.take(&self.line).await
     }
 
     fn stopped(&self) -> CommitError {

@@ -17,4 +17,5 @@ mod repeats;
 mod restart;
 mod six;
 mod targets;
+mod turns;
 mod world;

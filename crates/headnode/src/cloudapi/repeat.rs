@@ -51,7 +51,7 @@ pub(super) fn named(
 
 /// Runs `call` unless that was done before.
 pub(super) async fn once(named: Named, mut call: Call, run: Handler) -> Result<Reply, ApiError> {
-    let begun = repeats::begin(&call.api.control, named.signer, named.key, named.request).await?;
+    let begun = repeats::begin(&call.control, named.signer, named.key, named.request).await?;
     let open = match begun {
         Begun::Answered(text) => return replayed(&text),
         Begun::Open(open) => open,

@@ -109,7 +109,7 @@ async fn handle(
     let named = repeat::named(parts, signer.holder.id, account.id, version, &body)?;
     let call = Call {
         api: api.clone(),
-        control: api.control.clone(),
+        control: api.control.for_calls_of(account.id),
         operation: route.name,
         account,
         operator,
