@@ -300,6 +300,12 @@ impl Dispatcher {
                 self.nudge(id, Again::Look);
                 continue;
             }
+            let is_to_stop = self.acted_on.zones.get(&id).is_some_and(|zone| zone.wanted == Wanted::Stopped);
+            if held.given_up && held.observed.running && is_to_stop {
+                // Nobody asks twice for a stop: it is owed until it is done, as a removal is.
+                self.nudge(id, Again::Try);
+                continue;
+            }
             self.sweep_leftover(id);
         }
         self.shared.board.images(|known| {

@@ -1,6 +1,10 @@
 //! What the machine refuses: tried again, then told in words; never a leak, never a guess.
 
+use std::time::Duration;
+
+use base::shutdown::Shutdown;
 use model::{instance::Wanted, target::ZoneState};
+use node::Execution;
 
 use crate::world::{World, eventually};
 
@@ -52,6 +56,27 @@ async fn a_lasting_failure_ends_in_failed_with_the_reason() {
     let fact = world.headnode.wait_state(id, ZoneState::Running).await;
     assert_eq!((fact.error, fact.starts_done), (None, 2));
     agent.end().await;
+}
+
+/// Nobody asks twice for a stop.
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_failed_for_good_is_tried_again() {
+    let world = World::new();
+    let agent = world.agent(world.machine.host(), Execution::Inline);
+    let (trigger, shutdown) = Shutdown::new();
+    let agent = base::task::spawn("agent under test", agent.run(shutdown));
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    world.machine.faults.arm("zones.stop", 8, "the disk hangs");
+    world.headnode.zone(id, |zone| zone.wanted = Wanted::Stopped);
+    let fact = world.headnode.wait_fact(id, "a reason", |fact| fact.gave_up).await;
+    assert!(fact.error.unwrap().contains("the disk hangs"));
+    // Two audits later.
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    let fact = world.headnode.wait_state(id, ZoneState::Stopped).await;
+    assert_eq!((fact.error, fact.gave_up), (None, false));
+    trigger.fire();
+    agent.await.unwrap().unwrap();
 }
 
 #[tokio::test]
