@@ -36,8 +36,10 @@ pub(super) fn difference(scope: &Scope<'_>, held: &Firewall, wanted: &Firewall, 
         return Difference::Everything;
     }
     let (change, target) = (diff(&held.target, &wanted.target), &*wanted.target);
-    let (before, after) = (places(held), places(wanted));
-    if change.is_empty() && before == after {
+    // Most changes move no NIC: then there is nothing to list of hundreds of instances.
+    let same_filtered = held.target.instances.keys().eq(wanted.target.instances.keys());
+    let moves = held.places != wanted.places || !same_filtered;
+    if change.is_empty() && (!moves || places(held) == places(wanted)) {
         return Difference::Nothing;
     }
     let mut batch = Batch::new(scope.table);
@@ -66,8 +68,10 @@ pub(super) fn difference(scope: &Scope<'_>, held: &Firewall, wanted: &Firewall, 
         }
         instance(&mut batch, target, *id);
     }
-    dispatch(&mut batch, &before, &after);
-    nics(&mut batch, scope, held, wanted);
+    if moves {
+        dispatch(&mut batch, &places(held), &places(wanted));
+        nics(&mut batch, scope, held, wanted);
+    }
     for id in &change.instances_removed {
         for direction in Direction::ALL {
             batch.delete_chain(&chain(direction, *id));
