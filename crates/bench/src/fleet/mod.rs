@@ -7,9 +7,9 @@
 
 pub(crate) mod floor;
 pub(crate) mod nodes;
-mod stage;
+pub(crate) mod stage;
 mod tenants;
-mod watch;
+pub(crate) mod watch;
 
 use std::time::Duration;
 

@@ -39,11 +39,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// See the head of this file.
 pub(crate) struct Stage {
     root: PathBuf,
-    pub(super) settings: Settings,
-    pub(super) image: ImageId,
-    pub(super) network: NetworkId,
+    pub(crate) settings: Settings,
+    pub(crate) image: ImageId,
+    pub(crate) network: NetworkId,
     /// One client per tenant.
-    pub(super) clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
 }
 
 /// A process of ours; gone when dropped.
@@ -51,7 +51,7 @@ pub(crate) struct Child(Process);
 
 impl Stage {
     /// Makes the files of a headnode that knows `machines` machines and the tenants.
-    pub(super) async fn new(machines: usize) -> Result<Self, String> {
+    pub(crate) async fn new(machines: usize) -> Result<Self, String> {
         let root = PathBuf::from(format!("/tmp/neso-bench-fleet-{}", std::process::id()));
         let text = Settings::generate(Some(&root)).map_err(|error| error.to_string())?;
         let text = text.replace("throttle_rate = 50", "throttle_rate = 0");
@@ -81,25 +81,25 @@ impl Stage {
     }
 
     /// Starts the headnode and waits until it listens.
-    pub(super) fn headnode(&self) -> Result<Child, String> {
+    pub(crate) fn headnode(&self) -> Result<Child, String> {
         let child = self.start(Command::new(sibling("neso")?).arg("--root").arg(&self.root).arg("headnode"))?;
         self.listening(child)
     }
 
     /// Starts the floor in its place.
-    pub(super) fn floor(&self) -> Result<Child, String> {
+    pub(crate) fn floor(&self) -> Result<Child, String> {
         let child = self.start(Command::new(sibling("bench")?).arg(FLOOR).arg(&self.root))?;
         self.listening(child)
     }
 
     /// Starts the agents.
-    pub(super) fn agents(&self) -> Result<Watched, String> {
+    pub(crate) fn agents(&self) -> Result<Watched, String> {
         let mut command = Command::new(sibling("bench")?);
         Watched::start(command.arg(NODES).arg(&self.root))
     }
 
     /// Bytes of all connections of machines that are open, both ways, as TCP counts them.
-    pub(super) fn bytes(&self) -> f64 {
+    pub(crate) fn bytes(&self) -> f64 {
         let port = self.settings.listen.node_link.port();
         let listed = Command::new("ss").args(["-tinH", &format!("sport = :{port}")]).output();
         let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -177,7 +177,7 @@ impl Drop for Stage {
 
 impl Child {
     /// Processor time so far.
-    pub(super) fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         /// Of the kernel's clock, on every architecture we know.
         const TICKS_PER_SECOND: f64 = 100.0;
         let text = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();

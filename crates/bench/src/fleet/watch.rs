@@ -27,7 +27,7 @@ struct Said {
 
 impl Watched {
     /// Starts it.
-    pub(super) fn start(command: &mut Command) -> Result<Self, String> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = spawned.map_err(|error| format!("cannot start the agents: {error}"))?;
         let output = process.stdout.take().ok_or("the agents have no output")?;
@@ -46,7 +46,7 @@ impl Watched {
     }
 
     /// Waits until every agent has had an answer to a report after `since`, and says when that was seen.
-    pub(super) fn all_report_after(&self, since: f64, patience: Duration) -> Result<f64, String> {
+    pub(crate) fn all_report_after(&self, since: f64, patience: Duration) -> Result<f64, String> {
         let begun = Instant::now();
         loop {
             let said = self.said();
@@ -61,7 +61,7 @@ impl Watched {
     }
 
     /// Answered reports so far.
-    pub(super) fn reports(&self) -> f64 {
+    pub(crate) fn reports(&self) -> f64 {
         self.said().reports
     }
 
