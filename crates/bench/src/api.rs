@@ -195,8 +195,9 @@ fn nic(index: u32, network: NetworkId) -> Nic {
         mac: MacAddr::from_suffix(index),
         interface: "net0".to_owned(),
         network,
-        ip: Ipv4Addr::from(0x0a00_0000 | index),
+        ip: Some(Ipv4Addr::from(0x0a00_0000 | index)),
         ip6: None,
+        more6: Vec::new(),
         primary: true,
     }
 }

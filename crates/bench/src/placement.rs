@@ -5,13 +5,7 @@
 //! and many at once. Nothing answers for the machines, so the new instances stay in provisioning: what comes after the commit is
 //! not measured here. Following the machines' targets is part of it, since a headnode does that too.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, sync::Arc, time::Instant};
 
 use base::{
     clock::{Clock as _, SystemClock},
@@ -245,7 +239,7 @@ impl Place {
             let nic = &instance.nics[0];
             let address = Address {
                 network,
-                ip: IpAddr::V4(nic.ip),
+                ip: nic.first_address().expect("it was given one"),
                 instance: Some(instance.id),
                 owner: Some(owner),
                 reserved: false,
@@ -442,7 +436,7 @@ fn network(number: u32) -> NewNetwork {
         nic_tag: "external".to_owned(),
         // A segment of its own.
         vlan: u16::try_from(number).unwrap_or(0),
-        subnet: ipnet::Ipv4Net::new_assert(subnet, 18),
+        subnet: Some(ipnet::Ipv4Net::new_assert(subnet, 18)),
         mtu: 1_500,
         ..NewNetwork::default()
     }
@@ -487,8 +481,9 @@ fn instance(
             mac: MacAddr::from_suffix(index),
             interface: "net0".to_owned(),
             network,
-            ip,
+            ip: Some(ip),
             ip6: None,
+            more6: Vec::new(),
             primary: true,
         },
     };

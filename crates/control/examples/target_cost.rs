@@ -71,7 +71,7 @@ fn zone(number: usize, network: NetworkId, image: ImageId) -> ZoneTarget {
         mac: MacAddr::from_suffix(suffix * 2 + index),
         interface: format!("net{index}"),
         network,
-        address: "10.88.0.7/16".parse().expect("an address"),
+        address: Some("10.88.0.7/16".parse().expect("an address")),
         gateway: None,
         addresses6: Vec::new(),
         gateway6: None,

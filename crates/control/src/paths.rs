@@ -44,7 +44,7 @@ impl Family {
     /// The address of a NIC.
     fn of(self, nic: &Nic) -> Option<IpAddr> {
         match self {
-            Self::V4 => Some(nic.ip.into()),
+            Self::V4 => nic.ip.map(IpAddr::V4),
             Self::V6 => nic.ip6.map(IpAddr::V6),
         }
     }

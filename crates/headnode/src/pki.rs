@@ -242,6 +242,9 @@ impl Leaf {
         if let Some(gateway) = settings.external.subnet.hosts().next() {
             names.insert(gateway.to_string());
         }
+        if let Some(gateway) = settings.external.subnet6.and_then(|subnet| subnet.hosts().nth(1)) {
+            names.insert(gateway.to_string());
+        }
         if let Ok(hostname) = fs::read_to_string("/proc/sys/kernel/hostname") {
             let hostname = hostname.trim().to_ascii_lowercase();
             if !hostname.is_empty() && hostname.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') {

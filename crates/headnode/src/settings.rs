@@ -9,7 +9,7 @@ use std::{
     fmt::Write as _,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
@@ -20,12 +20,14 @@ mod backup;
 mod door;
 mod fabric;
 mod join;
+mod network;
 mod placement;
 
 pub use backup::Backup;
 pub use door::Door;
 pub use fabric::Fabric;
 pub use join::{Join, is_address};
+pub use network::NetworkSettings;
 pub use placement::{Placement, PlacementWeights};
 
 /// Where the settings file lies unless told otherwise, below the root.
@@ -153,20 +155,6 @@ impl Pool {
     }
 }
 
-/// A network made by the first `neso up`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkSettings {
-    /// The subnet; the first address is the gateway, if there is one.
-    pub subnet: Ipv4Net,
-    /// Masquerade towards the outside.
-    #[serde(default)]
-    pub nat: bool,
-    /// Name servers for instances; empty takes the machine's own when they can be reached from an instance.
-    #[serde(default)]
-    pub resolvers: Vec<IpAddr>,
-}
-
 /// What the first `neso up` makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -267,17 +255,7 @@ impl Settings {
         if !kernel.id_base.is_multiple_of(ID_RANGE) || kernel.id_base == 0 {
             return Err(format!("kernel.id_base must be a multiple of {ID_RANGE} above 0, not {}", kernel.id_base));
         }
-        for (name, network) in [("external", &self.external), ("private", &self.private)] {
-            if !(8..=29).contains(&network.subnet.prefix_len()) {
-                return Err(format!("{name}.subnet must be between /8 and /29, not {}", network.subnet));
-            }
-            if network.resolvers.len() > 4 {
-                return Err(format!("{name}.resolvers may be 4 at most, not {}", network.resolvers.len()));
-            }
-        }
-        if self.external.subnet.contains(&self.private.subnet) || self.private.subnet.contains(&self.external.subnet) {
-            return Err("external.subnet and private.subnet overlap; give each a range of its own".into());
-        }
+        network::check(&self.external, &self.private)?;
         Ok(())
     }
 

@@ -110,7 +110,7 @@ fn network(instances: usize) -> Result<String, Failure> {
     let network = NetworkTarget {
         nic_tag: "ext".to_owned(),
         vlan: 0,
-        subnet,
+        subnet: Some(subnet),
         host_address: Some([10, 88, 0, 1].into()),
         nat: true,
         mtu: 1500,
@@ -132,7 +132,7 @@ fn network(instances: usize) -> Result<String, Failure> {
             mac,
             interface: "eth0".to_owned(),
             network: NetworkId::random(),
-            address,
+            address: Some(address),
             gateway: network.host_address,
             addresses6: Vec::new(),
             gateway6: None,

@@ -40,8 +40,8 @@ pub struct NicFilter {
 /// How a segment relates to the machine and the outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BridgeFilter {
-    /// The subnet.
-    pub subnet: Ipv4Net,
+    /// The IPv4 subnet, if there is one.
+    pub subnet: Option<Ipv4Net>,
     /// The host's address there: instances may ping it, and reach nothing else of the host through any address.
     pub host_address: Option<Ipv4Addr>,
     /// Masquerade and forward what leaves the subnet; otherwise nothing is forwarded out of it.

@@ -228,7 +228,7 @@ mod tests {
         NetworkTarget {
             nic_tag: tag.to_owned(),
             vlan,
-            subnet: "10.0.0.0/24".parse().expect("a subnet"),
+            subnet: Some("10.0.0.0/24".parse().expect("a subnet")),
             host_address: None,
             nat: false,
             mtu: 1500,

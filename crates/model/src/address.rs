@@ -34,14 +34,14 @@ pub struct Range {
 }
 
 impl Range {
-    /// The IPv4 range of `network`.
-    pub fn of(network: &Network) -> Self {
-        Self {
-            start: number(network.range_start.into()),
-            end: number(network.range_end.into()),
-            subnet: network.subnet.into(),
+    /// The IPv4 range of `network`, if it has one.
+    pub fn of(network: &Network) -> Option<Self> {
+        Some(Self {
+            start: number(network.range_start?.into()),
+            end: number(network.range_end?.into()),
+            subnet: network.subnet?.into(),
             gateway: network.gateway.map(IpAddr::V4),
-        }
+        })
     }
 
     /// The IPv6 range of `network`, if it has one.
@@ -58,7 +58,7 @@ impl Range {
     /// The range of the family of `ip`.
     pub fn for_ip(network: &Network, ip: IpAddr) -> Option<Self> {
         match ip {
-            IpAddr::V4(_) => Some(Self::of(network)),
+            IpAddr::V4(_) => Self::of(network),
             IpAddr::V6(_) => Self::of6(network),
         }
     }
@@ -166,14 +166,23 @@ fn invalid(field: &'static str, message: impl Into<String>) -> InvalidPlan {
 
 /// Checks that subnets, ranges and gateways of `network` fit together. Every fault is found, at most one a field.
 pub fn check_plan(network: &Network) -> Vec<InvalidPlan> {
-    let names = ["subnet", "range_start", "range_end", "gateway"];
-    let range = (network.range_start.into(), network.range_end.into());
-    let mut faults = check_family(names, network.subnet.into(), (8, 30), Some(range), network.gateway.map(IpAddr::V4));
-    if network.gateway.is_none() && network.host_gateway {
+    let mut faults = Vec::new();
+    if network.subnets().next().is_none() {
+        faults.push(invalid("subnet", "a network needs a subnet: of IPv4, of IPv6 (subnet6), or one of each"));
+        return faults;
+    }
+    if let Some(subnet) = network.subnet {
+        let names = ["subnet", "range_start", "range_end", "gateway"];
+        let range = network.range_start.zip(network.range_end).map(|(start, end)| (start.into(), end.into()));
+        faults.extend(check_family(names, subnet.into(), (8, 30), range, network.gateway.map(IpAddr::V4)));
+    } else if network.range_start.is_some() || network.range_end.is_some() || network.gateway.is_some() {
+        faults.push(invalid("subnet", "has to be given when there is an IPv4 range or gateway"));
+    }
+    if !network.has_gateway() && network.host_gateway {
         faults.push(invalid("gateway", "a network whose gateway the node holds needs a gateway address"));
     }
     let translates = network.nat || network.fabric.is_some_and(|fabric| fabric.internet_nat);
-    if network.gateway.is_none() && translates {
+    if !network.has_gateway() && translates {
         let field = if network.fabric.is_some() { "internet_nat" } else { "nat" };
         faults.push(invalid(field, "a network without a gateway cannot masquerade; give one"));
     }
@@ -234,14 +243,14 @@ fn check_family(
 /// Each route's next hop must be one that instances of the network can reach without it.
 fn check_routes(network: &Network) -> Option<InvalidPlan> {
     for (to, hop) in &network.routes {
-        let subnet = match hop {
-            IpAddr::V4(_) => Some(IpNet::V4(network.subnet)),
-            IpAddr::V6(_) => network.subnet6.map(IpNet::V6),
-        };
+        let subnet = network.subnet_for(*hop);
         let why = match subnet {
             _ if to.addr() != to.network() => format!("{to} has host bits set; write {}", to.trunc()),
             _ if to.addr().is_ipv4() != hop.is_ipv4() => format!("the next hop to {to}, {hop}, is of the other family"),
-            None => format!("the next hop to {to}, {hop}, is an IPv6 address, and there is no IPv6 subnet"),
+            None => {
+                let family = if hop.is_ipv4() { "IPv4" } else { "IPv6" };
+                format!("the next hop to {to}, {hop}, is an {family} address, and there is no {family} subnet")
+            }
             Some(subnet) if !subnet.contains(hop) => format!("the next hop to {to}, {hop}, does not lie in {subnet}"),
             Some(_) => continue,
         };
@@ -253,8 +262,9 @@ fn check_routes(network: &Network) -> Option<InvalidPlan> {
 /// Checks what holds for a tenant's own network alone: private addresses.
 pub fn check_fabric(network: &Network) -> Vec<InvalidPlan> {
     let mut faults = Vec::new();
-    if !FABRIC_SUBNETS.iter().any(|private| private.contains(&network.subnet)) {
-        let message = format!("{} must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", network.subnet);
+    let is_private = |subnet: &Ipv4Net| FABRIC_SUBNETS.iter().any(|private| private.contains(subnet));
+    if let Some(subnet) = network.subnet.filter(|subnet| !is_private(subnet)) {
+        let message = format!("{subnet} must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16");
         faults.push(invalid("subnet", message));
     }
     if let Some(subnet) = network.subnet6.filter(|subnet| !UNIQUE_LOCAL.contains(subnet)) {
@@ -265,12 +275,8 @@ pub fn check_fabric(network: &Network) -> Vec<InvalidPlan> {
 
 /// The subnet of `other` that overlaps one of `network`'s.
 pub fn overlap(network: &Network, other: &Network) -> Option<IpNet> {
-    let (one, two) = (network.subnet, other.subnet);
-    if one.contains(&two) || two.contains(&one) {
-        return Some(two.into());
-    }
-    let (one, two) = (network.subnet6?, other.subnet6?);
-    (one.contains(&two) || two.contains(&one)).then_some(two.into())
+    let meets = |other: &IpNet| network.subnets().any(|one| one.contains(other) || other.contains(&one));
+    other.subnets().find(meets)
 }
 
 #[cfg(test)]

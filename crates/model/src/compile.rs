@@ -45,22 +45,24 @@ pub fn zone<'a>(
             }
         }
         // Of the families it can reach.
-        for (destination, next_hop) in network.routes.iter().filter(|(_, hop)| hop.is_ipv4() || nic.ip6.is_some()) {
+        let reaches = |hop: &IpAddr| if hop.is_ipv4() { nic.ip.is_some() } else { nic.ip6.is_some() };
+        for (destination, next_hop) in network.routes.iter().filter(|(_, hop)| reaches(hop)) {
             routes.entry(*destination).or_insert(*next_hop);
         }
     }
     for nic in &instance.nics {
         let Some(network) = network_of(nic.network) else { continue };
-        let Ok(address) = Ipv4Net::new(nic.ip, network.subnet.prefix_len()) else { continue };
-        let address6 = nic.ip6.zip(network.subnet6).and_then(|(ip, net)| Ipv6Net::new(ip, net.prefix_len()).ok());
+        let address = nic.ip.zip(network.subnet).and_then(|(ip, net)| Ipv4Net::new(ip, net.prefix_len()).ok());
+        let within = |ip| Ipv6Net::new(ip, network.subnet6?.prefix_len()).ok();
+        let addresses6: Vec<Ipv6Net> = nic.addresses6().filter_map(within).collect();
         nics.push(NicTarget {
             mac: nic.mac,
             interface: nic.interface.clone(),
             network: nic.network,
             address,
-            gateway: network.gateway.filter(|_| nic.primary),
-            addresses6: address6.into_iter().collect(),
-            gateway6: network.gateway6.filter(|_| nic.primary && address6.is_some()),
+            gateway: network.gateway.filter(|_| nic.primary && address.is_some()),
+            gateway6: network.gateway6.filter(|_| nic.primary && !addresses6.is_empty()),
+            addresses6,
             primary: nic.primary,
             mtu: network.mtu,
         });
@@ -102,7 +104,7 @@ pub fn network(network: &Network) -> NetworkTarget {
         vlan: if network.fabric.is_some() { 0 } else { network.vlan },
         subnet: network.subnet,
         host_address: if network.host_gateway { network.gateway } else { None },
-        nat: network.nat,
+        nat: network.nat && network.gateway.is_some(),
         mtu: network.mtu,
         fabric: network.fabric.zip(network.owners.first().copied()).map(|(fabric, owner)| FabricTarget {
             vni: fabric.vni,

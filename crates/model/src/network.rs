@@ -5,7 +5,7 @@
 //! own among the datacenter's 24 bits (its VNI), and so a bridge of its own on every machine with a member, so that tenants
 //! never share one whatever subnets and VLAN ids they choose.
 //!
-//! A network has an IPv4 subnet, and may have an IPv6 subnet beside it; a NIC then has an address of each.
+//! A network has an IPv4 subnet, an IPv6 subnet, or both; a NIC has an address of each, and may have several IPv6 addresses.
 
 use std::{
     collections::BTreeMap,
@@ -38,12 +38,15 @@ pub struct Network {
     pub nic_tag: String,
     /// 802.1Q VLAN; 0 is untagged. On a fabric the number of the tenant's [`FabricVlan`].
     pub vlan: u16,
-    /// The subnet.
-    pub subnet: Ipv4Net,
-    /// First address given out automatically.
-    pub range_start: Ipv4Addr,
-    /// Last address given out automatically, inclusive.
-    pub range_end: Ipv4Addr,
+    /// The IPv4 subnet, if there is one; without, there is `subnet6`.
+    #[serde(default)]
+    pub subnet: Option<Ipv4Net>,
+    /// First IPv4 address given out automatically; there when `subnet` is.
+    #[serde(default)]
+    pub range_start: Option<Ipv4Addr>,
+    /// Last IPv4 address given out automatically, inclusive; there when `subnet` is.
+    #[serde(default)]
+    pub range_end: Option<Ipv4Addr>,
     /// The gateway, if there is one; nodes answer for it when [`Network::nat`] or `host_gateway` is set.
     pub gateway: Option<Ipv4Addr>,
     /// Name servers for instances, at most 4.
@@ -82,6 +85,23 @@ pub struct Fabric {
     /// The machine routes between this network and its owner's other routed ones.
     #[serde(default)]
     pub routed: bool,
+}
+
+impl Network {
+    /// Its subnets, IPv4 first.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.subnet.map(IpNet::V4).into_iter().chain(self.subnet6.map(IpNet::V6))
+    }
+
+    /// Its subnet of the family of `ip`.
+    pub fn subnet_for(&self, ip: IpAddr) -> Option<IpNet> {
+        self.subnets().find(|subnet| subnet.addr().is_ipv4() == ip.is_ipv4())
+    }
+
+    /// Whether it has a gateway of any family.
+    pub const fn has_gateway(&self) -> bool {
+        self.gateway.is_some() || self.gateway6.is_some()
+    }
 }
 
 impl Fabric {
@@ -141,7 +161,7 @@ pub struct Pool {
     pub description: Option<String>,
     /// Who sees it; empty means everybody.
     pub owners: Vec<AccountId>,
-    /// In the order in which they are tried. All are public or none is, and all have IPv6 or none has.
+    /// In the order in which they are tried. All are public or none is, and all are of the same families.
     pub networks: Vec<NetworkId>,
     /// When it was made.
     pub created_at: Timestamp,
@@ -174,18 +194,32 @@ pub struct Nic {
     pub interface: String,
     /// The network it is on.
     pub network: NetworkId,
-    /// Its address on that network.
-    pub ip: Ipv4Addr,
+    /// Its address on that network, when the network has an IPv4 subnet.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
     /// Its IPv6 address, when the network has such a subnet.
     #[serde(default)]
     pub ip6: Option<Ipv6Addr>,
+    /// IPv6 addresses beside that one, in the order in which they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more6: Vec<Ipv6Addr>,
     /// The default route and `primaryIp` come from this one; exactly one per instance that has NICs.
     pub primary: bool,
 }
 
 impl Nic {
     /// All its addresses, IPv4 first.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        std::iter::once(IpAddr::V4(self.ip)).chain(self.ip6.map(IpAddr::V6))
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.ip.map(IpAddr::V4).into_iter().chain(self.addresses6().map(IpAddr::V6))
+    }
+
+    /// All its IPv6 addresses.
+    pub fn addresses6(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
+        self.ip6.into_iter().chain(self.more6.iter().copied())
+    }
+
+    /// The address it is called by: of IPv4 where there is one.
+    pub fn first_address(&self) -> Option<IpAddr> {
+        self.addresses().next()
     }
 }

@@ -79,8 +79,9 @@ pub struct NetworkTarget {
     pub nic_tag: String,
     /// See [`crate::network::Network::vlan`].
     pub vlan: u16,
-    /// The subnet.
-    pub subnet: Ipv4Net,
+    /// The IPv4 subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Ipv4Net>,
     /// Address the node itself holds on the bridge, if any.
     pub host_address: Option<Ipv4Addr>,
     /// Masquerade what leaves the subnet.
@@ -221,8 +222,9 @@ pub struct NicTarget {
     pub interface: String,
     /// The segment; a key of [`Target::networks`].
     pub network: NetworkId,
-    /// Its address with the subnet's prefix length.
-    pub address: Ipv4Net,
+    /// Its IPv4 address with the subnet's prefix length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Net>,
     /// Next hop of the default route, when this NIC is the primary one.
     pub gateway: Option<Ipv4Addr>,
     /// Its IPv6 addresses with the subnet's prefix length.
@@ -240,7 +242,7 @@ pub struct NicTarget {
 impl NicTarget {
     /// All its addresses with their prefix lengths, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpNet> + '_ {
-        std::iter::once(IpNet::V4(self.address)).chain(self.addresses6.iter().copied().map(IpNet::V6))
+        self.address.map(IpNet::V4).into_iter().chain(self.addresses6.iter().copied().map(IpNet::V6))
     }
 
     /// Its link-local address, which the kernel needs for neighbour discovery; only where there is IPv6.

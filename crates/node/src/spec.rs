@@ -50,6 +50,7 @@ fn hosts(zone: &ZoneTarget) -> String {
         .nics
         .iter()
         .find(|nic| nic.primary)
-        .map_or_else(|| "127.0.1.1".to_owned(), |nic| nic.address.addr().to_string());
+        .and_then(|nic| nic.addresses().next())
+        .map_or_else(|| "127.0.1.1".to_owned(), |net| net.addr().to_string());
     format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{own} {name}\n")
 }

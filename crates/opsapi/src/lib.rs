@@ -239,8 +239,9 @@ pub struct NewNetwork {
     /// See [`model::network::Network::vlan`].
     #[serde(default)]
     pub vlan: u16,
-    /// The subnet.
-    pub subnet: ipnet::Ipv4Net,
+    /// The IPv4 subnet, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<ipnet::Ipv4Net>,
     /// First address given out; the first after the gateway when absent.
     #[serde(default)]
     pub range_start: Option<std::net::Ipv4Addr>,
@@ -334,7 +335,7 @@ pub struct InstanceView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<LastSeen>,
     /// Address of the primary NIC.
-    pub primary_ip: Option<std::net::Ipv4Addr>,
+    pub primary_ip: Option<std::net::IpAddr>,
     /// Login of its owner.
     pub owner_login: Option<String>,
 }

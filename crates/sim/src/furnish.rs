@@ -85,7 +85,7 @@ fn network(name: &str, tag: &str, vlan: u16, subnet: &str) -> networks::NewNetwo
         public: false,
         nic_tag: tag.to_owned(),
         vlan,
-        subnet,
+        subnet: Some(subnet),
         range_start: None,
         range_end: None,
         gateway: subnet.hosts().next().filter(|_| is_external || vlan == 0),

@@ -257,7 +257,7 @@ impl Asker {
             (2..=4, Some(vlan), _) | (_, Some(vlan), None) => {
                 let new = fabrics::NewFabricNetwork {
                     name: format!("net{}", chance.below(100)),
-                    subnet,
+                    subnet: Some(subnet),
                     gateway: subnet.hosts().next(),
                     internet_nat: nat,
                     routed,

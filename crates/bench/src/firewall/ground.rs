@@ -54,7 +54,7 @@ impl Ground {
         let network = NetworkTarget {
             nic_tag: "ext".to_owned(),
             vlan: 0,
-            subnet,
+            subnet: Some(subnet),
             host_address: subnet.hosts().next(),
             nat: false,
             mtu: 1500,
@@ -97,14 +97,14 @@ impl Site {
     }
 
     fn zone(&mut self, number: u32) -> Result<Zone, String> {
-        let address = self.network.subnet.hosts().nth(number as usize + 8).ok_or("the subnet is full")?;
-        let subnet = self.network.subnet;
+        let subnet = self.network.subnet.ok_or("there is no subnet")?;
+        let address = subnet.hosts().nth(number as usize + 8).ok_or("the subnet is full")?;
         let mac = MacAddr::from_suffix(0xff_0000 + number);
         let nic = NicTarget {
             mac,
             interface: "eth0".to_owned(),
             network: NetworkId::random(),
-            address: Ipv4Net::new_assert(address, subnet.prefix_len()),
+            address: Some(Ipv4Net::new_assert(address, subnet.prefix_len())),
             gateway: subnet.hosts().next(),
             addresses6: Vec::new(),
             gateway6: None,

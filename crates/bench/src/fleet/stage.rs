@@ -218,7 +218,7 @@ fn network() -> networks::NewNetwork {
     networks::NewNetwork {
         name: "wide".to_owned(),
         nic_tag: "wide".to_owned(),
-        subnet: "10.0.0.0/12".parse().expect("the constant is a subnet"),
+        subnet: Some("10.0.0.0/12".parse().expect("the constant is a subnet")),
         gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
         mtu: 1500,
         ..networks::NewNetwork::default()

@@ -76,7 +76,7 @@ impl Fabric {
         let fabric = FabricTarget { vni: VNI, owner: AccountId::random(), internet_nat: false, routed: false };
         let network = NetworkTarget {
             nic_tag: format!("x{VNI:06x}"),
-            subnet: SUBNET,
+            subnet: Some(SUBNET),
             mtu: SEGMENT_MTU,
             fabric: Some(fabric),
             ..NetworkTarget::default()
@@ -126,7 +126,7 @@ impl Machine {
             mac: zone.mac,
             interface: "eth0".to_owned(),
             network: NetworkId::random(),
-            address: Ipv4Net::new(zone.address, SUBNET.prefix_len()).map_err(text)?,
+            address: Some(Ipv4Net::new(zone.address, SUBNET.prefix_len()).map_err(text)?),
             gateway: None,
             addresses6: Vec::new(),
             gateway6: None,

@@ -56,7 +56,7 @@ pub struct Machine<'a> {
     pub nics: Vec<Nic>,
     /// Address of the primary NIC.
     #[serde(rename = "primaryIp", default, skip_serializing_if = "Option::is_none")]
-    pub primary_ip: Option<Ipv4Addr>,
+    pub primary_ip: Option<IpAddr>,
     /// Whether the firewall applies.
     #[serde(default)]
     pub firewall_enabled: bool,
@@ -96,21 +96,24 @@ pub struct Metadata<'a> {
 /// A NIC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
-    /// Its address.
-    pub ip: Ipv4Addr,
+    /// Its address: of IPv4 where it has one.
+    pub ip: IpAddr,
     /// Ethernet address with colons; paths take it without.
     pub mac: MacAddr,
     /// The default route goes here.
     #[serde(default)]
     pub primary: bool,
-    /// e.g. `255.255.255.0`.
-    pub netmask: Ipv4Addr,
-    /// Next hop.
+    /// Of `ip`, e.g. `255.255.255.0`.
+    pub netmask: IpAddr,
+    /// Next hop, of the family of `ip`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<Ipv4Addr>,
-    /// Its IPv6 address. Our addition, as the two below: absent when it has none.
+    pub gateway: Option<IpAddr>,
+    /// Its IPv6 address. Our addition, as the three below: absent when it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip6: Option<Ipv6Addr>,
+    /// All its IPv6 addresses, where it has more than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips6: Vec<Ipv6Addr>,
     /// Bits of the IPv6 subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix6: Option<u8>,

@@ -85,7 +85,7 @@ pub(crate) fn first(
     };
     let new = NewFabricNetwork {
         name: "My-Fabric-Network".to_owned(),
-        subnet: first.subnet,
+        subnet: Some(first.subnet),
         gateway: first.subnet.hosts().next(),
         resolvers: first.resolvers.clone(),
         internet_nat: true,

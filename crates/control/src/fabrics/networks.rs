@@ -32,7 +32,8 @@ const NETWORKS_MAX: usize = 1_000;
 pub struct NewFabricNetwork {
     pub name: String,
     pub description: Option<String>,
-    pub subnet: Ipv4Net,
+    /// Of one family at least there is a subnet.
+    pub subnet: Option<Ipv4Net>,
     /// The first address after the gateway unless given.
     pub range_start: Option<Ipv4Addr>,
     /// The last address of the subnet unless given.
@@ -189,7 +190,7 @@ fn judge(network: &Network) -> Result<()> {
     for plan in address::check_fabric(network) {
         faults.add(plan.field, FieldCode::Invalid, plan.message);
     }
-    if network.gateway.is_none() && network.fabric.is_some_and(|fabric| fabric.routed) {
+    if !network.has_gateway() && network.fabric.is_some_and(|fabric| fabric.routed) {
         faults.check("routed", Err("a network without a gateway cannot be routed; give one".to_owned()));
     }
     faults.finish_as(|field| match field {
@@ -209,8 +210,8 @@ fn changed(network: &Network, change: &NetworkChange) -> Network {
     if change.description.is_some() {
         changed.description.clone_from(&change.description);
     }
-    changed.range_start = change.range_start.unwrap_or(changed.range_start);
-    changed.range_end = change.range_end.unwrap_or(changed.range_end);
+    changed.range_start = change.range_start.or(changed.range_start);
+    changed.range_end = change.range_end.or(changed.range_end);
     let (start6, end6) = (change.range6_start, change.range6_end);
     changed.range6 = match changed.range6 {
         Some((start, end)) => Some((start6.unwrap_or(start), end6.unwrap_or(end))),

@@ -39,6 +39,10 @@ use crate::{
 /// NICs of one instance at most: what is made and given back in one commit, which the smallest store limits to 128
 /// checks and writes. A NIC may be six of them: an Ethernet address and one address of each family, checked and written.
 pub(super) const NICS_MAX: usize = 18;
+/// IPv6 addresses of one NIC at most.
+pub(super) const IPS6_MAX: usize = 8;
+/// Addresses and Ethernet addresses of one instance at most, for the same reason.
+pub(super) const HELD_MAX: usize = 3 * NICS_MAX;
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
@@ -74,8 +78,8 @@ pub struct NetworkChoice {
     pub network: NetworkId,
     /// A certain address; `None` for any.
     pub ip: Option<Ipv4Addr>,
-    /// A certain IPv6 address; `None` for any, if the network has any.
-    pub ip6: Option<Ipv6Addr>,
+    /// Certain IPv6 addresses, at most 8; none for any one, if the network has any.
+    pub ips6: Vec<Ipv6Addr>,
     /// The default route goes here. The first NIC's when none says so.
     pub primary: bool,
 }
@@ -83,15 +87,27 @@ pub struct NetworkChoice {
 impl NetworkChoice {
     /// Any address of `network`.
     pub const fn any(network: NetworkId) -> Self {
-        Self { network, ip: None, ip6: None, primary: false }
+        Self { network, ip: None, ips6: Vec::new(), primary: false }
     }
 
     pub(crate) fn names_an_address(&self) -> bool {
-        self.ip.is_some() || self.ip6.is_some()
+        self.ip.is_some() || !self.ips6.is_empty()
     }
 
-    pub(crate) fn wanted(&self) -> allocate::Wanted {
-        allocate::Wanted { ip: self.ip, ip6: self.ip6 }
+    pub(crate) fn wanted(&self) -> allocate::Wanted<'_> {
+        allocate::Wanted { ip: self.ip, ips6: &self.ips6 }
+    }
+
+    /// What is wrong with the addresses it names, before any network is looked at.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.ips6.len() > IPS6_MAX {
+            return Err(format!("has more than {IPS6_MAX} IPv6 addresses for one NIC"));
+        }
+        let twice = (1..self.ips6.len()).find(|at| self.ips6[..*at].contains(&self.ips6[*at]));
+        match twice {
+            Some(at) => Err(format!("names {} twice", self.ips6[at])),
+            None => Ok(()),
+        }
     }
 }
 
@@ -324,6 +340,9 @@ fn check(control: &Control, request: &CreateInstance, alias: &str) -> Faults {
     }
     if request.networks.len() > NICS_MAX {
         faults.check("networks", Err(format!("has more than {NICS_MAX} entries")));
+    }
+    for choice in &request.networks {
+        faults.check("networks", choice.check());
     }
     for outcome in [
         rules::check_tags(&request.tags),

@@ -13,10 +13,7 @@ pub(crate) mod release;
 pub mod tags;
 mod wanted_nics;
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use model::{
     id::{InstanceId, NetworkId},
@@ -115,9 +112,9 @@ impl InstanceView {
         Self { instance, state, nics, last_seen_at }
     }
 
-    /// The address of the primary NIC.
-    pub fn primary_ip(&self) -> Option<Ipv4Addr> {
-        self.instance.nics.iter().find(|nic| nic.primary).map(|nic| nic.ip)
+    /// The address the primary NIC is called by.
+    pub fn primary_ip(&self) -> Option<IpAddr> {
+        self.instance.nics.iter().find(|nic| nic.primary)?.first_address()
     }
 
     /// Every address, in the order of the NICs.

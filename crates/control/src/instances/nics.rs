@@ -10,14 +10,14 @@ use store::Transaction;
 use super::{
     InstanceView, NicView,
     change::{usable, with_flow},
-    create::{NICS_MAX, NetworkChoice},
+    create::{HELD_MAX, NICS_MAX, NetworkChoice},
     decide, decide_on,
 };
 use crate::{
     Control, Error, FieldCode, Result, Scope, flows,
     networks::{
         self,
-        allocate::{self, Holder, Taken},
+        allocate::{self, Given, Holder, Taken},
     },
     tables::SERVERS,
 };
@@ -45,6 +45,7 @@ pub async fn add(
     id: InstanceId,
     choice: NetworkChoice,
 ) -> Result<NicView> {
+    choice.check().map_err(|why| Error::invalid("network", why))?;
     let (view, added) = decide_on(control, scope, id, |snapshot, entry| {
         let state = InstanceView::of(control, snapshot, entry.clone()).state;
         usable("add a NIC to", entry, state)?;
@@ -75,7 +76,7 @@ pub async fn add(
         let holder = Holder { instance: id, owner: entry.owner, now: control.now() };
         let mut taken = Taken::default();
         let transaction = Transaction::new();
-        let (ip, ip6, transaction) =
+        let (Given { ip, ip6, more6 }, transaction) =
             allocate::addresses_of(control, snapshot, &network, choice.wanted(), holder, &mut taken, transaction)?;
         let (mac, transaction) = allocate::mac(snapshot, id, allocate::chance, &mut taken, transaction)?;
         let mut instance = entry.value.clone();
@@ -84,7 +85,11 @@ pub async fn add(
         if primary {
             instance.nics.iter_mut().for_each(|nic| nic.primary = false);
         }
-        instance.nics.push(Nic { mac, interface, network: network.id, ip, ip6, primary });
+        instance.nics.push(Nic { mac, interface, network: network.id, ip, ip6, more6, primary });
+        if held(&instance.nics) > HELD_MAX {
+            let why = format!("an instance can hold {HELD_MAX} addresses at most, Ethernet addresses among them");
+            return Err(Error::invalid("network", why));
+        }
         let mut decision = with_flow::<flows::Nics>(control, instance, caller, "add_nics");
         decision.transaction = decision.transaction.and(transaction);
         Ok((Some(decision), mac))
@@ -122,6 +127,11 @@ pub async fn remove(
         Ok(Some(with_flow::<flows::Nics>(control, instance, caller, "remove_nics")))
     })
     .await
+}
+
+/// What of NICs is taken and given back in one commit: addresses and Ethernet addresses.
+pub(super) fn held(nics: &[Nic]) -> usize {
+    nics.iter().map(|nic| 1 + nic.addresses().count()).sum()
 }
 
 /// The lowest interface name that is free.

@@ -11,12 +11,12 @@ use model::{
 };
 use store::{Entry, Snapshot, Transaction};
 
-use super::NetworkChoice;
+use super::{NetworkChoice, create::HELD_MAX, nics::held};
 use crate::{
     Control, Error, FieldCode, Result, Scope,
     networks::{
         self,
-        allocate::{self, Holder, Taken},
+        allocate::{self, Given, Holder, Taken},
         pools::{self, OpenPool},
     },
 };
@@ -123,12 +123,16 @@ impl WantedNics {
         let asked = on.iter().position(|(_, choice)| choice.primary);
         let primary = asked.or_else(|| on.iter().position(|(network, _)| network.public)).unwrap_or(0);
         for (number, (network, choice)) in on.iter().enumerate() {
-            let (ip, ip6, with_ip) =
+            let (Given { ip, ip6, more6 }, with_ip) =
                 allocate::addresses_of(control, snapshot, network, choice.wanted(), holder, &mut taken, transaction)?;
             let (mac, with_mac) = allocate::mac(snapshot, holder.instance, allocate::chance, &mut taken, with_ip)?;
             transaction = with_mac;
             let (interface, network) = (format!("net{number}"), network.id);
-            nics.push(Nic { mac, interface, network, ip, ip6, primary: number == primary });
+            nics.push(Nic { mac, interface, network, ip, ip6, more6, primary: number == primary });
+        }
+        if held(&nics) > HELD_MAX {
+            let why = format!("an instance can hold {HELD_MAX} addresses at most, Ethernet addresses among them");
+            return Err(Error::invalid("networks", why));
         }
         Ok((nics, transaction))
     }

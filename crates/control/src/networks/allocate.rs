@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::IpNet;
 use model::{
     address::Range,
     id::{AccountId, InstanceId, MacAddr, NetworkId},
@@ -40,11 +39,22 @@ pub(crate) struct Taken {
 
 /// What a NIC asks for of its network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// A certain IPv4 address; `None` for any.
+pub(crate) struct Wanted<'a> {
+    /// A certain IPv4 address; `None` for any, if the network has any.
     pub(crate) ip: Option<Ipv4Addr>,
-    /// A certain IPv6 address; `None` for any, if the network has any.
+    /// Certain IPv6 addresses; none for any, if the network has any.
+    pub(crate) ips6: &'a [Ipv6Addr],
+}
+
+/// What a NIC got of its network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// See [`Nic::ip`].
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// See [`Nic::ip6`].
     pub(crate) ip6: Option<Ipv6Addr>,
+    /// See [`Nic::more6`].
+    pub(crate) more6: Vec<Ipv6Addr>,
 }
 
 /// Takes an address of each family of `network` for `holder`: those `wanted` names, else the next free ones.
@@ -52,39 +62,39 @@ pub(crate) fn addresses_of(
     control: &Control,
     snapshot: &Snapshot,
     network: &Network,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
     holder: Holder,
     taken: &mut Taken,
-    transaction: Transaction,
-) -> Result<(Ipv4Addr, Option<Ipv6Addr>, Transaction)> {
-    let mut take = |range, wanted, transaction| match wanted {
-        Some(ip) => named(control, snapshot, network, ip, holder, taken, transaction),
-        None => any(control, snapshot, (network, range), holder, taken, transaction),
-    };
-    let (IpAddr::V4(ip), transaction) = take(Range::of(network), wanted.ip.map(IpAddr::V4), transaction)? else {
-        unreachable!("an IPv4 range has IPv4 addresses");
-    };
-    match Range::of6(network) {
-        None => match wanted.ip6 {
-            Some(ip) => {
-                let why = format!("network \"{}\" has no IPv6 subnet, so nobody can hold {ip} there", network.name);
-                Err(Error::invalid("networks", why))
-            }
-            None => Ok((ip, None, transaction)),
-        },
-        Some(range) => {
-            let (IpAddr::V6(ip6), transaction) = take(range, wanted.ip6.map(IpAddr::V6), transaction)? else {
-                unreachable!("an IPv6 range has IPv6 addresses");
-            };
-            Ok((ip, Some(ip6), transaction))
+    mut transaction: Transaction,
+) -> Result<(Given, Transaction)> {
+    let named_first = wanted.ip.map(IpAddr::V4).into_iter().chain(wanted.ips6.iter().copied().map(IpAddr::V6));
+    let mut all: Vec<IpAddr> = Vec::new();
+    for ip in named_first {
+        transaction = named(control, snapshot, network, ip, holder, taken, transaction)?;
+        all.push(ip);
+    }
+    for range in [Range::of(network), Range::of6(network)].into_iter().flatten() {
+        if !all.iter().any(|ip| ip.is_ipv6() == range.is_ipv6()) {
+            let (ip, with_ip) = any(control, snapshot, (network, range), holder, taken, transaction)?;
+            transaction = with_ip;
+            all.push(ip);
         }
     }
+    let mut given = Given::default();
+    for ip in all {
+        match ip {
+            IpAddr::V4(ip) => given.ip = Some(ip),
+            IpAddr::V6(ip) if given.ip6.is_none() => given.ip6 = Some(ip),
+            IpAddr::V6(ip) => given.more6.push(ip),
+        }
+    }
+    Ok((given, transaction))
 }
 
 /// Whether `network` can give somebody an address of each of its families.
 pub(crate) fn has_room(control: &Control, snapshot: &Snapshot, network: &Network) -> bool {
-    let free = |range| next_free(control, snapshot, network.id, &range).is_some();
-    free(Range::of(network)) && Range::of6(network).is_none_or(free)
+    let mut ranges = [Range::of(network), Range::of6(network)].into_iter().flatten();
+    ranges.all(|range| next_free(control, snapshot, network.id, &range).is_some())
 }
 
 fn next_free(control: &Control, snapshot: &Snapshot, network: NetworkId, range: &Range) -> Option<IpAddr> {
@@ -144,11 +154,9 @@ fn named(
     holder: Holder,
     taken: &mut Taken,
     transaction: Transaction,
-) -> Result<(IpAddr, Transaction)> {
+) -> Result<Transaction> {
     if !Range::for_ip(network, ip).is_some_and(|range| range.may_hold(ip)) {
-        let subnet = network.subnet6.filter(|_| ip.is_ipv6()).map_or(IpNet::V4(network.subnet), IpNet::V6);
-        let why = format!("{ip} cannot be held by an instance of network \"{}\" ({subnet})", network.name);
-        return Err(Error::invalid("networks", why));
+        return Err(Error::invalid("networks", super::ips::unfit(network, ip)));
     }
     let in_use =
         || Error::field("networks", FieldCode::Conflict, format!("{ip} is in use on network \"{}\"", network.name));
@@ -163,7 +171,7 @@ fn named(
     if !taken.addresses.insert((network.id, ip)) {
         return Err(in_use());
     }
-    Ok((ip, transaction))
+    Ok(transaction)
 }
 
 fn held(network: NetworkId, ip: IpAddr, reserved: bool, holder: Holder) -> Address {

@@ -44,8 +44,9 @@ pub fn ips(control: &Control, scope: Scope, network: NetworkId) -> Result<Vec<Ip
 }
 
 fn managed(network: &Network) -> impl Iterator<Item = IpAddr> {
-    let (first, last) = (network.subnet.network(), network.subnet.broadcast());
-    let v4 = [Some(first), network.gateway, Some(last)].into_iter().flatten().map(IpAddr::V4);
+    let (first, last) =
+        (network.subnet.map(|subnet| subnet.network()), network.subnet.map(|subnet| subnet.broadcast()));
+    let v4 = [first, network.gateway, last].into_iter().flatten().map(IpAddr::V4);
     let v6 = [network.subnet6.map(|subnet| subnet.network()), network.gateway6].into_iter().flatten().map(IpAddr::V6);
     v4.chain(v6)
 }
@@ -54,11 +55,7 @@ fn managed(network: &Network) -> impl Iterator<Item = IpAddr> {
 pub fn ip(control: &Control, scope: Scope, network: NetworkId, ip: IpAddr) -> Result<IpView> {
     let snapshot = control.snapshot();
     let network = visible(&snapshot, scope, network).ok_or_else(|| Error::not_found("network", network))?;
-    let inside = match ip {
-        IpAddr::V4(ip) => network.subnet.contains(&ip),
-        IpAddr::V6(ip) => network.subnet6.is_some_and(|subnet| subnet.contains(&ip)),
-    };
-    if !inside {
+    if !network.subnets().any(|subnet| subnet.contains(&ip)) {
         return Err(Error::not_found("address", ip));
     }
     let record = snapshot.get(&ADDRESSES, &address_key(network.id, ip)).map(|address| address.value.clone());
@@ -83,9 +80,7 @@ pub async fn reserve_ip(
                 return Err(Error::NotAuthorized(why));
             }
             if !may_hold(&network, ip) {
-                let subnet = network.subnet6.filter(|_| ip.is_ipv6()).map(|subnet| subnet.to_string());
-                let subnet = subnet.unwrap_or_else(|| network.subnet.to_string());
-                return Err(Error::invalid("ip", format!("{ip} cannot be held by an instance of {subnet}")));
+                return Err(Error::invalid("ip", unfit(&network, ip)));
             }
             let transaction = Transaction::new();
             let transaction = match snapshot.get(&ADDRESSES, &address_key(network.id, ip)) {
@@ -109,6 +104,17 @@ pub async fn reserve_ip(
         })
         .await?;
     self::ip(control, scope, network, ip)
+}
+
+/// Why no instance of `network` can hold `ip`.
+pub(super) fn unfit(network: &Network, ip: IpAddr) -> String {
+    match network.subnet_for(ip) {
+        Some(subnet) => format!("{ip} cannot be held by an instance of network \"{}\" ({subnet})", network.name),
+        None => {
+            let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+            format!("network \"{}\" has no {family} subnet, so nobody can hold {ip} there", network.name)
+        }
+    }
 }
 
 fn may_hold(network: &Network, ip: IpAddr) -> bool {

@@ -54,7 +54,8 @@ pub struct NewNetwork {
     pub public: bool,
     pub nic_tag: String,
     pub vlan: u16,
-    pub subnet: Ipv4Net,
+    /// Of one family at least there is a subnet.
+    pub subnet: Option<Ipv4Net>,
     /// The first address after the gateway unless given.
     pub range_start: Option<Ipv4Addr>,
     /// The last address of the subnet unless given.
@@ -101,7 +102,8 @@ fn beside(network: &Network, other: &Network) -> Result<()> {
     let same_segment = (&other.nic_tag, other.vlan) == (&network.nic_tag, network.vlan);
     let overlap = address::overlap(network, other);
     let field = if overlap.is_some_and(|subnet| matches!(subnet, IpNet::V6(_))) { "subnet6" } else { "subnet" };
-    if let Some(subnet) = overlap.filter(|_| same_segment && other.subnet != network.subnet) {
+    let is_same = other.subnets().eq(network.subnets());
+    if let Some(subnet) = overlap.filter(|_| same_segment && !is_same) {
         let why = format!("overlaps {subnet} of network \"{}\" on the same segment", other.name);
         return Err(Error::field(field, FieldCode::Conflict, why));
     }
@@ -297,18 +299,19 @@ fn check(id: NetworkId, control: &Control, new: NewNetwork) -> Result<Network> {
     Ok(network)
 }
 
-/// The range that is asked for, or all of the subnet but a gateway at its beginning.
+/// The range that is asked for, or all of the subnet but a gateway at its beginning. Without a subnet only what is asked for.
 pub(crate) fn range(
-    subnet: Ipv4Net,
+    subnet: Option<Ipv4Net>,
     gateway: Option<Ipv4Addr>,
     start: Option<Ipv4Addr>,
     end: Option<Ipv4Addr>,
-) -> (Ipv4Addr, Ipv4Addr) {
+) -> (Option<Ipv4Addr>, Option<Ipv4Addr>) {
+    let Some(subnet) = subnet else { return (start, end) };
     let (first, last) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
     let before = gateway.map(Ipv4Addr::to_bits).filter(|gateway| *gateway == first.saturating_add(1)).unwrap_or(first);
     (
-        start.unwrap_or(Ipv4Addr::from_bits(before.saturating_add(1))),
-        end.unwrap_or(Ipv4Addr::from_bits(last.saturating_sub(1))),
+        start.or(Some(Ipv4Addr::from_bits(before.saturating_add(1)))),
+        end.or(Some(Ipv4Addr::from_bits(last.saturating_sub(1)))),
     )
 }
 

@@ -207,12 +207,12 @@ fn check_networks(snapshot: &Snapshot, pool: &Pool) -> Result<()> {
         }
         members.push(network);
     }
-    let shape = |network: &Network| (network.public, network.subnet6.is_some());
+    let shape = |network: &Network| (network.public, network.subnet.is_some(), network.subnet6.is_some());
     match members.iter().find(|network| shape(network) != shape(&members[0])) {
         None => Ok(()),
         Some(other) => {
             let why = format!(
-                "\"{}\" and \"{}\" differ: all must be public or none, and all have IPv6 or none",
+                "\"{}\" and \"{}\" differ: all must be public or none, and all of the same families of addresses",
                 members[0].name, other.name
             );
             fault(FieldCode::Conflict, why)

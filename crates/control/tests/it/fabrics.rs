@@ -19,7 +19,7 @@ fn new(name: &str, subnet: &str) -> NewFabricNetwork {
     let subnet: ipnet::Ipv4Net = subnet.parse().expect("a subnet");
     NewFabricNetwork {
         name: name.to_owned(),
-        subnet,
+        subnet: Some(subnet),
         gateway: subnet.hosts().next(),
         internet_nat: true,
         ..NewFabricNetwork::default()
@@ -40,7 +40,7 @@ async fn tenants_lay_out_the_same_subnets_and_never_share_a_segment() {
         fabrics::vlan_create(&world.control, owner, vlan(7, "dmz")).await.expect("a VLAN");
         let made = fabrics::network_create(&world.control, owner, 7, new("web", "10.0.0.0/24")).await.expect("made");
         assert_eq!((made.vlan, made.mtu, made.owners.as_slice()), (7, 1_400, [owner].as_slice()));
-        assert_eq!(made.range_start.to_string(), "10.0.0.2");
+        assert_eq!(made.range_start, "10.0.0.2".parse().ok());
         let fabric = made.fabric.expect("it is a fabric's");
         assert_eq!(made.nic_tag, format!("x{:06x}", fabric.vni));
         assert!(fabric.internet_nat && !fabric.routed && !made.nat && !made.host_gateway);
@@ -167,7 +167,7 @@ async fn nothing_goes_while_it_is_used() {
         ..NetworkChange::default()
     };
     let changed = fabrics::network_update(control, owner, 2, network, change).await.expect("changed");
-    assert_eq!((changed.name.as_str(), changed.range_start.to_string().as_str()), ("ours", "10.7.0.100"));
+    assert_eq!((changed.name.as_str(), changed.range_start), ("ours", "10.7.0.100".parse().ok()));
     let change = VlanChange { description: Some("both".to_owned()), ..VlanChange::default() };
     let changed = fabrics::vlan_update(control, owner, 2, change).await.expect("changed");
     assert_eq!((changed.name.as_str(), changed.description.as_deref()), ("two", Some("both")));
@@ -220,13 +220,13 @@ async fn both_families_are_given_and_given_back() {
     assert_eq!(ips(&view), ["10.7.0.2", "fd00:7::2"]);
     let id = view.instance.id;
     request.alias = Some("chosen".to_owned());
-    request.networks[0].ip6 = "fd00:7::abcd".parse().ok();
+    request.networks[0].ips6 = vec!["fd00:7::abcd".parse().expect("an address")];
     let chosen = instances::create(control, &caller(), owner, request.clone()).await.expect("asked for");
     assert_eq!(ips(&chosen), ["10.7.0.3", "fd00:7::abcd"]);
     request.alias = Some("late".to_owned());
     let taken = instances::create(control, &caller(), owner, request.clone()).await.expect_err("it is taken");
     assert!(taken.to_string().contains("fd00:7::abcd is in use"), "{taken}");
-    request.networks[0].ip6 = "fd00:8::1".parse().ok();
+    request.networks[0].ips6 = vec!["fd00:8::1".parse().expect("an address")];
     let outside = instances::create(control, &caller(), owner, request).await.expect_err("outside");
     assert!(outside.to_string().contains("fd00:8::1 cannot be held"), "{outside}");
     let reserved = "fd00:7::5".parse().expect("an address");

@@ -27,7 +27,7 @@ fn tag(name: &str) -> BTreeMap<String, TagValue> {
 /// Whether the document the machine has lets one instance open a connection to another.
 fn lets(machine: &Machine, world: &World, from: InstanceId, to: InstanceId, port: u16) -> bool {
     let target: &FirewallTarget = &machine.target.as_ref().expect("fetched").firewall;
-    let peer = world.view(from).instance.nics[0].ip.into();
+    let peer = world.view(from).instance.nics[0].first_address().expect("it has one");
     let packet = Packet { direction: Direction::Inbound, peer, kind: PacketKind::Tcp(port) };
     let decision = target.evaluate(to, packet);
     assert_ne!(decision.by, DecidedBy::Disabled, "it is filtered");

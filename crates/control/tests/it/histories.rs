@@ -120,7 +120,7 @@ async fn happen(world: &World, template: &Instance, event: &Event) {
                         let mut nic = nic.clone();
                         nic.network = NetworkId::new(uuid(network));
                         nic.mac = MacAddr([2, 0, 0, 0, id, network]);
-                        nic.ip = Ipv4Addr::new(10, 9, network, id + 1);
+                        nic.ip = Some(Ipv4Addr::new(10, 9, network, id + 1));
                         nic
                     });
                     instance.nics = nics.collect();

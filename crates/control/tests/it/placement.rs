@@ -174,7 +174,7 @@ async fn on_tag(control: &Control, number: u8, tag: &str, addresses: u8) -> Netw
     let new = NewNetwork {
         nic_tag: tag.to_owned(),
         vlan: number.into(),
-        subnet: format!("10.40.{number}.0/24").parse().expect("a subnet"),
+        subnet: Some(format!("10.40.{number}.0/24").parse().expect("a subnet")),
         range_start: Some(Ipv4Addr::new(10, 40, number, 10)),
         gateway: None,
         host_gateway: false,

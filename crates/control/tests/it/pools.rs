@@ -20,7 +20,7 @@ async fn narrow(world: &World, number: u8) -> NetworkId {
     let ip = |last| Some(Ipv4Addr::new(10, 20, number, last));
     let new = NewNetwork {
         nic_tag: format!("rack{number}"),
-        subnet: format!("10.20.{number}.0/24").parse().expect("a subnet"),
+        subnet: Some(format!("10.20.{number}.0/24").parse().expect("a subnet")),
         range_start: ip(5),
         range_end: ip(5),
         gateway: ip(1),
@@ -91,7 +91,7 @@ async fn a_tag_carries_what_its_networks_need() {
     let jumbo = |tag: &str| NewNetwork {
         nic_tag: tag.to_owned(),
         mtu: 8_900,
-        subnet: "10.30.0.0/24".parse().expect("a subnet"),
+        subnet: Some("10.30.0.0/24".parse().expect("a subnet")),
         gateway: None,
         host_gateway: false,
         range_start: None,

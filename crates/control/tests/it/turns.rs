@@ -25,7 +25,7 @@ const FLOOD: usize = 600;
 async fn wide_network(world: &World) -> NetworkId {
     let new = NewNetwork {
         vlan: 77,
-        subnet: "10.77.0.0/16".parse().expect("a subnet"),
+        subnet: Some("10.77.0.0/16".parse().expect("a subnet")),
         range_start: Some(Ipv4Addr::new(10, 77, 0, 10)),
         gateway: None,
         host_gateway: false,

@@ -235,7 +235,7 @@ pub(crate) fn network(name: &str, range_end: Ipv4Addr) -> NewNetwork {
         public: false,
         nic_tag: "ext".to_owned(),
         vlan: 0,
-        subnet: "10.9.0.0/24".parse().expect("a subnet"),
+        subnet: Some("10.9.0.0/24".parse().expect("a subnet")),
         range_start: Some(Ipv4Addr::new(10, 9, 0, 2)),
         range_end: Some(range_end),
         gateway: Some(Ipv4Addr::new(10, 9, 0, 1)),

@@ -142,28 +142,33 @@ pub(super) fn network(field: &str, value: &Value) -> Result<NetworkChoice, ApiEr
     if object.get("ipv4_count").is_some_and(|count| *count != 1) {
         return Err(ApiError::invalid(field, format!("{field}: ipv4_count can only be 1")));
     }
-    let ip = certain(field, object, "ipv4_ips", "an IPv4 address")?;
-    let ip6 = certain(field, object, "ipv6_ips", "an IPv6 address")?;
+    let ip = match all(field, object, "ipv4_ips", "an IPv4 address")?.as_deref() {
+        None => None,
+        Some([ip]) => Some(*ip),
+        Some(_) => return Err(ApiError::invalid(field, format!("{field}: ipv4_ips must be a list of one address"))),
+    };
+    let ips6 = all(field, object, "ipv6_ips", "an IPv6 address")?.unwrap_or_default();
     let primary = object.get("primary").is_some_and(|value| *value == true);
     let uuid =
         object.get("ipv4_uuid").ok_or_else(|| ApiError::invalid(field, format!("{field}: ipv4_uuid is missing")))?;
-    Ok(NetworkChoice { network: id(uuid)?, ip, ip6, primary })
+    Ok(NetworkChoice { network: id(uuid)?, ip, ips6, primary })
 }
 
-/// The address that is asked for, of a list of one.
-fn certain<T: std::str::FromStr>(
+/// The addresses that are asked for, at least one if any.
+fn all<T: std::str::FromStr>(
     field: &str,
     object: &serde_json::Map<String, Value>,
     key: &str,
     what: &str,
-) -> Result<Option<T>, ApiError> {
+) -> Result<Option<Vec<T>>, ApiError> {
+    let one = |value: &Value| {
+        let ip = value.as_str().and_then(|text| text.parse().ok());
+        ip.ok_or_else(|| ApiError::invalid(field, format!("{field}: {value} is not {what}")))
+    };
     match object.get(key) {
         None => Ok(None),
-        Some(Value::Array(ips)) if ips.len() == 1 => {
-            let ip = ips[0].as_str().and_then(|text| text.parse().ok());
-            ip.map(Some).ok_or_else(|| ApiError::invalid(field, format!("{field}: {} is not {what}", ips[0])))
-        }
-        Some(_) => Err(ApiError::invalid(field, format!("{field}: {key} must be a list of one address"))),
+        Some(Value::Array(ips)) if !ips.is_empty() => ips.iter().map(one).collect::<Result<_, _>>().map(Some),
+        Some(_) => Err(ApiError::invalid(field, format!("{field}: {key} must be a list of addresses"))),
     }
 }
 

@@ -136,21 +136,29 @@ fn read(params: &Params, faults: &mut Faults) -> NewFabricNetwork {
     let v4 = "an IPv4 address";
     let v6 = "an IPv6 address";
     let gateway = faults.take(params.parsed("gateway", v4));
+    let gateway6 = faults.take(params.parsed("gateway6", v6));
+    let subnet6 = faults.take(params.parsed("subnet6", "a subnet like fd00:1::/64"));
+    // The contract demands IPv4's; ours may be without.
+    let is_four = params.get("subnet").is_some() || params.get("subnet6").is_none();
+    let four = |field| if is_four { demanded(params, field, v4) } else { params.parsed(field, v4) };
     NewFabricNetwork {
         name: faults.take(params.required("name")),
         description: faults.take(params.text("description")),
-        subnet: faults.take(demanded(params, "subnet", "a subnet like 10.0.0.0/24")).unwrap_or_default(),
-        range_start: faults.take(demanded(params, "provision_start_ip", v4)),
-        range_end: faults.take(demanded(params, "provision_end_ip", v4)),
+        subnet: match is_four {
+            true => faults.take(demanded(params, "subnet", "a subnet like 10.0.0.0/24")),
+            false => None,
+        },
+        range_start: faults.take(four("provision_start_ip")),
+        range_end: faults.take(four("provision_end_ip")),
         gateway,
-        subnet6: faults.take(params.parsed("subnet6", "a subnet like fd00:1::/64")),
+        subnet6,
         range6_start: faults.take(params.parsed("provision_start_ip6", v6)),
         range6_end: faults.take(params.parsed("provision_end_ip6", v6)),
-        gateway6: faults.take(params.parsed("gateway6", v6)),
+        gateway6,
         resolvers: faults.take(resolvers(params)),
         routes: faults.take(routes(params)).unwrap_or_default(),
         // The contract's default; without a gateway there is nothing that could translate.
-        internet_nat: faults.take(params.flag("internet_nat")).unwrap_or(gateway.is_some()),
+        internet_nat: faults.take(params.flag("internet_nat")).unwrap_or(gateway.is_some() || gateway6.is_some()),
         routed: faults.take(params.flag("routed")).unwrap_or(false),
     }
 }

@@ -1,6 +1,10 @@
 //! From an instance to the contract's machine, borrowing all that is in the record already.
 
-use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use cloudapi::types::{Machine, Nic, machine::Metadata};
 use control::instances::{InstanceView, NicView};
@@ -62,15 +66,23 @@ pub(super) const fn kind(brand: Brand) -> &'static str {
 
 /// A NIC as it is shown. A network that is gone leaves a host mask.
 pub(super) fn nic(view: &NicView) -> Nic {
+    let ip = view.nic.first_address().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let network = view.network.as_ref();
+    let mask = network.and_then(|network| network.subnet_for(ip)).unwrap_or(ip.into());
+    let ips6: Vec<_> = view.nic.addresses6().collect();
     Nic {
-        ip: view.nic.ip,
+        ip,
         mac: view.nic.mac,
         primary: view.nic.primary,
-        netmask: view.network.as_ref().map_or(Ipv4Addr::BROADCAST, |network| network.subnet.netmask()),
-        gateway: view.network.as_ref().and_then(|network| network.gateway),
+        netmask: mask.netmask(),
+        gateway: network.and_then(|network| match ip {
+            IpAddr::V4(_) => network.gateway.map(IpAddr::V4),
+            IpAddr::V6(_) => network.gateway6.map(IpAddr::V6),
+        }),
         ip6: view.nic.ip6,
-        prefix6: view.nic.ip6.and_then(|_| Some(view.network.as_ref()?.subnet6?.prefix_len())),
-        gateway6: view.nic.ip6.and_then(|_| view.network.as_ref()?.gateway6),
+        ips6: if ips6.len() > 1 { ips6 } else { Vec::new() },
+        prefix6: view.nic.ip6.and_then(|_| Some(network?.subnet6?.prefix_len())),
+        gateway6: view.nic.ip6.and_then(|_| network?.gateway6),
         network: view.nic.network,
         state: Some(Cow::Borrowed(view.state.as_str())),
     }

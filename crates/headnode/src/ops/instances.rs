@@ -49,7 +49,7 @@ fn view(control: &Control, found: &Found) -> InstanceView {
     InstanceView {
         last_seen,
         state: found.state.as_str().to_owned(),
-        primary_ip: primary.map(|nic| nic.ip),
+        primary_ip: primary.and_then(|nic| nic.first_address()),
         owner_login: control::accounts::get(control, instance.owner).ok().map(|owner| owner.login.clone()),
         instance,
     }

@@ -300,7 +300,7 @@ fn bridge_sets(set: &FilterSet) -> String {
     }
     let (host, host6) = (of(set, |bridge| bridge.host_address), of(set, |bridge| bridge.host_address6));
     let same = elements(set.bridges.keys().map(|name| format!("\"{name}\" . \"{name}\"")));
-    let nat = |bridge: &BridgeFilter| bridge.nat.then(|| bridge.subnet.trunc());
+    let nat = |bridge: &BridgeFilter| bridge.subnet.filter(|_| bridge.nat).map(|subnet| subnet.trunc());
     let (sources, subnets) = (of(set, nat), alone(set, nat));
     let sources6 = of(set, |bridge| bridge.forwards6(|outside| !outside.is_none()));
     let subnets6 = alone(set, |bridge| bridge.forwards6(|outside| outside == Outside6::Masqueraded));
@@ -379,7 +379,7 @@ mod tests {
 
     fn example() -> FilterSet {
         let bridge = |subnet: &str, host: Option<&str>, nat| BridgeFilter {
-            subnet: subnet.parse().expect("a subnet"),
+            subnet: Some(subnet.parse().expect("a subnet")),
             host_address: host.map(|host| host.parse().expect("an address")),
             nat,
             ..BridgeFilter::default()

@@ -387,7 +387,8 @@ fn host_addresses(network: &NetworkTarget, mac: MacAddr) -> Result<BTreeSet<IpNe
         IpNet::new(address, prefix_len)
             .map_err(|source| Error::Refused { what: format!("host address {address}"), why: source.to_string() })
     };
-    let v4 = network.host_address.map(|address| with_prefix(address.into(), network.subnet.prefix_len()));
+    let own = network.host_address.zip(network.subnet);
+    let v4 = own.map(|(address, subnet)| with_prefix(address.into(), subnet.prefix_len()));
     let own = network.host_address6.zip(network.subnet6);
     let v6 = own.map(|(address, subnet)| with_prefix(address.into(), subnet.prefix_len()));
     let local = own.map(|_| with_prefix(mac.link_local().into(), LINK_LOCAL_BITS));

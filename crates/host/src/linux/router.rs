@@ -213,7 +213,8 @@ fn keep_rules(path: &Path, networks: &[NetworkTarget], held: &mut Option<Loaded>
 
 /// Addresses of a router on a network.
 fn gateways(network: &NetworkTarget, vni: u32) -> BTreeSet<IpNet> {
-    let v4 = network.gateway.and_then(|ip| IpNet::new(ip.into(), network.subnet.prefix_len()).ok());
+    let v4 = network.gateway.zip(network.subnet);
+    let v4 = v4.and_then(|(ip, subnet)| IpNet::new(ip.into(), subnet.prefix_len()).ok());
     let v6 = network.gateway6.zip(network.subnet6);
     let v6 = v6.and_then(|(ip, subnet)| IpNet::new(ip.into(), subnet.prefix_len()).ok());
     let both: Vec<IpNet> = v4.into_iter().chain(v6).collect();
@@ -489,7 +490,7 @@ const fn is_routed(fabric: &FabricTarget) -> bool {
 }
 
 fn subnet4(network: &NetworkTarget) -> Option<IpNet> {
-    Some(network.subnet.into())
+    network.subnet.map(IpNet::V4)
 }
 
 fn subnet6(network: &NetworkTarget) -> Option<IpNet> {

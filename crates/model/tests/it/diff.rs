@@ -59,7 +59,7 @@ fn wiring(nics: u8) -> Wiring {
     let network = NetworkTarget {
         nic_tag: "ext".to_owned(),
         vlan: 0,
-        subnet: "10.0.0.0/24".parse().unwrap(),
+        subnet: Some("10.0.0.0/24".parse().unwrap()),
         host_address: None,
         nat: false,
         mtu: 1500,
@@ -69,7 +69,7 @@ fn wiring(nics: u8) -> Wiring {
         mac: MacAddr::from_suffix(u32::from(index)),
         interface: format!("net{index}"),
         network: NetworkId::new(uuid::Uuid::nil()),
-        address: format!("10.0.0.{}/24", index + 2).parse().unwrap(),
+        address: Some(format!("10.0.0.{}/24", index + 2).parse().unwrap()),
         gateway: None,
         addresses6: Vec::new(),
         gateway6: None,

@@ -48,7 +48,7 @@ impl Scene {
         let fabric = FabricTarget { vni: VNI, owner: AccountId::random(), internet_nat: false, routed: false };
         let segment = NetworkTarget {
             nic_tag: "x000007".to_owned(),
-            subnet: "10.0.0.0/24".parse().unwrap(),
+            subnet: Some("10.0.0.0/24".parse().unwrap()),
             mtu: 1400,
             fabric: Some(fabric),
             ..NetworkTarget::default()

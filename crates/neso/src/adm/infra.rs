@@ -173,9 +173,9 @@ pub(crate) enum Networks {
 pub(crate) struct NetworkWish {
     /// Name tenants see.
     name: String,
-    /// The subnet, e.g. 10.5.0.0/24.
-    #[arg(long)]
-    subnet: ipnet::Ipv4Net,
+    /// The IPv4 subnet, e.g. 10.5.0.0/24.
+    #[arg(long, required_unless_present = "subnet6")]
+    subnet: Option<ipnet::Ipv4Net>,
     /// Bridge tag: with the VLAN it names the segment, which carries this network alone.
     #[arg(long)]
     nic_tag: String,
@@ -191,7 +191,7 @@ pub(crate) struct NetworkWish {
     /// The gateway.
     #[arg(long)]
     gateway: Option<Ipv4Addr>,
-    /// An IPv6 subnet beside the other, e.g. fd00:5::/64: instances get an address of each.
+    /// An IPv6 subnet, e.g. fd00:5::/64: beside the other, where instances get an address of each, or alone.
     #[arg(long)]
     subnet6: Option<ipnet::Ipv6Net>,
     /// First IPv6 address given out.
@@ -306,8 +306,8 @@ fn network_listing(networks: &[Network]) -> comfy_table::Table {
             vec![
                 network.name.clone(),
                 network.id.to_string(),
-                network.subnet.to_string(),
-                or_dash(network.gateway),
+                subnets(network),
+                or_dash(network.gateway.map(IpAddr::V4).or(network.gateway6.map(IpAddr::V6))),
                 network.nic_tag.clone(),
                 network.vlan.to_string(),
                 network.nat.to_string(),
@@ -322,6 +322,12 @@ fn network_listing(networks: &[Network]) -> comfy_table::Table {
             ]
         }),
     )
+}
+
+/// Its subnets of both families.
+fn subnets(network: &Network) -> String {
+    let all: Vec<String> = network.subnets().map(|subnet| subnet.to_string()).collect();
+    all.join(", ")
 }
 
 fn network_view(view: &NetworkView) -> comfy_table::Table {
@@ -339,12 +345,13 @@ fn network_details(network: &Network) -> comfy_table::Table {
 fn network_lines(network: &Network) -> Vec<(&'static str, String)> {
     let resolvers: Vec<String> = network.resolvers.iter().map(ToString::to_string).collect();
     let routes: Vec<String> = network.routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
+    let given_out = network.range_start.zip(network.range_end);
     let nat = network.fabric.map_or(network.nat, |fabric| fabric.internet_nat);
     let mut lines = vec![
         ("name", network.name.clone()),
         ("id", network.id.to_string()),
-        ("subnet", network.subnet.to_string()),
-        ("given out", format!("{} to {}", network.range_start, network.range_end)),
+        ("subnet", or_dash(network.subnet)),
+        ("given out", or_dash(given_out.map(|(first, last)| format!("{first} to {last}")))),
         ("gateway", or_dash(network.gateway)),
         ("IPv6 subnet", or_dash(network.subnet6)),
         ("IPv6 given out", or_dash(network.range6.map(|(first, last)| format!("{first} to {last}")))),

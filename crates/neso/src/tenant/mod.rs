@@ -275,7 +275,7 @@ fn words(machine: &Machine<'_>) -> String {
 }
 
 fn tenant_ip(machine: &Machine<'_>) -> Outcome<String> {
-    match machine.primary_ip.map(std::net::IpAddr::V4).or(machine.ips.first().copied()) {
+    match machine.primary_ip.or(machine.ips.first().copied()) {
         Some(ip) => Ok(ip.to_string()),
         None => Err(Failure::new(format!("instance {} has no address", words(machine)))),
     }
@@ -414,7 +414,7 @@ pub(crate) struct FirstInstance {
 
 impl FirstInstance {
     fn of(machine: &Machine<'_>) -> Self {
-        let ip = machine.primary_ip.map(std::net::IpAddr::V4).or(machine.ips.first().copied());
+        let ip = machine.primary_ip.or(machine.ips.first().copied());
         Self { id: machine.id.to_string(), name: machine.name.to_string(), ip: ip.map(|ip| ip.to_string()) }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use headnode::Settings;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     account::AccountKey,
     image::{Image, ImageState},
@@ -128,10 +128,12 @@ async fn networks(settings: &Settings, client: &Client, progress: &Progress) -> 
             public: true,
             nic_tag: "ext".into(),
             vlan: 0,
-            subnet: external.subnet,
+            subnet: Some(external.subnet),
             range_start: nth(external.subnet, 9),
             range_end: None,
             gateway: nth(external.subnet, 0),
+            subnet6: external.subnet6,
+            gateway6: external.subnet6.and_then(first6),
             resolvers: external.resolvers.clone(),
             mtu: None,
             host_gateway: true,
@@ -145,10 +147,11 @@ async fn networks(settings: &Settings, client: &Client, progress: &Progress) -> 
             public: false,
             nic_tag: "priv".into(),
             vlan: 0,
-            subnet: private.subnet,
+            subnet: Some(private.subnet),
             range_start: nth(private.subnet, 9),
             range_end: None,
             gateway: None,
+            subnet6: private.subnet6,
             resolvers: private.resolvers.clone(),
             mtu: None,
             ..NewNetwork::default()
@@ -160,9 +163,15 @@ async fn networks(settings: &Settings, client: &Client, progress: &Progress) -> 
     for wish in wishes {
         let step = progress.step(format!("Making network {}", wish.name));
         let network = client.create_network(&wish).await?;
-        step.done(&network.subnet.to_string());
+        let subnets: Vec<String> = network.subnets().map(|subnet| subnet.to_string()).collect();
+        step.done(&subnets.join(", "));
     }
     Ok(())
+}
+
+/// The first address after the subnet's own, which all its routers answer to.
+fn first6(subnet: Ipv6Net) -> Option<std::net::Ipv6Addr> {
+    subnet.hosts().nth(1)
 }
 
 /// The `n`th usable address, or the first of a subnet too small for that.

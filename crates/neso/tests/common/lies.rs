@@ -75,9 +75,9 @@ pub(crate) fn all(from: Nic, victim: Nic, gateway: Ipv4Addr) -> Vec<Lie> {
     lies
 }
 
-/// An honest frame for everybody in IPv6, with `text` in it.
-pub(crate) fn truth6(from: Nic, text: &[u8]) -> Vec<u8> {
-    frame(BROADCAST, from.mac, IPV6, &udp6((from.six(), 5_000), (EVERYBODY6, 5_000), text))
+/// An honest frame for everybody in IPv6, sent to `to`, with `text` in it.
+pub(crate) fn truth6(from: Nic, to: [u8; 6], text: &[u8]) -> Vec<u8> {
+    frame(to, from.mac, IPV6, &udp6((from.six(), 5_000), (EVERYBODY6, 5_000), text))
 }
 
 /// The lies of `from` in IPv6, likewise.

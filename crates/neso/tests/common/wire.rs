@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Nic {
     pub(crate) mac: [u8; 6],
+    /// Unspecified where it has none.
     pub(crate) ip: Ipv4Addr,
     pub(crate) ip6: Option<Ipv6Addr>,
 }
@@ -32,7 +33,9 @@ impl Nic {
         let text = |key: &str| view["nics"][n][key].as_str().unwrap_or_else(|| panic!("{key} of NIC {n}: {view}"));
         let mac: Vec<u8> = text("mac").split(':').flat_map(|byte| u8::from_str_radix(byte, 16)).collect();
         let ip6 = view["nics"][n]["ip6"].as_str().map(|ip| ip.parse().expect("an IPv6 address"));
-        Self { mac: mac.try_into().expect("six bytes"), ip: text("ip").parse().expect("an address"), ip6 }
+        let ip = view["nics"][n]["ip"].as_str().map(|ip| ip.parse().expect("an IPv4 address"));
+        let ip = ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        Self { mac: mac.try_into().expect("six bytes"), ip, ip6 }
     }
 
     /// Its IPv6 address, which it has.

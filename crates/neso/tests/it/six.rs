@@ -68,7 +68,21 @@ fn a_tenants_own_network_speaks_ipv6() {
     assert!(ada.connects(server.local_addr().expect("bound")), "its router and the machine translate");
     let (_, from) = server.accept().expect("it arrived");
     assert_eq!(from.ip(), IpAddr::V6(world(1)), "the outside sees the machine's address");
-    for name in ["ada", "ben"] {
+
+    // Another without IPv4.
+    let network =
+        made("/fabrics/default/vlans/7/networks?name=alone&subnet6=fd00%3A4%3A%3A%2F64&gateway6=fd00%3A4%3A%3A1");
+    let id = network["id"].as_str().expect("an id");
+    Guest::order(&datacenter, "cay", &[id]);
+    let cay = Guest::meet(&datacenter, "cay");
+    let shown = cay.shell("ip addr show dev net0").1;
+    assert!(shown.contains(&format!("inet6 {}/64", cay.nic(0).six())) && !shown.contains("inet "), "{shown}");
+    assert_eq!(cay.shell("mdata-get sdc:nics.0.ip").1.trim(), cay.nic(0).six().to_string());
+    let gateway: Ipv6Addr = "fd00:4::1".parse().expect("an address");
+    datacenter.wait("the router to answer there too", || cay.pings(gateway));
+    assert!(cay.connects(server.local_addr().expect("bound")), "it leads outside");
+    assert_eq!(server.accept().expect("it arrived").1.ip(), IpAddr::V6(world(1)));
+    for name in ["ada", "ben", "cay"] {
         datacenter.good(&["instance", "delete", name]);
     }
     datacenter.wait("all to be gone", || datacenter.instances().is_empty());
@@ -159,7 +173,7 @@ impl<'a> Site<'a> {
         ear.wait_for(READY);
         let lies = lies::all6(ada.nic(0), ben.nic(0), *gateway);
         let mut frames: Vec<String> = lies.iter().map(|lie| to_hex(&lie.frame)).collect();
-        frames.push(to_hex(&lies::truth6(ada.nic(0), b"the truth")));
+        frames.push(to_hex(&lies::truth6(ada.nic(0), lies::BROADCAST, b"the truth")));
         ada.probe(&format!("send net0 {}", frames.join(" ")));
         for (who, heard) in [("ben", ear.heard()), ("the machine", host.hear_until(b"the truth"))] {
             for lie in &lies {

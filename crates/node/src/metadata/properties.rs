@@ -116,20 +116,21 @@ fn object(view: &View<'_>) -> Value {
 
 fn nic_object(target: &Target, nic: &NicTarget) -> Value {
     let network = target.networks.get(&nic.network);
-    let gateways = nic.gateway.map(IpAddr::V4).into_iter().chain(nic.gateway6.map(IpAddr::V6));
+    let gateways: Vec<IpAddr> = nic.gateway.map(IpAddr::V4).into_iter().chain(nic.gateway6.map(IpAddr::V6)).collect();
+    let first = nic.addresses().next();
     let mut fields = json!({
         "interface": nic.interface,
         "mac": nic.mac.to_string(),
         "vlan_id": network.map_or(0, |network| network.vlan),
         "nic_tag": network.map_or("", |network| network.nic_tag.as_str()),
-        "netmask": nic.address.netmask().to_string(),
-        "ip": nic.address.addr().to_string(),
+        "netmask": first.map(|net| net.netmask().to_string()),
+        "ip": first.map(|net| net.addr().to_string()),
         "ips": nic.addresses().map(|net| net.to_string()).collect::<Vec<_>>(),
         "network_uuid": nic.network.to_string(),
         "mtu": nic.mtu,
-        "gateways": gateways.map(|gateway| gateway.to_string()).collect::<Vec<_>>(),
+        "gateways": gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>(),
     });
-    if let (Some(gateway), Some(fields)) = (nic.gateway, fields.as_object_mut()) {
+    if let (Some(gateway), Some(fields)) = (gateways.first(), fields.as_object_mut()) {
         fields.insert("gateway".to_owned(), json!(gateway.to_string()));
     }
     if let (true, Some(fields)) = (nic.primary, fields.as_object_mut()) {
@@ -196,7 +197,7 @@ mod tests {
                 mac: MacAddr::from_suffix(1),
                 interface: "net0".to_owned(),
                 network,
-                address: "10.0.0.5/24".parse().unwrap(),
+                address: Some("10.0.0.5/24".parse().unwrap()),
                 gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
                 addresses6: vec!["fd00:9::5/64".parse().unwrap()],
                 gateway6: Some("fd00:9::1".parse().unwrap()),
@@ -215,7 +216,7 @@ mod tests {
         let segment = NetworkTarget {
             nic_tag: "ext".to_owned(),
             vlan: 3,
-            subnet: "10.0.0.0/24".parse().unwrap(),
+            subnet: Some("10.0.0.0/24".parse().unwrap()),
             host_address: None,
             nat: false,
             mtu: 1500,

@@ -69,7 +69,7 @@ impl Headnode {
         let network = NetworkTarget {
             nic_tag: "ext".to_owned(),
             vlan: 0,
-            subnet: "10.88.0.0/24".parse().unwrap(),
+            subnet: Some("10.88.0.0/24".parse().unwrap()),
             host_address: Some(Ipv4Addr::new(10, 88, 0, 1)),
             nat: true,
             mtu: 1500,
@@ -411,7 +411,7 @@ pub(crate) fn nic(first: u8, index: u8) -> NicTarget {
         mac: MacAddr::from_suffix(u32::from(first) << 8 | u32::from(index)),
         interface: format!("net{index}"),
         network: network_id(),
-        address: format!("10.88.0.{}/24", first + index).parse().unwrap(),
+        address: Some(format!("10.88.0.{}/24", first + index).parse().unwrap()),
         gateway: (index == 0).then_some(Ipv4Addr::new(10, 88, 0, 1)),
         addresses6: Vec::new(),
         gateway6: None,

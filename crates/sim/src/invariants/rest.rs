@@ -107,14 +107,15 @@ fn instances(node: &Node, snapshot: &Snapshot) -> Vec<String> {
 fn nics(node: &Node, instance: &Instance) -> Vec<String> {
     let id = instance.id;
     let setup = node.machine.links.attached(id).map(|setup| setup.nics).unwrap_or_default();
-    let has: BTreeSet<_> = setup.iter().map(|(nic, _)| (nic.mac, nic.address.addr())).collect();
-    let wanted: BTreeSet<_> = instance.nics.iter().map(|nic| (nic.mac, nic.ip)).collect();
+    let has: BTreeSet<_> =
+        setup.iter().map(|(nic, _)| (nic.mac, nic.addresses().map(|net| net.addr()).collect::<Vec<_>>())).collect();
+    let wanted: BTreeSet<_> = instance.nics.iter().map(|nic| (nic.mac, nic.addresses().collect::<Vec<_>>())).collect();
     if has != wanted {
         return vec![format!("{id} has NICs {has:?} and should have {wanted:?}")];
     }
     let filters = node.machine.filters.current().nics;
-    let lets_through = |(mac, address): &&(_, _)| {
-        filters.get(mac).is_some_and(|filter| filter.instance == id && filter.addresses == [*address])
+    let lets_through = |(mac, addresses): &&(_, _)| {
+        filters.get(mac).is_some_and(|filter| filter.instance == id && filter.addresses == *addresses)
     };
     let wrong = has.iter().filter(|nic| !lets_through(nic));
     wrong.map(|(mac, _)| format!("NIC {mac} of {id} is not filtered as it should be")).collect()

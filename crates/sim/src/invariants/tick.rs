@@ -53,9 +53,11 @@ fn on_machines(datacenter: &Datacenter) -> Vec<String> {
                 wrong.push(format!("{id} and {other} run on node {number} with the same ids from {}", spec.ids.first));
             }
             for (nic, network) in node.machine.links.attached(id).map(|setup| setup.nics).unwrap_or_default() {
-                let address = (network.nic_tag, network.vlan, nic.address.addr());
-                if let Some(other) = addresses.insert(address.clone(), id) {
-                    wrong.push(format!("{id} and {other} both have {} on {} {}", address.2, address.0, address.1));
+                for ip in nic.addresses().map(|net| net.addr()) {
+                    let (tag, vlan) = (&network.nic_tag, network.vlan);
+                    if let Some(other) = addresses.insert((tag.clone(), vlan, ip), id) {
+                        wrong.push(format!("{id} and {other} both have {ip} on {tag} {vlan}"));
+                    }
                 }
                 if let Some(other) = macs.insert(nic.mac, id) {
                     wrong.push(format!("{id} and {other} both have {}", nic.mac));
@@ -174,8 +176,9 @@ fn differences(snapshot: &Snapshot, target: &Target) -> Vec<String> {
         if wanted != asked {
             wrong.push(format!("{} is to be {asked:?}, its machine's target says {wanted:?}", instance.id));
         }
-        let told: Vec<_> = zone.nics.iter().map(|nic| (nic.mac, nic.address.addr())).collect();
-        let has: Vec<_> = instance.nics.iter().map(|nic| (nic.mac, nic.ip)).collect();
+        let told: Vec<_> =
+            zone.nics.iter().map(|nic| (nic.mac, nic.addresses().map(|net| net.addr()).collect::<Vec<_>>())).collect();
+        let has: Vec<_> = instance.nics.iter().map(|nic| (nic.mac, nic.addresses().collect::<Vec<_>>())).collect();
         if told != has {
             wrong.push(format!("{} has NICs {has:?}, its machine's target says {told:?}", instance.id));
         }

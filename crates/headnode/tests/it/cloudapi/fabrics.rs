@@ -73,6 +73,21 @@ async fn every_wrong_field_is_named() {
         (VLANS, json!({"vlan_id": 4}), "MissingParameter", "name"),
         (&on_it, network(json!({"subnet": "10.3.0.0"})), "InvalidArgument", "subnet"),
         (&on_it, network(json!({"subnet": null})), "MissingParameter", "subnet"),
+        (&on_it, network(json!({"provision_start_ip": null})), "MissingParameter", "provision_start_ip"),
+        (&on_it, network(json!({"subnet6": "2001:db8::/64"})), "InvalidArgument", "subnet6"),
+        (
+            &on_it,
+            network(json!({"subnet6": "fd00:3::/64", "provision_start_ip6": "10.3.0.9"})),
+            "InvalidArgument",
+            "provision_start_ip6",
+        ),
+        (
+            &on_it,
+            network(json!({"subnet6": "fd00:3::/64", "provision_start_ip6": "fd00:4::9"})),
+            "InvalidArgument",
+            "provision_start_ip6",
+        ),
+        (&on_it, network(json!({"gateway6": "fd00:3::1"})), "InvalidArgument", "subnet6"),
         (&on_it, network(json!({"provision_start_ip": "10.4.0.1"})), "InvalidArgument", "provision_start_ip"),
         (&on_it, network(json!({"provision_end_ip": "10.3.0.2"})), "InvalidArgument", "provision_end_ip"),
         (&on_it, network(json!({"routes": {"x": "10.3.0.2"}})), "InvalidArgument", "routes"),
@@ -122,4 +137,49 @@ async fn an_instance_of_two_families() {
     assert_eq!((&held["belongs_to_uuid"], &held["managed"]), (&machine["id"], &json!(false)));
     let reserved = stage.ask(Who::Ana, Method::PUT, &format!("{ips}/10.3.0.7"), json!({"reserved": true})).await;
     assert_eq!(reserved.json()["reserved"], true);
+}
+
+#[tokio::test]
+async fn an_instance_of_ipv6_alone_with_a_list_of_addresses() {
+    let stage = Stage::new().await;
+    stage.ask(Who::Ana, Method::POST, VLANS, json!({"vlan_id": 3, "name": "v3"})).await;
+    let body =
+        json!({"name": "six", "subnet6": "fd00:3::/64", "gateway6": "fd00:3::1", "provision_end_ip6": "fd00:3::99"});
+    let made = stage.ask(Who::Ana, Method::POST, &format!("{VLANS}/3/networks"), body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{:?}", made.body);
+    let network = made.json();
+    let id = &network["id"];
+    assert!(["subnet", "provision_start_ip", "provision_end_ip", "gateway"].iter().all(|four| network[four].is_null()));
+    assert_eq!((&network["internet_nat"], &network["provision_end_ip6"]), (&json!(true), &json!("fd00:3::99")));
+    let create = async |name: &str, wishes: Value| {
+        let body = json!({"name": name, "package": "small", "image": IMAGE, "networks": [wishes]});
+        stage.ask(Who::Ana, Method::POST, "/ana/machines", body).await
+    };
+    let machine = create("web", json!({"ipv4_uuid": id, "ipv6_ips": ["fd00:3::51", "fd00:3::50"]})).await;
+    assert_eq!(machine.status, StatusCode::CREATED, "{:?}", machine.body);
+    let machine = machine.json();
+    assert_eq!((&machine["ips"], &machine["primaryIp"]), (&json!(["fd00:3::51", "fd00:3::50"]), &json!("fd00:3::51")));
+    let nic = json!({
+        "ip": "fd00:3::51", "mac": machine["nics"][0]["mac"], "primary": true, "netmask": "ffff:ffff:ffff:ffff::",
+        "gateway": "fd00:3::1", "ip6": "fd00:3::51", "ips6": ["fd00:3::51", "fd00:3::50"], "prefix6": 64,
+        "gateway6": "fd00:3::1", "network": id, "state": "provisioning",
+    });
+    assert_eq!(machine["nics"], json!([nic]));
+    let alone = create("any", json!({"ipv4_uuid": id})).await.json();
+    assert_eq!((&alone["ips"], &alone["nics"][0]["ips6"]), (&json!(["fd00:3::2"]), &Value::Null));
+    for (wishes, words) in [
+        (json!({"ipv4_uuid": id, "ipv4_ips": ["10.3.0.5"]}), "has no IPv4 subnet, so nobody can hold 10.3.0.5"),
+        (json!({"ipv4_uuid": id, "ipv6_ips": ["fd00:3::50"]}), "fd00:3::50 is in use"),
+        (json!({"ipv4_uuid": id, "ipv6_ips": ["fd00:4::50"]}), "fd00:4::50 cannot be held"),
+        (json!({"ipv4_uuid": id, "ipv6_ips": ["fd00:3::7", "x"]}), "\"x\" is not an IPv6 address"),
+        (json!({"ipv4_uuid": id, "ipv6_ips": []}), "ipv6_ips must be a list of addresses"),
+        (json!({"ipv4_uuid": id, "ipv4_ips": ["10.3.0.5", "10.3.0.6"]}), "ipv4_ips must be a list of one address"),
+    ] {
+        let refused = create("wrong", wishes.clone()).await;
+        let said = refused.json();
+        assert!(
+            refused.status.is_client_error() && said.to_string().replace("\\\"", "\"").contains(words),
+            "{wishes}: {said}"
+        );
+    }
 }

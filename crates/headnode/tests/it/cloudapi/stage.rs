@@ -166,7 +166,7 @@ impl Stage {
             public,
             nic_tag: if public { "ext".into() } else { "priv".into() },
             vlan: 0,
-            subnet: subnet.parse().unwrap(),
+            subnet: Some(subnet.parse().unwrap()),
             range_start: None,
             range_end: None,
             gateway: public.then(|| "10.88.0.1".parse().unwrap()),

@@ -24,14 +24,14 @@ use model::{
 
 use super::{
     frames::{pings, pings6},
-    site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, listen6, nic, run},
+    site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, listen6, nic_on, run, without4},
 };
 
 fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
     let subnet: ipnet::Ipv4Net = subnet.parse().expect("a subnet");
     NetworkTarget {
         nic_tag: format!("x{vni:06x}"),
-        subnet,
+        subnet: Some(subnet),
         mtu: 1450,
         gateway: subnet.hosts().next(),
         fabric: Some(FabricTarget { vni, owner, internet_nat: false, routed: false }),
@@ -94,8 +94,7 @@ impl Machine {
     }
 
     fn zone(&self, network: &NetworkTarget, suffix: u32) -> Zone {
-        let address = network.subnet.hosts().nth(suffix as usize % 64 + 8).expect("the subnet is large enough");
-        let mut nic = nic(suffix, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        let (mut nic, address) = nic_on(network, suffix, suffix as usize % 64 + 8);
         nic.mtu = network.mtu;
         let own = |subnet: Ipv6Net| Ipv6Addr::from_bits(subnet.network().to_bits() + u128::from(suffix % 64) + 8);
         let address6 = network.subnet6.map(own);
@@ -110,6 +109,7 @@ impl Machine {
     /// Tells this machine of a zone on another.
     fn meet(&mut self, vni: u32, zone: &Zone, at: &Machine) {
         let addresses = std::iter::once(IpAddr::V4(zone.address)).chain(zone.address6.map(IpAddr::V6));
+        let addresses = addresses.filter(|ip| !ip.is_unspecified());
         let peer = Peer { addresses: addresses.collect(), underlay: at.underlay.into() };
         self.set.segments.get_mut(&vni).expect("it has the segment").peers.insert(zone.mac, peer);
         self.program();
@@ -368,8 +368,17 @@ fn fabrics_carry_ipv6_across_machines_and_ask_nobody_else() {
 
 #[test]
 fn routers_translate_ipv6_and_lead_between_networks() {
+    routes_ipv6(|network| network, ["ym", "yn"]);
+}
+
+#[test]
+fn routers_translate_ipv6_and_lead_between_networks_without_ipv4() {
+    routes_ipv6(without4, ["yw", "yx"]);
+}
+
+fn routes_ipv6(shape: fn(NetworkTarget) -> NetworkTarget, prefixes: [&str; 2]) {
     in_host(|| {
-        let [mut one, mut two] = two_machines(["ym", "yn"]);
+        let [mut one, mut two] = two_machines(prefixes);
         let outside = Namespace::new();
         outside.run(&["ip", "link", "set", "lo", "up"]);
         wire((&one.space, "uplink", "203.0.113.1/24"), (&outside, "world", "203.0.113.9/24"));
@@ -380,7 +389,7 @@ fn routers_translate_ipv6_and_lead_between_networks() {
         }
         let owner = AccountId::random();
         let routed = |vni, subnet: &str, subnet6: &str| {
-            let mut network = tenant_network6(owner, vni, subnet, subnet6);
+            let mut network = shape(tenant_network6(owner, vni, subnet, subnet6));
             let fabric = network.fabric.as_mut().expect("a fabric");
             (fabric.routed, fabric.internet_nat) = (true, true);
             network

@@ -12,7 +12,7 @@ use super::site::{in_host, run};
 
 fn example(nics: u32) -> FilterSet {
     let bridge = BridgeFilter {
-        subnet: "10.88.0.0/16".parse().expect("a subnet"),
+        subnet: Some("10.88.0.0/16".parse().expect("a subnet")),
         host_address: Some("10.88.0.1".parse().expect("an address")),
         nat: true,
         ..BridgeFilter::default()

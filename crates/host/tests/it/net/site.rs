@@ -97,7 +97,7 @@ pub(super) fn network(tag: &str, subnet: &str) -> NetworkTarget {
     NetworkTarget {
         nic_tag: tag.to_owned(),
         vlan: 0,
-        subnet,
+        subnet: Some(subnet),
         host_address: subnet.hosts().next(),
         nat: false,
         mtu: 1500,
@@ -112,19 +112,34 @@ pub(super) fn network6(tag: &str, subnet: &str, subnet6: &str) -> NetworkTarget 
     NetworkTarget { subnet6: Some(subnet6), host_address6, ..network(tag, subnet) }
 }
 
+/// The same without IPv4.
+pub(super) fn without4(network: NetworkTarget) -> NetworkTarget {
+    NetworkTarget { subnet: None, host_address: None, gateway: None, nat: false, ..network }
+}
+
 pub(super) fn nic(suffix: u32, interface: &str, address: &str) -> NicTarget {
     let address: Ipv4Net = address.parse().expect("an address with its prefix");
     NicTarget {
         mac: MacAddr::from_suffix(suffix),
         interface: interface.to_owned(),
         network: NetworkId::random(),
-        address,
+        address: Some(address),
         gateway: address.hosts().next(),
         addresses6: Vec::new(),
         gateway6: None,
         primary: interface == "eth0",
         mtu: 1500,
     }
+}
+
+/// A NIC with the `nth` address of a network, and that address.
+pub(super) fn nic_on(network: &NetworkTarget, suffix: u32, nth: usize) -> (NicTarget, Ipv4Addr) {
+    let Some(subnet) = network.subnet else {
+        let none = NicTarget { address: None, gateway: None, ..nic(suffix, "eth0", "10.0.0.1/8") };
+        return (none, Ipv4Addr::UNSPECIFIED);
+    };
+    let address = subnet.hosts().nth(nth).expect("the subnet is large enough");
+    (nic(suffix, "eth0", &format!("{address}/{}", subnet.prefix_len())), address)
 }
 
 /// A host with links and filters, and zones on it.
@@ -139,6 +154,7 @@ pub(super) struct Site {
 pub(super) struct Zone {
     pub(super) namespace: Namespace,
     pub(super) mac: MacAddr,
+    /// Unspecified where the network has no IPv4.
     pub(super) address: Ipv4Addr,
     /// Where the network has IPv6.
     pub(super) address6: Option<Ipv6Addr>,
@@ -151,7 +167,8 @@ impl Zone {
     }
 
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(IpAddr::V4(self.address)).chain(self.address6.map(IpAddr::V6)).collect()
+        let all = std::iter::once(IpAddr::V4(self.address)).chain(self.address6.map(IpAddr::V6));
+        all.filter(|ip| !ip.is_unspecified()).collect()
     }
 }
 
@@ -181,8 +198,7 @@ impl Site {
     /// Makes a zone with one NIC that no filter knows.
     pub(super) fn unfiltered_zone(&mut self, network: &NetworkTarget) -> Zone {
         self.macs += 1;
-        let address = network.subnet.hosts().nth(self.macs as usize + 8).expect("the subnet is large enough");
-        let mut nic = nic(self.macs, "eth0", &format!("{address}/{}", network.subnet.prefix_len()));
+        let (mut nic, address) = nic_on(network, self.macs, self.macs as usize + 8);
         let own = |subnet: Ipv6Net| Ipv6Addr::from_bits(subnet.network().to_bits() + u128::from(self.macs) + 8);
         let address6 = network.subnet6.map(own);
         let net6 = address6.zip(network.subnet6).map(|(ip, net)| Ipv6Net::new(ip, net.prefix_len()).expect("a length"));

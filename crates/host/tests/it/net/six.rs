@@ -2,16 +2,20 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use host::{filter::Filters, link::Links};
+use host::{
+    filter::{Filters, NicFilter},
+    link::Links,
+};
 use model::{
     id::{InstanceId, MacAddr},
-    target::Outside6,
+    target::{NetworkTarget, Outside6},
 };
 
 use super::{
     frames::{Wire, contains, discovery, frame, icmp6, pings6, udp6},
     site::{
-        Namespace, PATIENCE, SILENCE, Site, Zone, connects, counted, in_host, listen6, network, network6, nic, run,
+        Namespace, PATIENCE, SILENCE, Site, Zone, connects, counted, in_host, listen6, network, network6, nic, nic_on,
+        run, without4,
     },
 };
 
@@ -86,11 +90,23 @@ fn addresses_are_given_and_never_found_out() {
     });
 }
 
+/// What a test's networks are like: with IPv4 beside, or alone.
+type Shape = fn(NetworkTarget) -> NetworkTarget;
+
 #[test]
 fn zones_reach_each_other_and_the_gateway_and_nothing_of_the_host_in_ipv6() {
+    reaches(|network| network);
+}
+
+#[test]
+fn zones_without_ipv4_do_too() {
+    reaches(without4);
+}
+
+fn reaches(shape: Shape) {
     in_host(|| {
-        let ext = network6("ext", "10.88.0.0/16", SUBNET);
-        let mut private = network6("priv", "192.168.128.0/22", "fd00:99::/64");
+        let ext = shape(network6("ext", "10.88.0.0/16", SUBNET));
+        let mut private = shape(network6("priv", "192.168.128.0/22", "fd00:99::/64"));
         private.host_address6 = None;
         let mut site = Site::new();
         site.bridge(&ext);
@@ -238,8 +254,17 @@ fn heard(a: &Zone, b: &Zone) -> Vec<&'static str> {
 
 #[test]
 fn lies_in_ipv6_are_dropped_and_counted() {
+    lies_are_dropped(|network| network);
+}
+
+#[test]
+fn lies_on_a_network_without_ipv4_are_dropped_and_counted() {
+    lies_are_dropped(without4);
+}
+
+fn lies_are_dropped(shape: Shape) {
     in_host(|| {
-        let ext = network6("ext", "10.88.0.0/16", SUBNET);
+        let ext = shape(network6("ext", "10.88.0.0/16", SUBNET));
         let mut site = Site::new();
         site.bridge(&ext);
         let (a, b) = (site.zone(&ext), site.zone(&ext));
@@ -255,6 +280,43 @@ fn lies_in_ipv6_are_dropped_and_counted() {
         assert_eq!(heard(&a, &b).len(), lies(&a, &b).len());
         site.filters.apply(&site.set).expect("filters");
         assert_eq!(heard(&a, &b), Vec::<&str>::new());
+    });
+}
+
+#[test]
+fn a_nic_speaks_as_every_address_of_its_list_and_as_no_other() {
+    in_host(|| {
+        let ext = without4(network6("ext", "10.88.0.0/16", SUBNET));
+        let mut site = Site::new();
+        site.bridge(&ext);
+        let b = site.zone(&ext);
+        let (mut listed, _) = nic_on(&ext, 77, 77);
+        let own = ["fd00:88::77", "fd00:88::1:77", "fd00:88::2:77"];
+        listed.addresses6 = own.iter().map(|ip| format!("{ip}/64").parse().expect("a net")).collect();
+        let (namespace, mac) = (Namespace::new(), listed.mac);
+        let setup = host::link::NetworkSetup { nics: vec![(listed, ext.clone())], routes: Default::default() };
+        site.links.attach(InstanceId::random(), &namespace.path(), &setup).expect("a NIC");
+        let addresses = own.iter().map(|address| ip(address).into()).collect();
+        site.set.nics.insert(mac, NicFilter { instance: InstanceId::random(), addresses });
+        site.filters.apply(&site.set).expect("filters");
+
+        b.namespace.enter(|| {
+            for address in own {
+                assert!(pings6(ip(address), PATIENCE), "{address} answers");
+            }
+        });
+        let (ear, mouth) = (b.namespace.enter(Wire::open), namespace.enter(Wire::open));
+        let says = |from: &str, text: &[u8]| {
+            mouth.send(&frame(b.mac, mac, 0x86dd, &udp6((ip(from), 5), (b.six(), 5), text)));
+        };
+        says("fd00:88::3:77", b"a lie by ip");
+        says("fd00:88::77", b"in the first name");
+        says("fd00:88::1:77", b"in the second name");
+        says("fd00:88::2:77", b"in the last name");
+        let frames = ear.hear_until(b"in the last name", PATIENCE);
+        let got = |mark: &[u8]| frames.iter().any(|frame| contains(frame, mark));
+        assert!(got(b"in the first name") && got(b"in the second name") && got(b"in the last name"));
+        assert!(!got(b"a lie by ip"));
     });
 }
 
@@ -279,15 +341,24 @@ fn outside() -> Namespace {
 
 #[test]
 fn ipv6_leads_outside_as_the_network_says() {
+    leads_outside(|network| network);
+}
+
+#[test]
+fn ipv6_leads_outside_without_ipv4_too() {
+    leads_outside(without4);
+}
+
+fn leads_outside(shape: Shape) {
     in_host(|| {
         let world = outside();
         assert_eq!(run(&["cat", "/proc/sys/net/ipv6/conf/uplink/accept_ra"]).trim(), "1");
         let mut site = Site::new();
-        let mut hidden = network6("hid", "10.88.0.0/16", SUBNET);
+        let mut hidden = shape(network6("hid", "10.88.0.0/16", SUBNET));
         hidden.outside6 = Outside6::Masqueraded;
-        let mut routed = network6("routed", "10.89.0.0/16", "2001:db8:88::/64");
+        let mut routed = shape(network6("routed", "10.89.0.0/16", "2001:db8:88::/64"));
         routed.outside6 = Outside6::Routed;
-        let closed = network6("closed", "10.90.0.0/16", "fd00:99::/64");
+        let closed = shape(network6("closed", "10.90.0.0/16", "fd00:99::/64"));
         let zones = [&hidden, &routed, &closed].map(|network| {
             site.bridge(network);
             site.zone(network)
