@@ -19,13 +19,13 @@ use serde_json::{Value, json};
 use crate::{
     fleet::{Fleet, WORLD},
     guest::{Door, Guest, Outside},
-    lies,
+    lies, six,
     space::Space,
     wire::{Nic, Wire, contains},
 };
 
 /// The tenant `neso up` makes, and another.
-const TENANTS: [&str; 2] = ["demo", "other"];
+pub(crate) const TENANTS: [&str; 2] = ["demo", "other"];
 /// Subnet of both.
 const SUBNET: &str = "10.50.0.0/24";
 /// Gateway of both.
@@ -33,7 +33,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 50, 0, 1);
 /// An address neither has.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 50, 0, 99);
 /// A door the firewall is about.
-const FIRST: u16 = 7_007;
+pub(crate) const FIRST: u16 = 7_007;
 /// UDP port between machines.
 const VXLAN: u16 = 4_789;
 /// Bytes sent across in one go.
@@ -48,7 +48,12 @@ fn tenants_networks_span_machines_and_need_no_headnode() {
     site.strangers(&fleet);
     site.lies(&fleet);
     site.outside(&fleet, &world);
+    six::reach(&site, &fleet);
+    six::strangers(&site, &fleet);
+    six::lies(&site, &fleet);
+    six::outside(&site, &fleet, &world);
     let rule = site.firewall(&fleet);
+    six::firewall(&site, &fleet);
     let mut agent = site.alone(&mut fleet, &world, &rule);
     site.departure(&fleet);
     agent.kill().expect("our own process");
@@ -56,16 +61,16 @@ fn tenants_networks_span_machines_and_need_no_headnode() {
 }
 
 /// Who is where.
-struct Site {
-    a1: Guest,
-    a2: Guest,
-    a3: Guest,
-    b1: Guest,
-    b2: Guest,
+pub(crate) struct Site {
+    pub(crate) a1: Guest,
+    pub(crate) a2: Guest,
+    pub(crate) a3: Guest,
+    pub(crate) b1: Guest,
+    pub(crate) b2: Guest,
     /// Networks of the two tenants.
     networks: [String; 2],
     /// VNIs of their segments.
-    vnis: [u32; 2],
+    pub(crate) vnis: [u32; 2],
 }
 
 /// Asks CloudAPI as one of the tenants.
@@ -100,7 +105,7 @@ impl Site {
             ask(fleet, tenant, "POST", "/my/fabrics/default/vlans", &json!({"vlan_id": 2, "name": "own"}));
             let wish = json!({
                 "name": "own", "subnet": SUBNET, "gateway": GATEWAY, "provision_start_ip": "10.50.0.10",
-                "provision_end_ip": "10.50.0.50", "internet_nat": true
+                "provision_end_ip": "10.50.0.50", "internet_nat": true, "subnet6": six::SUBNET, "gateway6": six::GATEWAY
             });
             id(&ask(fleet, tenant, "POST", "/my/fabrics/default/vlans/2/networks", &wish))
         });
@@ -379,6 +384,7 @@ impl Site {
         assert!(!b1.pings(fleet, a3.nic.ip), "there is no a3 for the other tenant");
         assert_eq!(a1.asks(fleet, a2.door(FIRST)).as_deref(), Some("a2"), "a1 has the tag");
         assert_eq!(a3.asks(fleet, a2.door(FIRST)), None, "a3 has no tag");
+        six::holds(self, fleet);
         let door = world.enter(|| Outside::open(WORLD));
         let asking = a2.enter(fleet, || TcpStream::connect_timeout(&door.address(), Duration::from_secs(5)));
         assert!(asking.is_ok(), "a2 reaches the outside: {asking:?}");

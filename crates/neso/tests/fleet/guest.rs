@@ -5,7 +5,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     process::{Child, Command, Stdio},
     thread::JoinHandle,
@@ -70,7 +70,8 @@ impl Guest {
 
     /// Whether an address answers a ping from inside.
     #[track_caller]
-    pub(crate) fn pings(&self, fleet: &Fleet, address: Ipv4Addr) -> bool {
+    pub(crate) fn pings(&self, fleet: &Fleet, address: impl Into<IpAddr>) -> bool {
+        let address: IpAddr = address.into();
         self.shell(fleet, &format!("ping -c 1 -W 1 {address}")).0
     }
 
@@ -86,16 +87,21 @@ impl Guest {
         })
     }
 
-    /// Opens a door inside that tells its name.
+    /// Opens a door inside that tells its name, to both families.
     #[track_caller]
     pub(crate) fn serve(&self, fleet: &Fleet, port: u16) -> Door {
-        let listener = self.enter(fleet, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a port"));
+        let listener = self.enter(fleet, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port"));
         Door::open(listener, self.name)
     }
 
     /// Where its door is.
     pub(crate) fn door(&self, port: u16) -> SocketAddr {
         SocketAddr::from((self.nic.ip, port))
+    }
+
+    /// The same in IPv6.
+    pub(crate) fn door6(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.nic.six(), port))
     }
 
     /// A line of shell that goes on inside, with input that stays open; [`Child::wait_with_output`] ends it.
@@ -140,8 +146,8 @@ pub(crate) struct Outside(TcpListener);
 
 impl Outside {
     /// Opens it; to be called in the world's network.
-    pub(crate) fn open(address: Ipv4Addr) -> Self {
-        let listener = TcpListener::bind((address, 0)).expect("a port");
+    pub(crate) fn open(address: impl Into<IpAddr>) -> Self {
+        let listener = TcpListener::bind((address.into(), 0)).expect("a port");
         listener.set_nonblocking(true).expect("it can");
         Self(listener)
     }

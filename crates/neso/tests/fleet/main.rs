@@ -9,10 +9,10 @@ mod fabric;
 mod fleet;
 mod guest;
 mod join;
-#[expect(dead_code, reason = "lies of IPv6 are told elsewhere")]
 #[path = "../common/lies.rs"]
 mod lies;
 mod path;
+mod six;
 mod space;
 #[path = "../common/wire.rs"]
 mod wire;
