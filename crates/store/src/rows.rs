@@ -60,6 +60,11 @@ impl<T> Rows<T> {
         self.index(index).get(key).into_iter().flat_map(Listed::keys).map(|key| self.listed(key))
     }
 
+    /// Keys of the records under `key` of the index named `index`, in their order.
+    pub(crate) fn keys_of(&self, index: &str, key: &str) -> impl Iterator<Item = &str> + use<'_, T> {
+        self.index(index).get(key).into_iter().flat_map(Listed::keys).map(AsRef::as_ref)
+    }
+
     /// How many records are under `key` of the index named `index`.
     pub(crate) fn count(&self, index: &str, key: &str) -> usize {
         self.index(index).get(key).map_or(0, Listed::len)
@@ -107,9 +112,16 @@ impl<T> Rows<T> {
 
     fn put(&mut self, key: &str, entry: Arc<Entry<T>>) {
         // One text for the record's key, wherever it stands.
-        let known = self.rows.get_key_value(key).map(|(key, old)| (key.clone(), old.clone()));
-        let (key, old) = known.map_or_else(|| (Arc::from(key), None), |(key, old)| (key, Some(old)));
-        self.rows.insert(key.clone(), entry.clone());
+        let replaced = self.rows.get_key_value_mut(key);
+        let replaced = replaced.map(|(key, old)| (key.clone(), std::mem::replace(old, entry.clone())));
+        let (key, old) = match replaced {
+            Some((key, old)) => (key, Some(old)),
+            None => {
+                let key: Arc<str> = key.into();
+                self.rows.insert(key.clone(), entry.clone());
+                (key, None)
+            }
+        };
         for (index, map) in self.table.indexes.iter().zip(&mut self.indexes) {
             let new_keys = (index.keys)(&entry.value);
             let old_keys = old.as_ref().map_or_else(Vec::new, |old| (index.keys)(&old.value));

@@ -93,6 +93,19 @@ impl Snapshot {
         self.rows(table).count(index, key)
     }
 
+    /// Keys of the records that the index named `index` lists under `key`, in their order; no record is looked at.
+    ///
+    /// # Panics
+    /// If the table has no such index.
+    pub fn keys_of<'a, T>(
+        &'a self,
+        table: &'static Table<T>,
+        index: &str,
+        key: &str,
+    ) -> impl Iterator<Item = &'a str> + use<'a, T> {
+        self.rows(table).keys_of(index, key)
+    }
+
     /// The keys of the index named `index` that begin with `prefix`, in their order, and how many records each lists; no record is looked
     /// at.
     ///

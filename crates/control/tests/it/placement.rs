@@ -333,8 +333,8 @@ async fn created_by_two(machines: u32, rounds: u32, together: usize, network_of:
 #[tokio::test]
 async fn two_headnodes_rarely_decide_for_the_same_machine() {
     let again = created_by_two(200, 20, 4, [0, 1]).await;
-    // When both took the very best machine this was far above the 160 that are made.
-    assert!(again < 80, "{again} decisions were made again");
+    // When all draw the same machine, one headnode of the two loses in each round: 80 of the 160 that are made.
+    assert!(again < 40, "{again} decisions were made again");
 }
 
 #[tokio::test]
