@@ -20,6 +20,7 @@ mod peers;
 mod placement;
 mod report;
 mod standing;
+mod store;
 
 use std::{path::Path, process::ExitCode};
 
@@ -36,6 +37,7 @@ const BENCHES: &[Bench] = &[
     ("fleet", fleet::measure),
     ("network", network::measure),
     ("placement", placement::measure),
+    ("store", store::measure),
 ];
 
 fn main() -> ExitCode {

@@ -50,7 +50,8 @@ impl Endpoint {
         self.port
     }
 
-    pub(crate) fn is_tls(&self) -> bool {
+    /// Whether it is reached with TLS.
+    pub fn is_tls(&self) -> bool {
         self.tls
     }
 

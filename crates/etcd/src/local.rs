@@ -14,13 +14,15 @@ use tokio::{process::Child, time::Instant};
 use crate::{
     call::Channel,
     endpoint::{Endpoint, Tls},
-    messages::{StatusRequest, StatusResponse, path},
+    messages::{PutRequest, PutResponse, StatusRequest, StatusResponse, path},
 };
 
 /// How long a cluster on a busy machine may take to elect its first leader.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// How often it is asked.
 const ASK_PERIOD: Duration = Duration::from_millis(50);
+/// How long a put may take.
+const PUT_MAX: Duration = Duration::from_secs(30);
 /// How long one question may take.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
@@ -154,6 +156,15 @@ impl Member {
         Ok(status.leader != 0 && Some(status.leader) == status.header.map(|header| header.member_id))
     }
 
+    /// A connection for puts and nothing else, to measure against.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn bare(&self) -> io::Result<Bare> {
+        let endpoint = Endpoint::parse(&self.endpoint()).map_err(io::Error::other)?;
+        Ok(Bare(Channel::dial(&endpoint, self.tls.as_ref()).await.map_err(io::Error::other)?))
+    }
+
     /// End it as a crash does: `kill -9`, and wait until it is gone.
     ///
     /// # Errors
@@ -183,6 +194,22 @@ impl Member {
 
     fn error(&self, what: &str) -> io::Error {
         io::Error::other(format!("etcd member `{}` {what}; its log is {}", self.name, self.log().display()))
+    }
+}
+
+/// What a put costs without anything around it.
+#[derive(Clone)]
+pub struct Bare(Channel);
+
+impl Bare {
+    /// Put one key.
+    ///
+    /// # Errors
+    /// When the member does not say that it did.
+    pub async fn put(&self, key: &str, value: String) -> io::Result<()> {
+        let question = PutRequest { key: key.to_owned().into(), value: value.into() };
+        let answer = self.0.unary::<_, PutResponse>(path::PUT, &question, PUT_MAX).await;
+        answer.map(|_| ()).map_err(io::Error::other)
     }
 }
 

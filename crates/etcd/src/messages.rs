@@ -6,6 +6,7 @@ use bytes::Bytes;
 /// Paths of the calls.
 pub(crate) mod path {
     pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
+    pub(crate) const PUT: &str = "/etcdserverpb.KV/Put";
     pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
     pub(crate) const COMPACT: &str = "/etcdserverpb.KV/Compact";
     pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
@@ -61,6 +62,9 @@ pub(crate) struct PutRequest {
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) value: Bytes,
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PutResponse {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct DeleteRangeRequest {

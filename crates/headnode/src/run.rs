@@ -11,13 +11,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
 use control::{Control, ControlConfig, servers};
+use etcd::Etcd;
 use flow::loops::{Loop, Loops};
 use model::{
     placement::{Policy, Weights},
     time::Timestamp,
     unit::Mib,
 };
-use store::{BoxFuture, Store, sqlite::Sqlite};
+use store::{BoxFuture, Engine, Store, sqlite::Sqlite};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -27,8 +28,8 @@ use crate::{
     listen::{self, Limits},
     nodelink,
     ops::{self, Ops},
-    pki::{self, PkiError},
-    settings::Settings,
+    pki::{self, Pki, PkiError},
+    settings::{Settings, StoreEngine},
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
 
@@ -76,6 +77,9 @@ pub enum RunError {
         #[source]
         source: store::EngineError,
     },
+    /// The store in etcd could not be opened.
+    #[error("failed to open the store in etcd (`[store]` in the settings says where it is)")]
+    Etcd(#[from] etcd::OpenError),
     /// The control plane refused this machine's own server record.
     #[error("failed to register this machine")]
     Register(#[source] control::Error),
@@ -89,7 +93,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let started_at = Timestamp(clock.now_ms());
     let (pki, _) = pki::ensure(&settings, started_at)?;
     let sockets = Sockets::bind(&settings).await?;
-    let control = start_control(&settings, clock.clone(), &shutdown).await?;
+    let control = start_control(&settings, &pki, clock.clone(), &shutdown).await?;
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
     control::firewall::seed(&control).await.map_err(RunError::Seed)?;
@@ -153,14 +157,32 @@ fn tenants_router(control: &Control, settings: &Settings) -> Router {
     cloudapi::router(control.clone(), options)
 }
 
-async fn start_control(settings: &Settings, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Control, RunError> {
-    let directory = settings.headnode_dir();
-    let images_dir = directory.join("images");
+async fn start_control(
+    settings: &Settings,
+    pki: &Pki,
+    clock: Arc<dyn Clock>,
+    shutdown: &Shutdown,
+) -> Result<Control, RunError> {
+    let images_dir = settings.headnode_dir().join("images");
     std::fs::create_dir_all(&images_dir).map_err(|source| RunError::Directory { path: images_dir.clone(), source })?;
-    let path = directory.join("store.db");
-    let engine = Sqlite::open(&path).await.map_err(|source| RunError::Engine { path, source })?;
-    let store = Store::open(Arc::new(engine), control::schema()).await?;
+    let store = Store::open(open_engine(settings, pki).await?, control::schema()).await?;
     Ok(Control::start(store, clock, control_config(settings, images_dir), shutdown.clone()))
+}
+
+async fn open_engine(settings: &Settings, pki: &Pki) -> Result<Arc<dyn Engine>, RunError> {
+    match settings.store.engine {
+        StoreEngine::Sqlite => {
+            let path = settings.headnode_dir().join("store.db");
+            let engine = Sqlite::open(&path).await.map_err(|source| RunError::Engine { path, source })?;
+            Ok(Arc::new(engine))
+        }
+        StoreEngine::Etcd => {
+            // Machines have different ids, and so do two headnodes' commits.
+            let config = settings.store.etcd(&settings.datacenter.name, &pki.server_id.to_string());
+            tracing::info!(endpoints = config.endpoints.join(", "), "the store is in etcd");
+            Ok(Arc::new(Etcd::open(config).await?))
+        }
+    }
 }
 
 fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {

@@ -22,6 +22,8 @@ mod fabric;
 mod join;
 mod network;
 mod placement;
+mod pool;
+mod store;
 
 pub use backup::Backup;
 pub use door::Door;
@@ -29,6 +31,8 @@ pub use fabric::Fabric;
 pub use join::{Join, is_address};
 pub use network::NetworkSettings;
 pub use placement::{Placement, PlacementWeights};
+pub use pool::Pool;
+pub use store::{StoreEngine, StoreSettings};
 
 /// Where the settings file lies unless told otherwise, below the root.
 pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
@@ -41,6 +45,9 @@ pub struct Settings {
     pub datacenter: Datacenter,
     /// Directories.
     pub paths: Paths,
+    /// Where records are kept.
+    #[serde(default)]
+    pub store: StoreSettings,
     /// Addresses we listen on.
     pub listen: Listen,
     /// What tenants meet at the CloudAPI door.
@@ -127,34 +134,6 @@ pub struct Kernel {
     pub id_ranges: Option<u32>,
 }
 
-/// Where instances' disks live.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pool {
-    /// Size of the loop file in GiB when the pool is one. The file is sparse.
-    pub size_gib: u64,
-    /// A directory on btrfs to use instead of a loop file.
-    #[serde(default)]
-    pub directory: Option<PathBuf>,
-    /// A whole disk or partition to use instead of a loop file; formatted if it is blank.
-    #[serde(default)]
-    pub device: Option<PathBuf>,
-}
-
-impl Pool {
-    fn check(&self) -> Result<(), String> {
-        for (name, path) in [("directory", &self.directory), ("device", &self.device)] {
-            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
-                return Err(format!("pool.{name} must be an absolute path, not `{}`", path.display()));
-            }
-        }
-        match self.directory.is_some() && self.device.is_some() {
-            true => Err("pool.directory and pool.device exclude each other; keep one of them".into()),
-            false => Ok(()),
-        }
-    }
-}
-
 /// What the first `neso up` makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -231,6 +210,7 @@ impl Settings {
                 return Err(format!("paths.{name} must be an absolute path, not `{}`", path.display()));
             }
         }
+        self.store.check()?;
         self.pool.check()?;
         self.cloudapi.check()?;
         self.fabric.check()?;

@@ -43,7 +43,7 @@ async fn a_question_that_comes_late_changes_nothing() {
     let engine = bed.open_through("one", vec![proxy.endpoint(), direct]).await;
     committed(&engine, batch(&[], vec![put("k", "0")])).await;
     // Held on its way, as in the queue of a frozen leader. It has no check of its own that would stop it.
-    proxy.set(Cable::QuestionsHeld);
+    proxy.set(Cable::QuestionsLate);
     committed(&engine, batch(&[], vec![put("k", "1")])).await;
     let second = committed(&engine, batch(&[], vec![put("k", "2")])).await;
     let mut watch = engine.watch(second).await.unwrap();

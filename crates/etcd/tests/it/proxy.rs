@@ -1,6 +1,6 @@
 //! A cable that can be cut: a listener that passes bytes on to a member, and does not when it is told not to.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,6 +11,9 @@ use tokio::{
     sync::watch,
 };
 
+/// How long the pieces of one question may take. The engine waits two seconds for its answer.
+const QUESTION_MAX: Duration = Duration::from_millis(500);
+
 /// What the cable does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cable {
@@ -18,8 +21,9 @@ pub(crate) enum Cable {
     Whole,
     /// What goes to the member passes; its answers are held.
     AnswersHeld,
-    /// Its answers pass; what goes to the member is held.
-    QuestionsHeld,
+    /// Its answers pass; what goes to the member is held, and of what came meanwhile only the first arrives in the end: not that
+    /// nobody waits for it any more.
+    QuestionsLate,
     /// Both are held: from outside the member is frozen.
     Frozen,
     /// Connections are closed, and new ones at once.
@@ -44,11 +48,10 @@ impl Proxy {
                 let Ok(far) = TcpStream::connect(to).await else { continue };
                 let (near_read, near_write) = near.into_split();
                 let (far_read, far_write) = far.into_split();
-                let held = |both: [Cable; 2], cable: watch::Receiver<Cable>| (both, cable);
-                let (questions, cable) = held([Cable::QuestionsHeld, Cable::Frozen], subscribed.clone());
-                base::task::spawn("proxy", pass(near_read, far_write, questions, cable));
-                let (answers, cable) = held([Cable::AnswersHeld, Cable::Frozen], subscribed.clone());
-                base::task::spawn("proxy", pass(far_read, near_write, answers, cable));
+                let cable = subscribed.clone();
+                base::task::spawn("proxy", pass(near_read, far_write, [Cable::QuestionsLate, Cable::Frozen], cable));
+                let cable = subscribed.clone();
+                base::task::spawn("proxy", pass(far_read, near_write, [Cable::AnswersHeld, Cable::Frozen], cable));
             }
         });
         Self { address, cable }
@@ -69,11 +72,23 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: [Cable; 2],
     let work = async {
         let mut bytes = vec![0; 64 << 10];
         while let Ok(count) = from.read(&mut bytes).await
-            && cable.wait_for(|cable| !held.contains(cable)).await.is_ok()
             && count > 0
         {
-            if to.write_all(&bytes[..count]).await.is_err() {
+            let late = *cable.borrow() == Cable::QuestionsLate && held.contains(&Cable::QuestionsLate);
+            let mut more = Vec::new();
+            if late {
+                // The rest of the question, if it was not written in one piece; long before it is given up.
+                let rest = async { while from.read_buf(&mut more).await.is_ok_and(|count| count > 0) {} };
+                let _ = tokio::time::timeout(QUESTION_MAX, rest).await;
+            }
+            if cable.wait_for(|cable| !held.contains(cable)).await.is_err() {
                 break;
+            }
+            if to.write_all(&bytes[..count]).await.is_err() || to.write_all(&more).await.is_err() {
+                break;
+            }
+            if late {
+                std::future::pending::<()>().await;
             }
         }
     };

@@ -50,18 +50,11 @@ impl Datacenter {
         Some(datacenter)
     }
 
-    /// Writes the settings before the first start: the small image, a small pool, no first instance.
+    /// Writes the settings before the first start.
     fn settle(&self) {
-        let text = headnode::Settings::generate(Some(&self.root)).expect("settings");
-        let text = text
-            .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
-            .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
-            .replace("size_gib = 4", "size_gib = 1")
-            .replace("memory_kept_mib = 1024", "memory_kept_mib = 0")
-            .replace("disk_percent = 400", "disk_percent = 40000");
         let path = self.root.join(headnode::settings::DEFAULT_FILE);
         fs::create_dir_all(path.parent().expect("a file in a directory")).expect("a directory for settings");
-        fs::write(path, text).expect("settings are written");
+        fs::write(path, small_settings(&self.root)).expect("settings are written");
     }
 
     /// A variable `neso up` told the tenant to set.
@@ -360,6 +353,17 @@ impl Drop for Datacenter {
             eprintln!("`neso clean-data` failed: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+/// Settings for a datacenter below `root`: the small image, a small pool, no first instance.
+fn small_settings(root: &Path) -> String {
+    headnode::Settings::generate(Some(root))
+        .expect("settings")
+        .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
+        .replace("instance_image = \"debian-12\"", "instance_image = \"\"")
+        .replace("size_gib = 4", "size_gib = 1")
+        .replace("memory_kept_mib = 1024", "memory_kept_mib = 0")
+        .replace("disk_percent = 400", "disk_percent = 40000")
 }
 
 /// Whether a process is there and no zombie.

@@ -11,6 +11,7 @@ mod changes;
 mod corpus;
 mod datacenter;
 mod ends;
+mod etcd_store;
 mod faults;
 mod firewall;
 mod full;
