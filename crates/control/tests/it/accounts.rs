@@ -101,6 +101,10 @@ async fn networks_are_checked() {
     (second.name, second.nic_tag) = ("third".to_owned(), "third".to_owned());
     let refused = control::networks::create(&world.control, second).await.expect_err("two gateways of one subnet");
     assert!(refused.to_string().starts_with("subnet: overlaps 10.20.0.0/24"), "{refused}");
+    let mut beyond = crate::world::network("other", last);
+    beyond.vlan = 4_095;
+    let refused = control::networks::create(&world.control, beyond).await.expect_err("no such VLAN on a wire");
+    assert_eq!(refused.to_string(), "vlan_id: must be between 0 and 4094");
     let mut outside = crate::world::network("other", std::net::Ipv4Addr::new(10, 10, 0, 9));
     outside.nic_tag = "x".to_owned();
     let refused = control::networks::create(&world.control, outside).await.expect_err("outside");

@@ -62,6 +62,8 @@ async fn what_makes_no_sense_is_refused_by_the_name_of_its_field() {
     let (control, owner) = (&world.control, world.owner);
     fabrics::vlan_create(control, owner, vlan(3, "three")).await.expect("a VLAN");
     fabrics::network_create(control, owner, 3, new("first", "10.3.0.0/24")).await.expect("made");
+    let beyond = fabrics::vlan_create(control, owner, vlan(4_096, "beyond")).await.expect_err("no such VLAN");
+    assert_eq!(beyond.to_string(), "vlan_id: must be between 0 and 4095");
     let address = |text: &str| Some(text.parse().expect("an address"));
     let cases: [(&str, NewFabricNetwork); 12] = [
         ("subnet: 8.8.8.0/24 must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", new("x", "8.8.8.0/24")),
