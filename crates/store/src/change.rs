@@ -13,7 +13,7 @@ pub struct Change {
     pub revision: Revision,
     /// The state after the change.
     pub snapshot: Snapshot,
-    /// Table and key of each changed record. Meaningless when `lagged`.
+    /// Table and key of each changed record; none when only the revision has grown. Meaningless when `lagged`.
     pub keys: Vec<(&'static str, Arc<str>)>,
     /// The reader was too slow to be told everything: anything may have changed.
     pub lagged: bool,

@@ -127,7 +127,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Show `state`. Readers of the feed are told unless it only has a later number.
+    /// Show `state`. Readers of the feed are told also when it only has a later number: some wait until they have been told of a
+    /// snapshot's revision.
     fn publish(&self, state: State, keys: Vec<(&'static str, Arc<str>)>, lagged: bool) {
         let revision = state.revision;
         let snapshot = Snapshot::new(state);
@@ -137,10 +138,8 @@ impl Mirror {
             let changed = (!lagged).then_some(keys.as_slice());
             (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot, changed))
         };
-        if lagged || !keys.is_empty() {
-            // No receiver is no error.
-            let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
-        }
+        // No receiver is no error.
+        let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
         self.applied.send_modify(|applied| applied.revision = revision);
         if let Some((revision, waiters)) = landed {
             waiters.tell(&Landing::Durable(revision));

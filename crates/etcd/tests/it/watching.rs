@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use store::{Change, Engine, EngineError, Revision, Store, Transaction};
+use store::{Change, Engine, EngineError, Revision, Store, Transaction, engine::Outcome};
 
 use crate::{
-    bed::{Bed, COUNTERS, Counter, batch, committed, counter, put, schema, until},
+    bed::{AMPLE, Bed, COUNTERS, Counter, batch, committed, counter, put, schema, until},
     proxy::{Cable, Proxy},
 };
 
@@ -145,4 +145,47 @@ async fn large_records_are_loaded_and_told_whole() {
         "{}",
         base::errors::chain(&refused)
     );
+}
+
+/// Some wait until the feed has told them of a snapshot's revision; a revision that changes no record is one too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_feed_tells_of_every_revision_a_snapshot_shows() {
+    let Some(bed) = Bed::single().await else { return };
+    let store = Store::open(Arc::new(bed.open("one").await), schema()).await.unwrap();
+    let other = bed.open("two").await;
+    set(&store, "a", 1).await;
+    let mut changes = store.changes();
+    let refused = other.commit(batch(&[("a", Some(Revision(1)))], vec![put("a", "1")])).await.unwrap();
+    let Outcome::Conflict(conflict) = refused else { panic!("{refused:?}") };
+    until("the snapshot shows the conflict's revision", || store.snapshot().revision() >= conflict).await;
+    let told = tokio::time::timeout(AMPLE, changes.next()).await.expect("the feed tells of it");
+    assert_eq!((told.revision, told.keys.len(), told.lagged), (conflict, 0, false));
+}
+
+/// Two stores race for one record, each with several callers, and then nothing more happens: those who lose must not need another
+/// change to go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_loses_a_race_needs_nothing_more_to_happen() {
+    let Some(bed) = Bed::single().await else { return };
+    let one = Store::open(Arc::new(bed.open("one").await), schema()).await.unwrap();
+    let two = Store::open(Arc::new(bed.open("two").await), schema()).await.unwrap();
+    set(&one, "a", 0).await;
+    until("both have it", || held(&two) == [counter("a", 0)]).await;
+    for round in 1..=300 {
+        let callers = (0..8).map(|caller| {
+            let store = if caller % 2 == 0 { one.clone() } else { two.clone() };
+            base::task::spawn("racer", async move {
+                set(&store, "a", round * 8 + caller).await;
+                set(&store, &format!("b-{caller}"), round).await;
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        let all = async {
+            for caller in callers {
+                caller.await.unwrap();
+            }
+        };
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), all).await;
+        assert!(ended.is_ok(), "round {round}: {:?} {:?}", one.snapshot().revision(), two.snapshot().revision());
+    }
 }
