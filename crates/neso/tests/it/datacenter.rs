@@ -356,7 +356,7 @@ impl Drop for Datacenter {
 }
 
 /// Settings for a datacenter below `root`: the small image, a small pool, no first instance.
-fn small_settings(root: &Path) -> String {
+pub(crate) fn small_settings(root: &Path) -> String {
     headnode::Settings::generate(Some(root))
         .expect("settings")
         .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
