@@ -30,7 +30,7 @@ use super::{
     sealed::SealKey,
     sync_directory_of, verify, with_suffix,
 };
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreEngine};
 
 /// Name of the settings in a backup.
 pub(super) const SETTINGS: &str = "neso.toml";
@@ -163,6 +163,13 @@ async fn plan(restore: &Restore) -> Result<Plan, BackupError> {
         let why = format!("the settings of this machine are of datacenter \"{here}\", the backup is of \"{there}\"");
         return Err(BackupError::InTheWay(why));
     }
+    if settings.store.engine == StoreEngine::Etcd {
+        let why = format!(
+            "the settings say that records are in etcd, and a restore fills a file; put settings with engine = \"sqlite\" below [store] in `{}` first",
+            restore.settings_file.display()
+        );
+        return Err(BackupError::InTheWay(why));
+    }
     let store = settings.headnode_dir().join(STORE);
     if store.exists() {
         let why = format!(
@@ -237,4 +244,36 @@ fn put(path: &Path, mode: u32, content: &[u8]) -> Result<(), BackupError> {
         fs::rename(&beside, path)
     })();
     written.map_err(|source| BackupError::io("write", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use model::time::Timestamp;
+    use store::memory::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn records_in_etcd_are_not_a_file_s_to_restore() {
+        let root = tempfile::tempdir().unwrap();
+        let text = Settings::generate(Some(root.path())).unwrap();
+        let settings_file = root.path().join("neso.toml");
+        let store = Store::open(Arc::new(Memory::new()), control::schema()).await.unwrap();
+        let to = Some(root.path().join("a.neso-backup"));
+        let settings = Settings::parse(&text).unwrap();
+        let taken = super::super::take(&settings, store.snapshot(), Timestamp(1), to).await.unwrap();
+        let restore = Restore { backup: taken.path, key: None, settings_file, same_machine: false };
+
+        let on_etcd = text.replace("engine = \"sqlite\"", "engine = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]");
+        assert_ne!(on_etcd, text);
+        fs::write(&restore.settings_file, on_etcd).unwrap();
+        let refused = dry_run(&restore).await.unwrap_err().to_string();
+        assert!(refused.contains("records are in etcd"), "{refused}");
+
+        fs::write(&restore.settings_file, text).unwrap();
+        let restored = run(&restore).await.unwrap();
+        assert_eq!((restored.end.records, restored.kept.len()), (0, 1));
+        assert!(settings.headnode_dir().join(STORE).exists());
+        assert!(dry_run(&restore).await.unwrap_err().to_string().contains("has a headnode already"));
+    }
 }
