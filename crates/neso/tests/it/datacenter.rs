@@ -197,9 +197,9 @@ impl Datacenter {
         let nics = format!("{}v", settings.kernel.link_prefix);
         let rules = self.rules();
         assert!(!rules.contains(MAC_PREFIX), "the rules still name NICs:\n{rules}");
-        let left: Vec<String> =
-            entries(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(&nics)).collect();
-        assert_eq!(left, Vec::<String>::new(), "interfaces are left");
+        // The kernel takes down what was in a namespace that ended in its own time.
+        let left = || entries(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(&nics));
+        self.wait("interfaces to go", || left().next().is_none());
         for hierarchy in ["", "unified", "memory", "pids", "cpu"] {
             let parent = Path::new("/sys/fs/cgroup").join(hierarchy).join(&settings.kernel.cgroup);
             self.wait(&format!("control groups in {} to go", parent.display()), || {
