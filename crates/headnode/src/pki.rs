@@ -424,7 +424,8 @@ fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
     fs::read(path).map_err(|source| PkiError::Io { doing: "read", path: path.to_owned(), source })
 }
 
-fn make_directory(path: &Path) -> Result<(), PkiError> {
+/// Makes a directory that only its owner may look into, with those above it.
+pub(crate) fn make_directory(path: &Path) -> Result<(), PkiError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| PkiError::Io {
         doing: "create directory",
         path: path.to_owned(),
@@ -433,7 +434,7 @@ fn make_directory(path: &Path) -> Result<(), PkiError> {
 }
 
 /// Writes beside, syncs, renames: a reader sees the old file or the new one.
-fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let beside = path.with_extension("new");
     let fail = |source| PkiError::Io { doing: "write", path: path.to_owned(), source };
     let write = || {

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     BackupError,
-    sealed::{MAGIC, Open, Seal, SealKey},
+    sealed::{MAGIC, Open, Seal, SealKey, hex},
 };
 
 /// Version of the lines.
@@ -271,10 +271,6 @@ fn next(from: &mut impl BufRead, text: &mut Vec<u8>, line: u64) -> Result<(), Ba
         }
         _ => Err(BackupError::Damaged { line, why: "it ends too early".to_owned() }),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

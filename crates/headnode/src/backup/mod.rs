@@ -27,8 +27,12 @@ use std::{
 use model::time::Timestamp;
 use serde::Serialize;
 use store::{DecodeError, Fill, FillError, Snapshot, Trial};
+use tokio::sync::Mutex;
 
-use crate::settings::Settings;
+use crate::{
+    pki::{PkiError, make_directory},
+    settings::Settings,
+};
 use file::{End, Head, Item, Writer};
 use sealed::SealKey;
 
@@ -36,6 +40,8 @@ pub use schedule::TakeBackups;
 
 /// How files of ours end.
 const EXTENSION: &str = "neso-backup";
+/// What follows on the name of one that is not finished.
+const UNFINISHED: &str = ".new";
 /// Records read before they are handed over, while a backup is read on a thread of its own.
 const AHEAD: usize = 1024;
 /// Files of the certificates' directory that belong to the datacenter, and where its machine is said.
@@ -113,6 +119,9 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
+    /// A directory or a file beside it could not be made.
+    #[error(transparent)]
+    Files(#[from] PkiError),
     /// There is something where the backup should go.
     #[error("{0}")]
     InTheWay(String),
@@ -158,6 +167,9 @@ pub struct Listed {
     pub revision: u64,
 }
 
+/// One at a time in this process: two of one moment would write one file, and what lies beside is then nobody's.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 /// Takes a backup of `snapshot` into `to`, a file that must not be there, or into the directory of the settings; tries it, and copies it.
 ///
 /// # Errors
@@ -168,43 +180,58 @@ pub async fn take(
     now: Timestamp,
     to: Option<PathBuf>,
 ) -> Result<Taken, BackupError> {
+    let _turn = TURN.lock().await;
+    let settings = settings.clone();
+    base::task::blocking("backup", move || take_now(&settings, &snapshot, now, to)).await
+}
+
+fn take_now(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    now: Timestamp,
+    to: Option<PathBuf>,
+) -> Result<Taken, BackupError> {
     let key = settings.backup.key_file.as_deref().map(SealKey::load).transpose()?;
     let head = Head::new(&settings.datacenter.name, now, snapshot.revision().0);
-    let in_directory = to.is_none();
-    let path = match to {
-        Some(path) => path,
+    let (path, copies) = match to {
+        Some(path) => (path, &[][..]),
         None => {
             let directory = settings.backup_dir();
             make_directory(&directory)?;
-            directory.join(name(&head))
+            sweep(&directory)?;
+            (directory.join(name(&head)), &*settings.backup.copies)
         }
     };
-    let (settings, beside) = (settings.clone(), with_suffix(&path, ".new"));
-    let end = {
-        let (settings, head, key, path, beside) =
-            (settings.clone(), head.clone(), key.clone(), path.clone(), beside.clone());
-        base::task::blocking("backup", move || write(&settings, &snapshot, key.as_ref(), &head, &path, &beside)).await?
-    };
-    base::task::blocking("backup", move || {
-        match verify(&beside, key.as_ref()) {
-            Ok(tried) if tried == (head.clone(), end.clone()) => {}
-            outcome => {
-                // It is no backup; what is wrong with it is in the error.
-                let _ = fs::remove_file(&beside);
-                return Err(outcome.err().unwrap_or(BackupError::Differs { path }));
-            }
+    let beside = with_suffix(&path, UNFINISHED);
+    let end = write(settings, snapshot, key.as_ref(), &head, &path, &beside)?;
+    match verify(&beside, key.as_ref()) {
+        Ok(tried) if tried == (head.clone(), end.clone()) => {}
+        outcome => {
+            // It is no backup; what is wrong with it is in the error.
+            let _ = fs::remove_file(&beside);
+            return Err(outcome.err().unwrap_or(BackupError::Differs { path }));
         }
-        fs::rename(&beside, &path).map_err(|source| BackupError::io("put in place", &path, source))?;
-        sync_directory_of(&path)?;
-        let bytes = fs::metadata(&path).map_err(|source| BackupError::io("look at", &path, source))?.len();
-        let copies: &[PathBuf] = if in_directory { &settings.backup.copies } else { &[] };
-        let failed_copies = copies
-            .iter()
-            .filter_map(|directory| Some((directory.clone(), base::errors::chain(&copy(&path, directory).err()?))))
-            .collect();
-        Ok(Taken { path, bytes, sealed: key.is_some(), head, end, failed_copies })
-    })
-    .await
+    }
+    fs::rename(&beside, &path).map_err(|source| BackupError::io("put in place", &path, source))?;
+    sync_directory_of(&path)?;
+    let bytes = fs::metadata(&path).map_err(|source| BackupError::io("look at", &path, source))?.len();
+    let failed_copies = copies
+        .iter()
+        .filter_map(|directory| Some((directory.clone(), base::errors::chain(&copy(&path, directory).err()?))))
+        .collect();
+    Ok(Taken { path, bytes, sealed: key.is_some(), head, end, failed_copies })
+}
+
+/// Removes what a headnode that was killed has left half written.
+fn sweep(directory: &Path) -> Result<(), BackupError> {
+    let half = format!(".{EXTENSION}{UNFINISHED}");
+    let entries = fs::read_dir(directory).map_err(|source| BackupError::io("list", directory, source))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.to_str().is_some_and(|path| path.ends_with(&half)) {
+            fs::remove_file(&path).map_err(|source| BackupError::io("remove", &path, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a backup whole, and every record in it as a store that is opened would.
@@ -212,12 +239,7 @@ pub async fn take(
 /// # Errors
 /// What is wrong with it.
 pub fn verify(path: &Path, key: Option<&SealKey>) -> Result<(Head, End), BackupError> {
-    let from = fs::File::open(path).map_err(|source| BackupError::io("open", path, source))?;
-    let mut trial = Trial::new(control::schema());
-    file::read(BufReader::new(from), key, &mut |item| match item {
-        Item::File { .. } => Ok(()),
-        Item::Record { key, value } => Ok(trial.read(&key, &value)?),
-    })
+    look(path, key).map(|(head, end, _)| (head, end))
 }
 
 /// A file out of a backup.
@@ -228,30 +250,31 @@ struct BackedFile {
     content: Vec<u8>,
 }
 
-/// Fills `engine` with a backup's records, and returns its files. What was filled in is good only if this returns no error.
-async fn fill(
-    path: &Path,
-    key: Option<SealKey>,
-    engine: &dyn store::Engine,
-) -> Result<(Head, End, Vec<BackedFile>), BackupError> {
+/// [`verify`], and the files in it.
+fn look(path: &Path, key: Option<&SealKey>) -> Result<(Head, End, Vec<BackedFile>), BackupError> {
+    let (mut trial, mut files) = (Trial::new(control::schema()), Vec::new());
+    let (head, end) = file::read(open(path)?, key, &mut |item| {
+        match item {
+            Item::File { name, mode, content } => files.push(BackedFile { name, mode, content }),
+            Item::Record { key, value } => trial.read(&key, &value)?,
+        }
+        Ok(())
+    })?;
+    Ok((head, end, files))
+}
+
+/// Fills `engine` with a backup's records. What was filled in is good only if this returns no error.
+async fn fill(path: &Path, key: Option<SealKey>, engine: &dyn store::Engine) -> Result<(), BackupError> {
     let mut fill = Fill::begin(engine).await?;
     let (send, mut receive) = tokio::sync::mpsc::channel(AHEAD);
     let path = path.to_owned();
     let reading = base::task::blocking("backup-read", move || {
-        let from = fs::File::open(&path).map_err(|source| BackupError::io("open", &path, source))?;
-        let mut files = Vec::new();
-        let (head, end) = file::read(BufReader::new(from), key.as_ref(), &mut |item| {
-            match item {
-                Item::File { name, mode, content } => files.push(BackedFile { name, mode, content }),
-                // Who filled has failed and says why.
-                Item::Record { key, value } => send.blocking_send((key, value)).map_err(|_| BackupError::Damaged {
-                    line: 0,
-                    why: "its records could not be taken in".to_owned(),
-                })?,
-            }
-            Ok(())
-        })?;
-        Ok((head, end, files))
+        file::read(open(&path)?, key.as_ref(), &mut |item| {
+            let Item::Record { key, value } = item else { return Ok(()) };
+            // Who filled has failed and says why.
+            let unwanted = |_| BackupError::damaged(0, "its records could not be taken in");
+            send.blocking_send((key, value)).map_err(unwanted)
+        })
     });
     let filling = async move {
         while let Some((key, value)) = receive.recv().await {
@@ -261,7 +284,11 @@ async fn fill(
     };
     let (read, filled) = tokio::join!(reading, filling);
     filled?;
-    read
+    read.map(|_| ())
+}
+
+fn open(path: &Path) -> Result<BufReader<fs::File>, BackupError> {
+    fs::File::open(path).map(BufReader::new).map_err(|source| BackupError::io("open", path, source))
 }
 
 /// Backups in a directory, oldest first.
@@ -360,7 +387,7 @@ fn parse_name(name: &str) -> Option<(Timestamp, u64)> {
 /// Copies a backup into another directory, whole or not at all.
 fn copy(path: &Path, directory: &Path) -> Result<(), BackupError> {
     let to = directory.join(path.file_name().unwrap_or_default());
-    let beside = with_suffix(&to, ".new");
+    let beside = with_suffix(&to, UNFINISHED);
     let copied = (|| {
         fs::copy(path, &beside)?;
         fs::File::open(&beside)?.sync_all()?;
@@ -376,12 +403,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn make_directory(path: &Path) -> Result<(), BackupError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| BackupError::io("make directory", path, source))
 }
 
 fn sync_directory_of(path: &Path) -> Result<(), BackupError> {
@@ -409,5 +430,19 @@ mod tests {
         ] {
             assert_eq!(parse_name(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn what_was_left_half_written_goes_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = ["a.neso-backup", "notes.new"];
+        for name in ["a.neso-backup", "b.neso-backup.new", "notes.new"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        sweep(directory.path()).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, kept);
     }
 }

@@ -13,7 +13,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,13 +23,16 @@ use serde::Serialize;
 use store::{CommitError, Store, Transaction, sqlite::Sqlite};
 
 use super::{
-    BackedFile, BackupError,
-    file::{End, Head, Item},
-    fill, make_directory,
+    BackupError,
+    file::{End, Head},
+    fill, look,
     sealed::SealKey,
-    sync_directory_of, verify, with_suffix,
+    sync_directory_of,
 };
-use crate::settings::{Settings, StoreEngine};
+use crate::{
+    pki::{make_directory, write_file},
+    settings::{Settings, StoreEngine},
+};
 
 /// Name of the settings in a backup.
 pub(super) const SETTINGS: &str = "neso.toml";
@@ -87,7 +89,7 @@ pub async fn run(restore: &Restore) -> Result<Restored, BackupError> {
     let Plan { settings, restored, files } = plan(restore).await?;
     for (path, mode, content) in &files {
         make_directory(path.parent().unwrap_or(Path::new("/")))?;
-        put(path, *mode, content)?;
+        write_file(path, content, *mode & 0o755)?;
     }
     let directory = settings.headnode_dir();
     make_directory(&directory)?;
@@ -141,11 +143,7 @@ fn put_in_place(from: &Path, to: &Path) -> Result<(), BackupError> {
 async fn plan(restore: &Restore) -> Result<Plan, BackupError> {
     let (head, end, files) = {
         let (path, key) = (restore.backup.clone(), restore.key.clone());
-        let look = move || {
-            let (head, end) = verify(&path, key.as_ref())?;
-            Ok::<_, BackupError>((head, end, files_of(&path, key.as_ref())?))
-        };
-        base::task::blocking("backup-read", look).await?
+        base::task::blocking("backup-read", move || look(&path, key.as_ref())).await?
     };
     let text = files
         .iter()
@@ -215,35 +213,6 @@ fn place(settings: &Settings, restore: &Restore, name: &str) -> Option<PathBuf> 
         return Some(restore.settings_file.clone());
     }
     super::files(settings).into_iter().find(|(known, _)| known == name).map(|(_, path)| path)
-}
-
-fn files_of(path: &Path, key: Option<&SealKey>) -> Result<Vec<BackedFile>, BackupError> {
-    let from = fs::File::open(path).map_err(|source| BackupError::io("open", path, source))?;
-    let mut files = Vec::new();
-    super::file::read(io::BufReader::new(from), key, &mut |item| {
-        if let Item::File { name, mode, content } = item {
-            files.push(BackedFile { name, mode, content });
-        }
-        Ok(())
-    })?;
-    Ok(files)
-}
-
-/// Writes a file, whole or not at all.
-fn put(path: &Path, mode: u32, content: &[u8]) -> Result<(), BackupError> {
-    let beside = with_suffix(path, ".new");
-    let written = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode & 0o700 | mode & 0o044)
-            .open(&beside)?;
-        io::Write::write_all(&mut file, content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    })();
-    written.map_err(|source| BackupError::io("write", path, source))
 }
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ fn nonce(number: u64, last: bool) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
