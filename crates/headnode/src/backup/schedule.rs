@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use control::Control;
+use control::{Control, tables::ACCOUNTS};
 use flow::loops::Loop;
 use model::time::Timestamp;
 use store::BoxFuture;
@@ -39,7 +39,8 @@ impl Loop for TakeBackups {
             let (now, settings) = (self.control.now(), &self.settings);
             let directory = settings.backup_dir();
             let there = list(&directory)?;
-            if !is_due(&there, now, settings.backup.every_hours) {
+            let used = self.control.snapshot().count(&ACCOUNTS) > 0;
+            if !is_due(&there, used, now, settings.backup.every_hours) {
                 return Ok(String::new());
             }
             let taken = take(settings, self.control.snapshot(), now, None).await?;
@@ -59,9 +60,11 @@ impl Loop for TakeBackups {
     }
 }
 
-fn is_due(there: &[Listed], now: Timestamp, every_hours: u32) -> bool {
+/// Whether it is time for the next. A store that nobody has used yet waits: its backup would be worth nothing, and put the next one
+/// off for as long as a good one.
+fn is_due(there: &[Listed], used: bool, now: Timestamp, every_hours: u32) -> bool {
     let newest = there.last().map(|backup| now.millis_since(backup.taken_at));
-    every_hours > 0 && newest.is_none_or(|age| age >= u64::from(every_hours) * HOUR_MS)
+    used && every_hours > 0 && newest.is_none_or(|age| age >= u64::from(every_hours) * HOUR_MS)
 }
 
 /// Those to drop of `there`, which is in the order of age; 0 days keeps all.
@@ -84,9 +87,10 @@ mod tests {
     #[test]
     fn due_after_so_many_hours() {
         let now = at(100).taken_at;
-        assert!(is_due(&[], now, 24) && !is_due(&[], now, 0));
-        assert!(!is_due(&[at(1), at(77)], now, 24));
-        assert!(is_due(&[at(1), at(76)], now, 24));
+        assert!(is_due(&[], true, now, 24) && !is_due(&[], true, now, 0));
+        assert!(!is_due(&[at(1), at(77)], true, now, 24));
+        assert!(is_due(&[at(1), at(76)], true, now, 24));
+        assert!(!is_due(&[], false, now, 24), "nobody has used it yet");
     }
 
     #[test]
