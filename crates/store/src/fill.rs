@@ -41,7 +41,6 @@ pub struct Fill<'a> {
     limits: Limits,
     batch: Batch,
     bytes: usize,
-    records: u64,
 }
 
 impl<'a> Fill<'a> {
@@ -53,7 +52,7 @@ impl<'a> Fill<'a> {
         if let Some(record) = engine.load("", 1).await?.records.into_iter().next() {
             return Err(FillError::NotEmpty(record.key));
         }
-        Ok(Self { engine, limits: engine.limits(), batch: Batch::default(), bytes: 0, records: 0 })
+        Ok(Self { engine, limits: engine.limits(), batch: Batch::default(), bytes: 0 })
     }
 
     /// Adds a record, whose key no other has.
@@ -73,19 +72,15 @@ impl<'a> Fill<'a> {
         self.bytes += bytes;
         self.batch.checks.push((key.clone(), None));
         self.batch.writes.push((key, Some(value)));
-        self.records += 1;
         Ok(())
     }
 
-    /// Writes the rest. How many records there are.
+    /// Writes the rest.
     ///
     /// # Errors
     /// When the engine fails.
-    pub async fn finish(mut self) -> Result<u64, FillError> {
-        if !self.batch.writes.is_empty() {
-            self.commit().await?;
-        }
-        Ok(self.records)
+    pub async fn finish(mut self) -> Result<(), FillError> {
+        if self.batch.writes.is_empty() { Ok(()) } else { self.commit().await }
     }
 
     async fn commit(&mut self) -> Result<(), FillError> {
