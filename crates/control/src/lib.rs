@@ -20,6 +20,7 @@ pub mod tables;
 pub mod accounts;
 pub mod fabrics;
 pub mod firewall;
+pub mod headnodes;
 pub mod images;
 pub mod instances;
 pub mod networks;

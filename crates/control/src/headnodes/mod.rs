@@ -1,0 +1,3 @@
+//! Headnodes: who they are, and what they keep together.
+
+pub mod members;
