@@ -22,6 +22,11 @@ impl Keys {
         Bytes::from(format!("{}m/{name}", self.prefix))
     }
 
+    /// First key and end of all marks.
+    pub(crate) fn marks(&self) -> (Bytes, Bytes) {
+        (self.mark(""), Bytes::from(format!("{}n", self.prefix)))
+    }
+
     pub(crate) fn record(&self, key: &str) -> Bytes {
         Bytes::from(format!("{}r/{key}", self.prefix))
     }
@@ -66,6 +71,8 @@ mod tests {
         assert!(!within(&Keys::new("/neso/dc2/").record("t/k")));
         let is_record = |key: &Bytes| *key >= keys.records_after("") && *key < keys.records_end();
         assert!(is_record(&keys.record("a/b")) && is_record(&keys.record("\u{10ffff}/b")));
+        let (first, past) = keys.marks();
+        assert!(keys.mark("a") >= first && keys.mark("\u{10ffff}") < past && keys.record("") >= past);
         assert!(!is_record(&keys.mark("a")) && !is_record(&keys.format()));
         assert!(keys.record("t/a") < keys.records_after("t/a") && keys.records_after("t/a") <= keys.record("t/a\0"));
         assert_eq!(keys.record_of(&keys.record("t/k")).as_deref(), Some("t/k"));

@@ -131,6 +131,16 @@ impl Etcd {
         })
     }
 
+    /// Every commit writes its mark, so the newest mark is the newest commit; the keyspace's own revision may be another user's of the same cluster.
+    /// etcd answers a read only after it has made sure that no other member is further.
+    async fn newest_mark(&self) -> Result<Revision, EngineError> {
+        let (key, range_end) = self.keys.marks();
+        let question = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let asked = self.cluster.ask::<_, RangeResponse>(path::RANGE, &question, ANSWER_MAX).await;
+        let marks = asked.map_err(|error| failed("ask etcd how far it is", error))?.kvs;
+        Ok(unsigned(marks.iter().map(|mark| mark.mod_revision).max().unwrap_or(0)))
+    }
+
     async fn commit_batch(&self, batch: Batch) -> Result<Outcome, EngineError> {
         let mut lane = self.lane.lock().await;
         let deadline = deadline();
@@ -254,6 +264,10 @@ impl Engine for Etcd {
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Outcome, EngineError>> {
         Box::pin(self.commit_batch(batch))
+    }
+
+    fn newest(&self) -> Option<BoxFuture<'_, Result<Revision, EngineError>>> {
+        Some(Box::pin(self.newest_mark()))
     }
 
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {

@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, Write as _},
+    time::Duration,
 };
 
 /// Prints text that ends its lines itself, at once. A reader that has gone away is an error here: there is no more to do.
@@ -18,5 +19,15 @@ pub(crate) fn print(piece: impl Display) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{piece}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
+    }
+}
+
+/// Says beside the answer that it may be an old one: for so long the headnode has not known.
+pub(crate) fn note_if_stale(age: Option<Duration>) {
+    if let Some(age) = age {
+        eprintln!(
+            "neso: what is shown may be old: for {:.1} s this headnode has not heard from a majority of the store's members",
+            age.as_secs_f64()
+        );
     }
 }

@@ -1,6 +1,15 @@
 //! The operator's client: one method per request, typed answers, errors in the server's words.
 
-use std::{io, net::SocketAddr, path::Path};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 pub(crate) use http::Method;
@@ -26,7 +35,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::{
     CertificateView, ConsoleView, Datacenter, ErrorBody, FlowView, InstanceView, LoopView, NetworkView, NewAccount,
-    NewKey, NewNetwork, NewPackage, ServerView,
+    NewKey, NewNetwork, NewPackage, STALE_HEADER, ServerView,
 };
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
@@ -110,6 +119,8 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub struct Client {
     http: HttpClient<HttpsConnector<HttpConnector>, Body>,
     address: SocketAddr,
+    /// What the last answer's [`STALE_HEADER`] said, milliseconds; none is 0.
+    stale_ms: Arc<AtomicU64>,
 }
 
 impl Client {
@@ -143,7 +154,7 @@ impl Client {
             .enable_http1()
             .wrap_connector(tcp);
         let http = HttpClient::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { http, address })
+        Ok(Self { http, address, stale_ms: Arc::default() })
     }
 
     async fn send(&self, method: Method, path: &str, kind: &str, body: Body) -> Result<Bytes, Error> {
@@ -158,6 +169,8 @@ impl Client {
             false => Error::Broken { source: error.into() },
         })?;
         let status = answer.status();
+        let stale = answer.headers().get(STALE_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.stale_ms.store(stale.unwrap_or(0), Ordering::Relaxed);
         let body = Limited::new(answer.into_body(), ANSWER_MAX_BYTES)
             .collect()
             .await
@@ -172,6 +185,12 @@ impl Client {
             fields: Vec::new(),
         });
         Err(Error::Refused { status, body })
+    }
+
+    /// For how long the headnode that answered last has not known whether what it shows is the newest; `None` when it is.
+    pub fn stale(&self) -> Option<Duration> {
+        let stale_ms = self.stale_ms.load(Ordering::Relaxed);
+        (stale_ms > 0).then(|| Duration::from_millis(stale_ms))
     }
 
     pub(crate) async fn call<T: DeserializeOwned>(

@@ -32,6 +32,9 @@
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
 
+/// Header of an answer from a headnode that cannot find out whether what it shows is the newest: for how many milliseconds it has not known.
+pub const STALE_HEADER: &str = "neso-stale";
+
 mod backup;
 pub mod client;
 pub mod firewall;

@@ -33,6 +33,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Apply `batch` if its checks hold. When this returns [`Outcome::Committed`] it is durable.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Outcome, EngineError>>;
 
+    /// Revision of the newest commit: at least that of every commit that was acknowledged to anybody, by any process, before this was called.
+    /// `None`: nobody else commits to it, so that this process knows by itself.
+    fn newest(&self) -> Option<BoxFuture<'_, Result<Revision, EngineError>>>;
+
     /// Every change after `revision`, in order.
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>>;
 }

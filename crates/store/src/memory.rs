@@ -105,6 +105,11 @@ impl Engine for Memory {
         Box::pin(std::future::ready(self.apply(batch)))
     }
 
+    fn newest(&self) -> Option<BoxFuture<'_, Result<Revision, EngineError>>> {
+        let newest = self.space.lock().unwrap_or_else(PoisonError::into_inner).revision;
+        Some(Box::pin(std::future::ready(Ok(newest))))
+    }
+
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
         Box::pin(std::future::ready(self.history.watch(after)))
     }

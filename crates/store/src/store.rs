@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     change::Changes,
     engine::{Engine, EngineError, Outcome},
+    fresh::{Freshness, Stale},
     mirror::Mirror,
     pipeline::{Landing, Pipeline, Ticket},
     snapshot::Snapshot,
@@ -98,6 +99,7 @@ struct Inner {
     queued: Notify,
     turns: Turns,
     again: AtomicU64,
+    fresh: Arc<Freshness>,
 }
 
 enum Decided<R, E> {
@@ -114,8 +116,17 @@ impl Store {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
         let (trigger, shutdown) = Shutdown::new();
         let turns = Turns::new(engine.limits().operations / TRANSACTION_SIZE * GROUPS_WAITING);
-        let inner = Arc::new(Inner { engine, mirror, queued: Notify::new(), turns, again: AtomicU64::new(0) });
+        let inner = Arc::new(Inner {
+            engine,
+            mirror,
+            queued: Notify::new(),
+            turns,
+            again: AtomicU64::new(0),
+            fresh: Arc::new(Freshness::new()),
+        });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
+        let serving = inner.fresh.clone().serve(inner.engine.clone(), inner.mirror.clone(), shutdown.clone());
+        base::task::spawn("store-fresh", serving);
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
         Ok(Self { inner, line: turns::OWN.into(), _stop: Arc::new(trigger) })
     }
@@ -130,6 +141,17 @@ impl Store {
     /// The newest durable state.
     pub fn snapshot(&self) -> Snapshot {
         self.inner.mirror.snapshot()
+    }
+
+    /// Waits until [`Store::snapshot`] shows every commit that anybody was told of before this was called, also by another headnode.
+    ///
+    /// # Errors
+    /// When the engine does not say how far it is; the snapshot may be an old one then.
+    pub async fn fresh(&self) -> Result<(), Stale> {
+        match self.inner.engine.newest() {
+            Some(_) => self.inner.fresh.wait().await,
+            None => Ok(()),
+        }
     }
 
     /// How many decisions were made anew because what they saw did not come true.

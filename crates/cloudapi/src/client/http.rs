@@ -1,6 +1,11 @@
 //! Sending signed requests and reading answers.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -26,7 +31,7 @@ use crate::{
     signature::http_date,
     types::{
         Account, AccountUpdate, Audit, CreateKey, CreateMachine, Image, ImageUpdate, Key, Machine, Network,
-        NetworkChoice, NetworkIp, Nic, Package,
+        NetworkChoice, NetworkIp, Nic, Package, service::STALE,
     },
 };
 
@@ -105,6 +110,8 @@ pub struct Client {
     key_id: String,
     signer: Signer,
     clock: fn() -> i64,
+    /// What the last answer's [`STALE`] said, milliseconds; none is 0.
+    stale_ms: AtomicU64,
 }
 
 impl fmt::Debug for Client {
@@ -155,7 +162,15 @@ impl Client {
             key_id: format!("/{}/keys/{}", profile.account, signer.fingerprint_md5),
             signer,
             clock,
+            stale_ms: AtomicU64::new(0),
         })
+    }
+
+    /// For how long the headnode that answered last has not known whether what it shows is the newest; `None` when it is, and from
+    /// servers that do not say.
+    pub fn stale(&self) -> Option<Duration> {
+        let stale_ms = self.stale_ms.load(Ordering::Relaxed);
+        (stale_ms > 0).then(|| Duration::from_millis(stale_ms))
     }
 
     /// `GET /:account`.
@@ -428,6 +443,8 @@ impl Client {
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| failed(url, error))?;
             let (status, headers) = (response.status(), response.headers().clone());
+            let stale = headers.get(STALE).and_then(|value| value.to_str().ok()?.parse().ok());
+            self.stale_ms.store(stale.unwrap_or(0), Ordering::Relaxed);
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
             let body = body.map_err(|source| ClientError::Connect { url: url.to_owned(), source })?.to_bytes();
             Ok(Answer { url: url.to_owned(), status, headers, body })

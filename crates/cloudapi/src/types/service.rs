@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// API versions this server speaks, newest first.
 pub const VERSIONS: [&str; 6] = ["9.0.0", "8.0.0", "7.3.0", "7.2.0", "7.1.0", "7.0.0"];
 
+/// Header of an answer from a headnode that cannot find out whether what it shows is the newest: for how many milliseconds it has not known.
+pub const STALE: http::HeaderName = http::HeaderName::from_static("neso-stale");
+
 /// `GET /--ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {

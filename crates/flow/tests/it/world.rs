@@ -255,6 +255,9 @@ impl store::Engine for Counting {
         self.commits.fetch_add(1, Ordering::SeqCst);
         self.inner.commit(batch)
     }
+    fn newest(&self) -> Option<BoxFuture<'_, Result<Revision, EngineError>>> {
+        self.inner.newest()
+    }
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn engine::Watch>, EngineError>> {
         self.inner.watch(after)
     }

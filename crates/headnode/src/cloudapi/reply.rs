@@ -185,7 +185,7 @@ impl Frame<'_> {
             ),
             (
                 "access-control-expose-headers",
-                "Api-Version, Idempotent-Replayed, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count",
+                "Api-Version, Idempotent-Replayed, Neso-Stale, Request-Id, Response-Time, X-Query-Limit, X-Resource-Count",
             ),
         ];
         for (name, value) in FIXED {

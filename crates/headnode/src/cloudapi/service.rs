@@ -48,6 +48,11 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
         head: parts.method == Method::HEAD,
         plain: accepts(&parts.headers, "text/plain") && !accepts(&parts.headers, "application/json"),
     };
+    if let Some(reply) = public(&api, &parts.method, parts.uri.path()) {
+        return frame.finish(reply);
+    }
+    // Also for calls that change something: what they are refused for must not be a state that is past.
+    let fresh = api.control.store.fresh().await;
     let reply = match handle(&api, &parts, body, version).await {
         Ok(reply) => reply,
         Err(ApiError::Gone(instance)) => {
@@ -57,7 +62,10 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
         }
         Err(error) => error.into(),
     };
-    frame.finish(reply)
+    frame.finish(match fresh {
+        Ok(()) => reply,
+        Err(stale) => reply.header(cloudapi::types::service::STALE, stale.age.as_millis().to_string()),
+    })
 }
 
 async fn handle(
@@ -67,12 +75,6 @@ async fn handle(
     version: Result<Version, String>,
 ) -> Result<Reply, ApiError> {
     let path = parts.uri.path();
-    if parts.method == Method::OPTIONS {
-        return Ok(Reply::empty(StatusCode::NO_CONTENT));
-    }
-    if let Some(reply) = public(api, &parts.method, path) {
-        return Ok(reply);
-    }
     let (route, mut values) = match routes::find(&parts.method, path) {
         Found::Endpoint(route, values) => (route, values),
         Found::OtherMethods(methods) => {
@@ -126,8 +128,11 @@ async fn handle(
     }
 }
 
-/// What anybody may ask.
+/// What anybody may ask, and no record says.
 fn public(api: &CloudApi, method: &Method, path: &str) -> Option<Reply> {
+    if *method == Method::OPTIONS {
+        return Some(Reply::empty(StatusCode::NO_CONTENT));
+    }
     if !matches!(*method, Method::GET | Method::HEAD) {
         return None;
     }

@@ -20,7 +20,7 @@ use std::{ops::Deref, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequest, Request},
+    extract::{DefaultBodyLimit, FromRequest, Request, State},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -98,6 +98,7 @@ pub fn router(ops: Ops) -> Router {
                 "there is no such resource; see the manual's chapter on the ops API",
             )
         })
+        .layer(middleware::from_fn_with_state(ops.clone(), on_newest))
         .layer(middleware::from_fn(only_operators))
         .with_state(ops)
 }
@@ -117,6 +118,17 @@ async fn only_operators(mut request: Request, next: Next) -> Response {
     };
     request.extensions_mut().insert(caller);
     next.run(request).await
+}
+
+/// Answers from the newest state, or says since when it is not known.
+async fn on_newest(State(ops): State<Ops>, request: Request, next: Next) -> Response {
+    let fresh = ops.control.store.fresh().await;
+    let mut response = next.run(request).await;
+    if let Err(stale) = fresh {
+        let age = u64::try_from(stale.age.as_millis()).unwrap_or(u64::MAX);
+        response.headers_mut().insert(opsapi::STALE_HEADER, age.into());
+    }
+    response
 }
 
 /// A refusal in the contract's shape.

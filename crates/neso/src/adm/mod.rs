@@ -106,24 +106,30 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         return backup::run(place, output, command).await;
     }
     let client = client(&place.settings()?)?;
-    match command.noun {
-        Noun::Info => info(&client, output).await,
-        Noun::Account(command) => accounts::run(&client, output, command).await,
-        Noun::Package(command) => infra::packages(&client, output, command).await,
-        Noun::Network(command) => infra::networks(&client, output, command).await,
-        Noun::NicTag(command) => nets::nic_tags(&client, output, command).await,
-        Noun::Pool(command) => nets::pools(&client, output, command).await,
-        Noun::Fabric(command) => nets::fabrics(&client, output, command).await,
-        Noun::Image(command) => infra::images(&client, output, command).await,
-        Noun::Server(command) => servers::servers(&client, output, command).await,
-        Noun::Node(command) => servers::nodes(&client, output, command).await,
-        Noun::Firewall(command) => firewall::run(&client, output, command).await,
-        Noun::Path(command) => path::run(&client, output, command).await,
-        Noun::Placement(command) => placement::run(&client, output, command).await,
-        Noun::Instance(command) => instances::instances(&client, output, command).await,
-        Noun::Flow(command) => instances::flows(&client, output, command).await,
-        Noun::Loops => instances::loops(&client, output).await,
-        Noun::Certificate(command) => certificates(&client, output, command).await,
+    let outcome = ask(&client, output, command.noun).await;
+    crate::answer::note_if_stale(client.stale());
+    outcome
+}
+
+async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
+    match noun {
+        Noun::Info => info(client, output).await,
+        Noun::Account(command) => accounts::run(client, output, command).await,
+        Noun::Package(command) => infra::packages(client, output, command).await,
+        Noun::Network(command) => infra::networks(client, output, command).await,
+        Noun::NicTag(command) => nets::nic_tags(client, output, command).await,
+        Noun::Pool(command) => nets::pools(client, output, command).await,
+        Noun::Fabric(command) => nets::fabrics(client, output, command).await,
+        Noun::Image(command) => infra::images(client, output, command).await,
+        Noun::Server(command) => servers::servers(client, output, command).await,
+        Noun::Node(command) => servers::nodes(client, output, command).await,
+        Noun::Firewall(command) => firewall::run(client, output, command).await,
+        Noun::Path(command) => path::run(client, output, command).await,
+        Noun::Placement(command) => placement::run(client, output, command).await,
+        Noun::Instance(command) => instances::instances(client, output, command).await,
+        Noun::Flow(command) => instances::flows(client, output, command).await,
+        Noun::Loops => instances::loops(client, output).await,
+        Noun::Certificate(command) => certificates(client, output, command).await,
         Noun::Backup(_) | Noun::Doctor => Ok(()),
     }
 }

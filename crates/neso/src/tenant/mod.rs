@@ -193,17 +193,22 @@ struct On {
 /// Runs it.
 pub(crate) async fn run(command: Command) -> Outcome {
     let tenant = Tenant::of_profile(command.profile.as_deref()).await?;
-    let output = Output { json: command.json };
-    match command.verb {
+    let outcome = ask(&tenant, Output { json: command.json }, command.verb).await;
+    crate::answer::note_if_stale(tenant.client.stale());
+    outcome
+}
+
+async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
+    match verb {
         Verb::List { filters } => show::instances(output, &tenant.client.machines(&filter(&filters)?).await?),
         Verb::Get { instance } => show::instance(output, &tenant.find_one(&instance).await?),
-        Verb::Create(create) => create_and_show(&tenant, output, create).await,
-        Verb::Start(on) => act(&tenant, output, on, Act { verb: "start", until: "running" }).await,
-        Verb::Stop(on) => act(&tenant, output, on, Act { verb: "stop", until: "stopped" }).await,
-        Verb::Reboot(on) => reboot(&tenant, output, on).await,
-        Verb::Delete(on) => delete(&tenant, output, on).await,
-        Verb::EnableDeletionProtection { instance } => protect(&tenant, output, &instance, true).await,
-        Verb::DisableDeletionProtection { instance } => protect(&tenant, output, &instance, false).await,
+        Verb::Create(create) => create_and_show(tenant, output, create).await,
+        Verb::Start(on) => act(tenant, output, on, Act { verb: "start", until: "running" }).await,
+        Verb::Stop(on) => act(tenant, output, on, Act { verb: "stop", until: "stopped" }).await,
+        Verb::Reboot(on) => reboot(tenant, output, on).await,
+        Verb::Delete(on) => delete(tenant, output, on).await,
+        Verb::EnableDeletionProtection { instance } => protect(tenant, output, &instance, true).await,
+        Verb::DisableDeletionProtection { instance } => protect(tenant, output, &instance, false).await,
         Verb::Resize { instance, package } => {
             let machine = tenant.find_one(&instance).await?;
             tenant.client.machine_resize(machine.id, &tenant.package(&package).await?).await?;
@@ -218,13 +223,13 @@ pub(crate) async fn run(command: Command) -> Outcome {
             let machine = tenant.find_one(&instance).await?;
             output.say(tenant_ip(&machine)?)
         }
-        Verb::Ssh { instance, arguments } => ssh(&tenant, &instance, arguments).await,
+        Verb::Ssh { instance, arguments } => ssh(tenant, &instance, arguments).await,
         Verb::Audit { instance } => {
             let id = tenant.find_id(&instance).await?;
             show::audit(output, &tenant.client.machine_audit(id).await?)
         }
-        Verb::Tags { instance, changes } => tags(&tenant, output, &instance, &changes).await,
-        Verb::Metadata { instance, changes } => metadata(&tenant, output, &instance, &changes).await,
+        Verb::Tags { instance, changes } => tags(tenant, output, &instance, &changes).await,
+        Verb::Metadata { instance, changes } => metadata(tenant, output, &instance, &changes).await,
         Verb::Nics { instance, add, remove } => {
             let machine = tenant.find_one(&instance).await?;
             if let Some(mac) = remove {

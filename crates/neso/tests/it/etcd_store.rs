@@ -82,6 +82,10 @@ fn a_datacenter_lives_in_etcd() {
     cluster.kill(1);
     cluster.kill(2);
     assert_eq!(datacenter.state("one").as_deref(), Some("running"), "reading goes on");
+    for reading in [&["adm", "instance", "list"][..], &["instance", "list"]] {
+        let said = String::from_utf8_lossy(&datacenter.run(reading).stderr).into_owned();
+        assert!(said.contains("may be old"), "{reading:?} says that it may be old: {said}");
+    }
     cluster.start_two_again();
     datacenter.wait("a stop to be taken again", || datacenter.run(&["instance", "stop", "-w", "one"]).status.success());
     datacenter.wait_idle();
@@ -205,6 +209,13 @@ fn two_headnodes_serve_one_datacenter() {
     // What the one made, the other shows, and the other way round.
     datacenter.good(&["instance", "create", "-w", "--name", "first", "minimal", "g1-nano"]);
     second.good(&datacenter, &["instance", "-j", "get", "first"]);
+    for number in 0..20 {
+        // At once: nobody waits until the other has heard of it.
+        let name = format!("count={number}");
+        datacenter.good(&["instance", "tags", "first", &name]);
+        let seen = second.good(&datacenter, &["instance", "-j", "get", "first"]);
+        assert_eq!(seen["tags"]["count"], number, "one headnode shows what the other said yes to");
+    }
     second.good(&datacenter, &["instance", "create", "-w", "--name", "second", "minimal", "g1-nano"]);
     assert_eq!(datacenter.state("second").as_deref(), Some("running"));
 

@@ -99,6 +99,11 @@ impl Engine for Sqlite {
         Box::pin(self.ask(move |answer| Job::Commit { batch, answer }))
     }
 
+    /// The file is locked for this process.
+    fn newest(&self) -> Option<BoxFuture<'_, Result<Revision, EngineError>>> {
+        None
+    }
+
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
         Box::pin(std::future::ready(self.history.watch(after)))
     }

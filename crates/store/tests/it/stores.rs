@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -135,6 +136,9 @@ impl Engine for Counting {
             self.inner.commit(batch).await
         })
     }
+    fn newest(&self) -> Option<BoxFuture<'_, Result<store::Revision, EngineError>>> {
+        self.inner.newest()
+    }
     fn watch(&self, after: store::Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
         self.inner.watch(after)
     }
@@ -197,6 +201,84 @@ async fn concurrent_updates_of_several_stores_lose_nothing() {
             }
             assert_eq!(store.snapshot().get(&COUNTERS, "shared").unwrap().count, 200, "{}", bed.name);
         }
+    }
+}
+
+/// Somebody is told of a commit by one store, and asks another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_told_of_a_commit_sees_it_in_another_store() {
+    for bed in beds().await {
+        let (store, other) = (bed.store().await, Store::open(bed.other_engine().await, schema()).await.unwrap());
+        store.commit(Transaction::new().create(&COUNTERS, counter("a", 0))).await.unwrap();
+        // In SQLite's file there is no other.
+        let reader = if bed.name == "sqlite" { &store } else { &other };
+        for _ in 0..100 {
+            let told = add_one(&store, "a").await.unwrap();
+            reader.fresh().await.unwrap();
+            let seen = reader.snapshot().get(&COUNTERS, "a").unwrap().count;
+            assert!(seen >= told, "{}: told of {told}, seen {seen}", bed.name);
+        }
+    }
+}
+
+/// An engine that may be asked how far it is, and says nothing, or says that it does not know.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Manner {
+    #[default]
+    Well,
+    Silent,
+    Ignorant,
+}
+
+struct Moody {
+    inner: Memory,
+    manner: base::watch::Sender<Manner>,
+}
+
+impl Engine for Moody {
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+    fn load<'a>(&'a self, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Page, EngineError>> {
+        self.inner.load(after, limit)
+    }
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Outcome, EngineError>> {
+        self.inner.commit(batch)
+    }
+    fn newest(&self) -> Option<BoxFuture<'_, Result<store::Revision, EngineError>>> {
+        Some(Box::pin(async {
+            let mut manner = self.manner.subscribe();
+            let manner = *manner.wait_for(|manner| *manner != Manner::Silent).await.unwrap();
+            match (manner, self.inner.newest()) {
+                (Manner::Well, Some(newest)) => newest.await,
+                _ => Err(EngineError::Closed),
+            }
+        }))
+    }
+    fn watch(&self, after: store::Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
+        self.inner.watch(after)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_know_the_newest_state_is_told_since_when() {
+    let engine = Arc::new(Moody { inner: Memory::new(), manner: base::watch::Sender::new(Manner::Well) });
+    let store = Store::open(engine.clone(), schema()).await.unwrap();
+    store.fresh().await.unwrap();
+    for manner in [Manner::Silent, Manner::Ignorant] {
+        engine.manner.send_replace(manner);
+        let start = tokio::time::Instant::now();
+        let first = store.fresh().await.unwrap_err();
+        assert!(first.age >= start.elapsed() && start.elapsed() >= Duration::from_secs(1));
+        // Who comes when that is known does not wait for it again.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let start = tokio::time::Instant::now();
+        let later = store.fresh().await.unwrap_err();
+        assert!(later.age >= Duration::from_secs(11), "{later:?}");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        engine.manner.send_replace(Manner::Well);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        store.fresh().await.unwrap();
     }
 }
 
