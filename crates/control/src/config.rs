@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use model::placement::Policy;
+use model::{id::ServerId, placement::Policy};
 
 use crate::fabrics::FabricConfig;
 
@@ -15,6 +15,8 @@ pub struct ControlConfig {
     pub region: String,
     /// Suffix of the names instances get, e.g. `cns.example.com`.
     pub dns_suffix: String,
+    /// Which headnode this control plane is; `None` for one that has no peers.
+    pub headnode: Option<ServerId>,
     /// Search domain in guests, Triton's `dns_domain`.
     pub guest_dns_domain: Option<String>,
     /// Directory of the images' files, named by their SHA-256.
@@ -49,6 +51,7 @@ impl ControlConfig {
             datacenter: datacenter.into(),
             region: "home".to_owned(),
             dns_suffix: "cns.local".to_owned(),
+            headnode: None,
             guest_dns_domain: Some("local".to_owned()),
             images_dir: images_dir.into(),
             archive_dir: None,

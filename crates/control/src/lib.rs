@@ -72,6 +72,8 @@ pub struct Inner {
     pub clock: Arc<dyn Clock>,
     /// The operator's decisions.
     pub config: ControlConfig,
+    /// Who else runs a control plane over this store.
+    pub headnodes: headnodes::Headnodes,
     /// Heartbeats.
     pub nodes: Liveness,
     /// The last requests that found no machine.
@@ -103,7 +105,9 @@ impl Control {
         let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
         let targets = servers::targets::Targets::new(&config);
         let archive = config.archive_dir.clone().map(flow::Archive::new);
+        let headnodes = headnodes::Headnodes::new(config.headnode);
         let inner = Inner {
+            headnodes,
             store,
             clock,
             config,
@@ -116,6 +120,7 @@ impl Control {
             turns: repeats::Turns::default(),
         };
         let control = Self { inner: Arc::new(inner), call: None, account: None };
+        headnodes::start(&control, shutdown.clone());
         servers::targets::start(control.clone(), shutdown);
         control
     }

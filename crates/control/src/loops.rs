@@ -27,13 +27,38 @@ const COMMIT_RECORDS: usize = 50;
 /// Records deleted or mended in one pass; the next one takes the rest.
 const PASS_RECORDS: usize = 10_000;
 
-/// Adds every loop of the control plane to `loops`.
+/// Adds every loop of the control plane to `loops`. Those that tidy the records up work on one headnode at a time.
 pub fn add_all(loops: &mut flow::loops::Loops, control: &Control) {
-    loops.add(flow::trim::Trim::new(control.store.clone(), control.clock.clone()).archive(control.archive.clone()));
-    loops.add(Tombstones(control.clone()));
-    loops.add(Leaks(control.clone()));
-    loops.add(Repeats(control.clone()));
+    let trim = flow::trim::Trim::new(control.store.clone(), control.clock.clone()).archive(control.archive.clone());
+    loops.add(OnFirst(control.clone(), trim));
+    loops.add(OnFirst(control.clone(), Tombstones(control.clone())));
+    loops.add(OnFirst(control.clone(), Leaks(control.clone())));
+    loops.add(OnFirst(control.clone(), Repeats(control.clone())));
+    // About this machine's own files.
     loops.add(ImageFiles(control.clone()));
+}
+
+/// A loop that has nothing to do where another headnode does it. Two that run it for a moment do no harm.
+struct OnFirst<L>(Control, L);
+
+impl<L: Loop> Loop for OnFirst<L> {
+    fn name(&self) -> &'static str {
+        self.1.name()
+    }
+
+    fn period(&self) -> Duration {
+        self.1.period()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.1.deadline()
+    }
+
+    fn pass(&self) -> Outcome<'_> {
+        Box::pin(
+            async move { if self.0.headnodes.roster().is_first() { self.1.pass().await } else { Ok(String::new()) } },
+        )
+    }
 }
 
 type Outcome<'a> = BoxFuture<'a, Result<String, Box<dyn std::error::Error + Send + Sync>>>;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use model::{
     account::{Account, AccountKey},
     firewall::FirewallRule,
+    headnode::{Beat, Headnode},
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
@@ -173,6 +174,14 @@ pub(crate) fn room_key(roominess: u32) -> String {
     format!("{:010}", u32::MAX - roominess)
 }
 
+/// Headnodes by their server's id.
+pub static HEADNODES: Table<Headnode> =
+    Table { name: "headnodes", version: 1, key: |headnode| headnode.id.to_string(), indexes: &[], upgrade: no_upgrade };
+
+/// Their last beats, likewise.
+pub static BEATS: Table<Beat> =
+    Table { name: "beats", version: 1, key: |beat| beat.headnode.to_string(), indexes: &[], upgrade: no_upgrade };
+
 /// Invitations by id.
 pub static INVITES: Table<Invite> =
     Table { name: "invites", version: 1, key: |invite| invite.id.to_string(), indexes: &[], upgrade: no_upgrade };
@@ -293,6 +302,8 @@ pub fn schema() -> Schema {
         .with(&FIREWALL_RULES)
         .with(&REPEATS)
         .with(&AFFINITY_GROUPS)
+        .with(&HEADNODES)
+        .with(&BEATS)
         .with(&flow::FLOWS)
 }
 

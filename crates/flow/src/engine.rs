@@ -2,8 +2,8 @@
 //!
 //! The dispatcher owns the order: which flows there are, whose turn it is within a subject, how many have a task. It picks up every open
 //! flow at start, and each new one the moment its commit is visible. Only a limited number of steps *run* at once; waiting takes no
-//! place. Two engines over one store are safe (every journal commit checks the journal's revision) but wasteful; the caller holds a
-//! lease so that one works at a time.
+//! place. Two engines over one store are safe (every journal commit checks the journal's revision) but wasteful; each is given a
+//! share of the flows ([`crate::share`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -14,6 +14,7 @@ use base::{
     channel::{Receiver, Sender, bounded},
     clock::Clock,
     shutdown::Shutdown,
+    watch,
 };
 use store::{Change, Snapshot, Store};
 use tokio::sync::Semaphore;
@@ -23,6 +24,7 @@ use crate::{
     ready::{Begun, Ready},
     record::{FLOWS, FlowId, FlowRecord, OPEN},
     runner::Runner,
+    share::{Share, Shares},
     step::FlowKind,
     testing::Fault,
     waits::Waits,
@@ -45,6 +47,7 @@ pub(crate) struct Shared<C> {
     pub(crate) kinds: BTreeMap<&'static str, Box<dyn AnyKind<C>>>,
     pub(crate) waits: Arc<Waits>,
     pub(crate) steps: Semaphore,
+    pub(crate) shares: Shares,
     pub(crate) fault: Option<Arc<Fault>>,
 }
 
@@ -58,6 +61,7 @@ impl<C: Send + Sync + 'static> Engine<C> {
             kinds: BTreeMap::new(),
             waits: Arc::default(),
             steps: Semaphore::new(STEPS_MAX),
+            shares: Shares::all(),
             fault: None,
         };
         Self { shared: Arc::new(shared) }
@@ -72,6 +76,13 @@ impl<C: Send + Sync + 'static> Engine<C> {
         let kind: Box<dyn AnyKind<C>> = Box::new(Kind::<K>::new());
         let known = self.shared_mut().kinds.insert(K::NAME, kind);
         assert!(known.is_none(), "two kinds of flow are named `{}`", K::NAME);
+        self
+    }
+
+    /// Run only what is in the newest share: others run the rest.
+    #[must_use]
+    pub fn sharing(mut self, shares: watch::Receiver<Arc<dyn Share>>) -> Self {
+        self.shared_mut().shares = Shares::follow(shares);
         self
     }
 
@@ -91,6 +102,7 @@ impl<C: Send + Sync + 'static> Engine<C> {
     pub async fn run(self, shutdown: Shutdown) {
         // The feed first, then the scan: whatever is made in between is in one of the two.
         let mut changes = self.shared.store.changes();
+        let mut shares = self.shared.shares.watch();
         let (ended, mut ends) = bounded("flow-ends", FLOWS_MAX);
         let mut dispatcher = Dispatcher {
             shared: self.shared,
@@ -107,6 +119,7 @@ impl<C: Send + Sync + 'static> Engine<C> {
                 biased;
                 () = shutdown.wait() => break,
                 Some(end) = ends.recv() => dispatcher.end(&end),
+                () = shares.changed() => dispatcher.share(),
                 change = changes.next() => dispatcher.see(&change),
             }
         }
@@ -138,7 +151,7 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
     }
 
     fn pick_up(&mut self, flow: &FlowRecord) {
-        if !flow.state.is_open() || !self.known.insert(flow.id) {
+        if !flow.state.is_open() || !self.shared.shares.has(flow) || !self.known.insert(flow.id) {
             return;
         }
         if flow.subject.is_empty() {
@@ -150,6 +163,19 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
         if line.len() == 1 {
             self.ready.push(&flow.group, flow.id, flow.subject.clone());
         }
+    }
+
+    /// Lets go of what is not its own any more, as far as it has not begun, and picks up what is now. Flows that run let go of themselves.
+    fn share(&mut self) {
+        for (subject, line) in &mut self.lines {
+            if !self.shared.shares.has_subject(subject) {
+                // The first one runs or is about to; its end removes it.
+                for (id, _) in line.drain(1..) {
+                    self.known.remove(&id);
+                }
+            }
+        }
+        self.pick_up_all(&self.shared.store.snapshot());
     }
 
     fn see(&mut self, change: &Change) {
@@ -184,27 +210,33 @@ impl<C: Send + Sync + 'static> Dispatcher<C> {
     fn end(&mut self, end: &Ended) {
         let (id, subject) = (end.id, end.subject.as_str());
         self.ready.ended(&end.group);
-        if !subject.is_empty()
-            && let Some(line) = self.lines.get_mut(subject)
-        {
-            line.pop_front();
-            match line.front() {
-                Some((next, group)) => self.ready.push(group, *next, subject.to_owned()),
-                None => {
-                    self.lines.remove(subject);
-                }
-            }
+        // Let loose again (unparked, or given back to us) between its last look and now: the feed told us while it was still known. One that
+        // panicked stays known, so that it is not tried again and again; the next start of the program tries it once.
+        let snapshot = self.shared.store.snapshot();
+        let open =
+            snapshot.get(&FLOWS, &id.to_string()).filter(|flow| flow.state.is_open() && self.shared.shares.has(flow));
+        let again = open.filter(|_| !end.panicked && !self.shutdown.is_set());
+        if !end.panicked && again.is_none() {
+            self.known.remove(&id);
         }
-        if end.panicked {
-            // Stays known, so that it is not tried again and again; the next start of the program tries it once.
+        if subject.is_empty() {
+            if let Some(flow) = again {
+                self.ready.push(&flow.group, id, String::new());
+            }
             return;
         }
-        self.known.remove(&id);
-        // Let loose again (unparked) between its last look and now: the feed told us while it was still known.
-        if let Some(flow) = self.shared.store.snapshot().get(&FLOWS, &id.to_string())
-            && !self.shutdown.is_set()
-        {
-            self.pick_up(&flow);
+        let line = self.lines.entry(subject.to_owned()).or_default();
+        line.pop_front();
+        if let Some(flow) = again {
+            // In the order in which they were made, as everybody else would pick them up.
+            let place = line.partition_point(|(other, _)| *other < id);
+            line.insert(place, (id, flow.group.clone()));
+        }
+        match line.front() {
+            Some((next, group)) => self.ready.push(group, *next, subject.to_owned()),
+            None => {
+                self.lines.remove(subject);
+            }
         }
     }
 

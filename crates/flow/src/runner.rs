@@ -49,6 +49,8 @@ enum Stop {
     Over,
     /// The stored journal is another one now.
     Lost,
+    /// Another engine runs it.
+    Elsewhere,
     /// The engine stops.
     Shutdown,
 }
@@ -86,7 +88,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
             };
             drop(entry);
             match self.drive(&mut journal).await {
-                Stop::Over | Stop::Shutdown => return,
+                Stop::Over | Stop::Elsewhere | Stop::Shutdown => return,
                 Stop::Lost => {}
             }
         }
@@ -106,6 +108,9 @@ impl<C: Send + Sync + 'static> Runner<C> {
             Err(why) => return self.park(journal, &why).await,
         };
         loop {
+            if !self.shared.shares.has(&journal.record) {
+                return Stop::Elsewhere;
+            }
             let (phase, step) = match journal.record.next() {
                 Next::Run(step) => (Phase::Run, step),
                 Next::Undo(step) => (Phase::Undo, step),
@@ -262,6 +267,9 @@ impl<C: Send + Sync + 'static> Runner<C> {
                     if self.sleep(journal.backoff.next_delay()).await.is_err() {
                         return Some(Stop::Shutdown);
                     }
+                    if !self.shared.shares.has(&journal.record) {
+                        return Some(Stop::Elsewhere);
+                    }
                 }
             }
         }
@@ -360,6 +368,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
             named.iter().map(|(table, key)| (*table, Arc::from(key.as_str()))).collect();
         keys.push((FLOWS.name, self.id.to_string().into()));
         let interest = self.shared.waits.register(keys);
+        let mut shares = self.shared.shares.watch();
         let differs = |newest: &Snapshot| {
             named.iter().any(|(table, key)| newest.revision_of(table, key) != seen.revision_of(table, key))
         };
@@ -371,9 +380,13 @@ impl<C: Send + Sync + 'static> Runner<C> {
             if !self.is_mine(journal) {
                 return Err(Stop::Lost);
             }
+            if !self.shared.shares.has(&journal.record) {
+                return Err(Stop::Elsewhere);
+            }
             tokio::select! {
                 biased;
                 () = self.shutdown.wait() => return Err(Stop::Shutdown),
+                () = shares.changed() => {}
                 () = interest.changed() => {
                     // Our own quiet write wakes us too.
                     let newest = self.shared.store.snapshot();

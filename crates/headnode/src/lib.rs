@@ -12,6 +12,7 @@ pub mod manual;
 pub mod nodelink;
 pub mod ops;
 pub mod pki;
+pub mod presence;
 pub mod settings;
 pub mod tls;
 

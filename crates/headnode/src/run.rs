@@ -6,11 +6,16 @@
 //! Listeners are bound before anything runs, so a port that is taken fails the start and not an hour later. At shutdown
 //! everything hears of it at once; the store is the last to go, when its last user has.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
-use control::{Control, ControlConfig, servers};
+use control::{Control, ControlConfig, headnodes, servers};
 use etcd::Etcd;
 use flow::loops::{Loop, Loops};
 use model::{
@@ -29,6 +34,7 @@ use crate::{
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
+    presence::{Announce, Measurements},
     settings::{Settings, StoreEngine},
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
@@ -83,6 +89,9 @@ pub enum RunError {
     /// The control plane refused this machine's own server record.
     #[error("failed to register this machine")]
     Register(#[source] control::Error),
+    /// The store refused this headnode's own record.
+    #[error("failed to register this headnode")]
+    Announce(#[source] control::Error),
     /// The first firewall rules cannot be written.
     #[error("failed to make the firewall's first rules")]
     Seed(#[source] control::Error),
@@ -97,6 +106,8 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
     control::firewall::seed(&control).await.map_err(RunError::Seed)?;
+    let announce = announce(&settings, &pki, &control).await?;
+    let images_missing = Arc::new(AtomicU64::new(0));
 
     let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
     let nodes_tls = TlsSource::open(&pki, ClientCertificates::Optional)?;
@@ -112,19 +123,25 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     });
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
+    loops.add(announce);
     loops.add(TakeBackups { control: control.clone(), settings: settings.clone() });
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
         inquiries: inquiries.clone(),
         settings: settings.clone(),
-        pki,
+        pki: pki.clone(),
         certificates,
         loops: loops.board(),
         started_at,
     });
-    let flows = control::flows::register(flow::Engine::new(control.store.clone(), clock, control.clone()));
+    let id = pki.server_id;
+    let flows = flow::Engine::new(control.store.clone(), clock, control.clone()).sharing(control.headnodes.share());
+    let flows = control::flows::register(flows);
+    let measurements = Measurements::new(settings.headnode_dir(), images_missing);
+    let beats = headnodes::keep_beating(control.clone(), id, measurements, shutdown.clone());
 
     let background = [
+        base::task::spawn("beats", beats),
         base::task::spawn("flows", flows.run(shutdown.clone())),
         base::task::spawn("loops", loops.run(shutdown.clone())),
     ];
@@ -149,6 +166,14 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     Ok(())
 }
 
+/// Registers this headnode.
+async fn announce(settings: &Settings, pki: &Pki, control: &Control) -> Result<Announce, RunError> {
+    let (id, settings, hostname) = (pki.server_id, Arc::new(settings.clone()), hostname());
+    let announce = Announce { control: control.clone(), id, settings, hostname };
+    headnodes::register(control, id, &announce.now()).await.map_err(RunError::Announce)?;
+    Ok(announce)
+}
+
 /// CloudAPI's routes.
 fn tenants_router(control: &Control, settings: &Settings) -> Router {
     let url = settings.cloudapi_url();
@@ -166,7 +191,7 @@ async fn start_control(
     let images_dir = settings.headnode_dir().join("images");
     std::fs::create_dir_all(&images_dir).map_err(|source| RunError::Directory { path: images_dir.clone(), source })?;
     let store = Store::open(open_engine(settings, pki).await?, control::schema()).await?;
-    Ok(Control::start(store, clock, control_config(settings, images_dir), shutdown.clone()))
+    Ok(Control::start(store, clock, control_config(settings, pki, images_dir), shutdown.clone()))
 }
 
 async fn open_engine(settings: &Settings, pki: &Pki) -> Result<Arc<dyn Engine>, RunError> {
@@ -185,10 +210,11 @@ async fn open_engine(settings: &Settings, pki: &Pki) -> Result<Arc<dyn Engine>, 
     }
 }
 
-fn control_config(settings: &Settings, images_dir: PathBuf) -> ControlConfig {
+fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> ControlConfig {
     let datacenter = &settings.datacenter;
     let placement = &settings.placement;
     ControlConfig {
+        headnode: Some(pki.server_id),
         region: datacenter.region.clone(),
         dns_suffix: datacenter.dns_suffix.clone(),
         guest_dns_domain: Some(datacenter.dns_suffix.clone()),

@@ -4,7 +4,7 @@
 //! not an argument. The rest of the workspace reads records out of the store, asks this crate what they mean, and acts.
 //!
 //! Reading order: [`id`], [`unit`] and [`time`] are the words; [`account`], [`package`], [`network`], [`image`],
-//! [`instance`], [`server`] and [`repeat`] are the records; [`target`] is the document a node receives and the facts it returns, made of
+//! [`instance`], [`server`], [`headnode`] and [`repeat`] are the records; [`target`] is the document a node receives and the facts it returns, made of
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
@@ -16,6 +16,7 @@ pub mod time;
 pub mod unit;
 
 pub mod account;
+pub mod headnode;
 pub mod image;
 pub mod instance;
 pub mod network;

@@ -1,3 +1,145 @@
-//! Headnodes: who they are, and what they keep together.
+//! Headnodes: who runs the control plane, who of them beats, and whose work is whose.
+//!
+//! ```text
+//!   my beat ── a commit, every second ──► store ──► everybody's mirror ──► roster: who is fresh, by the own clock of when it arrived
+//!                                                                             │
+//!                                          flows, loops over everything ◄─────┘  each works out alike whose they are
+//! ```
+//! A beat is good for [`BEAT_FRESH_MS`] from when it arrived *here*: what the sender's clock says is shown and never believed. So a
+//! headnode that cannot commit, or whose mirror does not follow, falls out of its own roster as well as of the others', and owns nothing until
+//! its next beat.
+//!
+//! A control plane that was not told which headnode it is ([`ControlConfig::headnode`]) is alone, as in most tests.
+//!
+//! [`ControlConfig::headnode`]: crate::ControlConfig::headnode
+//! [`BEAT_FRESH_MS`]: model::headnode::BEAT_FRESH_MS
 
 pub mod members;
+
+mod beating;
+mod roster;
+
+use std::sync::Arc;
+
+use model::{
+    headnode::{Beat, HEADNODES_MAX, Headnode, MemberAddresses, Stage},
+    id::ServerId,
+    part::Digest,
+};
+use store::{Entry, Transaction};
+
+use crate::{
+    Control, Error, Result,
+    tables::{BEATS, HEADNODES},
+};
+
+pub use beating::{Measure, beat, keep_beating};
+pub(crate) use roster::start;
+pub use roster::{Headnodes, Roster};
+
+/// What a headnode says of itself when it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// See [`Headnode::hostname`].
+    pub hostname: String,
+    /// See [`Headnode::cloudapi`].
+    pub cloudapi: String,
+    /// See [`Headnode::node_link`].
+    pub node_link: String,
+    /// See [`Headnode::ops`].
+    pub ops: String,
+    /// See [`Headnode::member`]; `None` leaves what is recorded.
+    pub member: Option<MemberAddresses>,
+    /// See [`Headnode::shared_settings`].
+    pub shared_settings: Digest,
+    /// See [`Headnode::release`].
+    pub release: String,
+}
+
+/// A headnode with its last beat and what is made of it here.
+#[derive(Debug, Clone)]
+pub struct HeadnodeView {
+    /// The record.
+    pub headnode: Arc<Entry<Headnode>>,
+    /// Its last beat.
+    pub beat: Option<Arc<Entry<Beat>>>,
+    /// How long ago that arrived here, milliseconds; `None` when none has since this process began.
+    pub heard_ms: Option<u64>,
+    /// That is not too long.
+    pub fresh: bool,
+    /// It has a share of the work.
+    pub works: bool,
+}
+
+/// Writes down that this headnode is one, and how it is reached. A new one is active at once: those that are to join have a record that says so
+/// before they start.
+pub async fn register(control: &Control, id: ServerId, says: &Announcement) -> Result<()> {
+    let now = control.now();
+    let decided = control.store.update(|snapshot| {
+        let transaction = match snapshot.get(&HEADNODES, &id.to_string()) {
+            Some(entry) => announced(&entry, says),
+            None if snapshot.count(&HEADNODES) >= HEADNODES_MAX => {
+                let why = format!("there are {HEADNODES_MAX} headnodes already; remove one first");
+                return Err(Error::Conflict(why));
+            }
+            None => {
+                let headnode = Headnode {
+                    id,
+                    hostname: says.hostname.clone(),
+                    cloudapi: says.cloudapi.clone(),
+                    node_link: says.node_link.clone(),
+                    ops: says.ops.clone(),
+                    member: says.member.clone(),
+                    stage: Stage::Active,
+                    joined_at: now,
+                    shared_settings: says.shared_settings,
+                    release: says.release.clone(),
+                };
+                Transaction::new().create(&HEADNODES, headnode)
+            }
+        };
+        Ok((transaction.may_use_reserve(), ()))
+    });
+    decided.await.map(|_| ())
+}
+
+/// The same for one that is known: its addresses may change while it runs. One that was taken out is not put in again. Returns whether something was
+/// new.
+pub async fn refresh(control: &Control, id: ServerId, says: &Announcement) -> Result<bool> {
+    let decided = control.store.update(|snapshot| {
+        let transaction =
+            snapshot.get(&HEADNODES, &id.to_string()).map_or_else(Transaction::new, |entry| announced(&entry, says));
+        let is_new = !transaction.is_empty();
+        Ok::<_, Error>((transaction, is_new))
+    });
+    Ok(decided.await?.1)
+}
+
+fn announced(entry: &Entry<Headnode>, says: &Announcement) -> Transaction {
+    let Announcement { hostname, cloudapi, node_link, ops, member, shared_settings, release } = says.clone();
+    let member = member.or_else(|| entry.member.clone());
+    let headnode =
+        Headnode { hostname, cloudapi, node_link, ops, member, shared_settings, release, ..entry.value.clone() };
+    match headnode == entry.value {
+        true => Transaction::new(),
+        false => Transaction::new().replace(&HEADNODES, entry, headnode),
+    }
+}
+
+/// All headnodes, in the order of their ids.
+pub fn list(control: &Control) -> Vec<HeadnodeView> {
+    let snapshot = control.snapshot();
+    let roster = control.headnodes.roster();
+    let mut views: Vec<HeadnodeView> = snapshot
+        .scan(&HEADNODES)
+        .map(|headnode| HeadnodeView {
+            beat: snapshot.get(&BEATS, &headnode.id.to_string()),
+            heard_ms: control.headnodes.heard_ms(headnode.id),
+            fresh: roster.is_fresh(headnode.id),
+            works: roster.workers().contains(&headnode.id),
+            headnode,
+        })
+        .collect();
+    views.sort_by_key(|view| view.headnode.id);
+    views
+}

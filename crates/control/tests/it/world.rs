@@ -204,7 +204,8 @@ pub(crate) fn config(dir: &tempfile::TempDir) -> ControlConfig {
 }
 
 pub(crate) fn run_flows(control: &Control, shutdown: Shutdown) {
-    let engine = flow::Engine::new(control.store.clone(), control.clock.clone(), control.clone());
+    let engine = flow::Engine::new(control.store.clone(), control.clock.clone(), control.clone())
+        .sharing(control.headnodes.share());
     base::task::spawn("flows", control::flows::register(engine).run(shutdown));
 }
 

@@ -6,4 +6,5 @@ mod engine;
 mod harness;
 mod killed;
 mod looping;
+mod sharing;
 mod world;

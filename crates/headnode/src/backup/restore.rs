@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use control::tables::SERVERS;
+use control::tables::{BEATS, HEADNODES, SERVERS};
 use model::server::Server;
 use serde::Serialize;
 use store::{CommitError, Store, Transaction, sqlite::Sqlite};
@@ -111,8 +111,17 @@ pub async fn run(restore: &Restore) -> Result<Restored, BackupError> {
     Ok(restored)
 }
 
-/// Counts every machine's documents from above the backup.
+/// Counts every machine's documents from above the backup, and forgets which headnodes there were: whoever starts on these records is one, and no
+/// other is waited for.
 async fn raise(store: &Store, revision: u64) -> Result<(), BackupError> {
+    let failed = |error: CommitError| BackupError::Write(io::Error::other(error));
+    let snapshot = store.snapshot();
+    let forgotten =
+        snapshot.scan(&HEADNODES).fold(Transaction::new(), |all, headnode| all.delete(&HEADNODES, &headnode));
+    let forgotten = snapshot.scan(&BEATS).fold(forgotten, |all, beat| all.delete(&BEATS, &beat));
+    if !forgotten.is_empty() {
+        store.commit(forgotten).await.map_err(failed)?;
+    }
     let servers: Vec<String> = store.snapshot().scan(&SERVERS).map(|server| server.id.to_string()).collect();
     for id in servers {
         let raised = store.update(|snapshot| {
@@ -121,7 +130,7 @@ async fn raise(store: &Store, revision: u64) -> Result<(), BackupError> {
             let server_now = Server { generation_base, ..server.value.clone() };
             Ok::<_, CommitError>((Transaction::new().replace(&SERVERS, &server, server_now), ()))
         });
-        raised.await.map_err(|error| BackupError::Write(io::Error::other(error)))?;
+        raised.await.map_err(failed)?;
     }
     Ok(())
 }

@@ -181,16 +181,9 @@ fn link_address(ops: &Ops) -> Result<String, Refusal> {
              restart the headnode",
         ));
     }
-    if !listen.ip().is_unspecified() {
-        return Ok(listen.to_string());
-    }
-    let reported = || servers::get(&ops.control, ops.pki.server_id).ok()?.server.underlay;
-    let name = settings.fabric.underlay_address.or_else(reported).map(|address| match address {
-        std::net::IpAddr::V4(address) => address.to_string(),
-        std::net::IpAddr::V6(address) => format!("[{address}]"),
-    });
-    match name.or_else(|| settings.listen.names.first().cloned()) {
-        Some(name) => Ok(format!("{name}:{}", listen.port())),
+    let reported = servers::get(&ops.control, ops.pki.server_id).ok().and_then(|view| view.server.underlay);
+    match crate::presence::reached_at(settings, listen, reported) {
+        Some(address) => Ok(address),
         None => Err(wrong(
             "cannot be told: name where the new machine reaches this one with `--address HOST:PORT`, or set \
              fabric.underlay_address or listen.names in the settings",

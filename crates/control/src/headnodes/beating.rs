@@ -1,0 +1,101 @@
+//! This headnode's own beats: a small commit over and over, which carries how long the last ones took.
+
+use std::{collections::VecDeque, time::Duration};
+
+use base::shutdown::Shutdown;
+use model::{
+    headnode::{BEAT_ALONE_MS, BEAT_MS, Beat, Health, Signs, sick},
+    id::ServerId,
+};
+use store::Transaction;
+use tokio::time::Instant;
+
+use crate::{
+    Control, Error, Result,
+    tables::{BEATS, HEADNODES},
+};
+
+/// Commits of beats that are remembered.
+const COMMITS: usize = 5;
+
+/// What only the outside can measure.
+pub trait Measure: Send + Sync + 'static {
+    /// Files of images that should be here and are not.
+    fn images_missing(&self) -> u64;
+    /// Percent of the disk with the headnode's files that is free; `None` when that cannot be told.
+    fn disk_free_percent(&self) -> Option<f64>;
+}
+
+/// Commits one beat.
+pub async fn beat(control: &Control, beat: &Beat) -> Result<()> {
+    let decided = control.store.update(|snapshot| {
+        let key = beat.headnode.to_string();
+        let transaction = match (snapshot.get(&BEATS, &key), snapshot.get(&HEADNODES, &key)) {
+            // Taken out: nothing of it may come back.
+            (_, None) => Transaction::new(),
+            (Some(entry), Some(_)) => Transaction::new().replace(&BEATS, &entry, beat.clone()),
+            (None, Some(_)) => Transaction::new().create(&BEATS, beat.clone()),
+        };
+        // It stays as large as it is, and without it nobody works.
+        Ok::<_, Error>((transaction.may_use_reserve(), ()))
+    });
+    decided.await.map(|_| ())
+}
+
+/// Beats for headnode `id`, which is registered, until `shutdown`.
+pub async fn keep_beating(control: Control, id: ServerId, measure: impl Measure, shutdown: Shutdown) {
+    let started_at = control.now();
+    let mut roster = control.headnodes.watch();
+    let (mut sequence, mut commits, mut failing) = (0, VecDeque::with_capacity(COMMITS), false);
+    loop {
+        sequence += 1;
+        let begun = Instant::now();
+        let next = Beat {
+            headnode: id,
+            sequence,
+            at: control.now(),
+            started_at,
+            health: health(&control, commits.make_contiguous(), &measure),
+        };
+        match shutdown.unless(beat(&control, &next)).await {
+            None => return,
+            Some(Ok(())) => failing = false,
+            Some(Err(error)) => {
+                if !failing {
+                    let error = base::errors::chain(&error);
+                    tracing::warn!(error, "this headnode's beat was not taken; others do its work meanwhile");
+                }
+                failing = true;
+            }
+        }
+        if commits.len() == COMMITS {
+            commits.pop_front();
+        }
+        commits.push_back(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let until = |milliseconds| begun + Duration::from_millis(milliseconds);
+        loop {
+            let is_alone = roster.borrow_and_update().is_alone();
+            let due = until(if is_alone { BEAT_ALONE_MS } else { BEAT_MS });
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => return,
+                () = tokio::time::sleep_until(due) => break,
+                // Somebody else is there now, or nobody any more.
+                _ = roster.changed() => {}
+            }
+        }
+    }
+}
+
+fn health(control: &Control, commits_ms: &[u64], measure: &impl Measure) -> Health {
+    let others_ahead_ms = control.headnodes.others_ahead_ms();
+    let disk_free_percent = measure.disk_free_percent();
+    let signs = Signs { commits_ms, others_ahead_ms: &others_ahead_ms, disk_free_percent };
+    Health {
+        commit_ms: signs.commit_ms(),
+        lag_ms: control.headnodes.lag_ms(),
+        clock_offset_ms: signs.clock_offset_ms(),
+        images_missing: measure.images_missing(),
+        sick: sick(&signs),
+    }
+}

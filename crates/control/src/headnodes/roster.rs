@@ -1,0 +1,258 @@
+//! Who is there, as seen from here.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base::{shutdown::Shutdown, watch};
+use flow::Share;
+use model::{
+    headnode::{BEAT_FRESH_MS, Beat, Sighting, Stage, owner, workers},
+    id::ServerId,
+    time::Timestamp,
+};
+use store::{Change, Snapshot};
+// Not the system's: a simulation owns the time. Not the wall clock either, which jumps.
+use tokio::time::Instant;
+
+use crate::{
+    Control,
+    tables::{BEATS, HEADNODES},
+};
+
+const FRESH: Duration = Duration::from_millis(BEAT_FRESH_MS);
+
+/// Everybody's beats as they arrive here, and what follows from them.
+pub struct Headnodes {
+    me: Option<ServerId>,
+    // A leaf lock, held to note a beat or to look one up.
+    heard: Mutex<BTreeMap<ServerId, Arrived>>,
+    roster: watch::Sender<Arc<Roster>>,
+    share: watch::Sender<Arc<dyn Share>>,
+}
+
+/// A beat that arrived.
+#[derive(Debug, Clone, Copy)]
+struct Arrived {
+    run: (Timestamp, u64),
+    made_at: Timestamp,
+    at: Instant,
+    /// By how much more than its sender's clock says it came after the one before.
+    late_ms: u64,
+    /// How far its sender's clock was ahead of ours then.
+    ahead_ms: i64,
+}
+
+/// Who is there and whose work is whose, at one moment, as seen from one headnode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roster {
+    me: Option<ServerId>,
+    /// No other headnode is known.
+    alone: bool,
+    seen: Vec<Sighting>,
+    workers: Vec<ServerId>,
+}
+
+/// Follows the store until `shutdown`.
+pub(crate) fn start(control: &Control, shutdown: Shutdown) {
+    if control.headnodes.me.is_none() {
+        return;
+    }
+    // Listening begins before the first look, so that no change falls between the two.
+    let mut changes = control.store.changes();
+    control.headnodes.take_in(&control.snapshot(), control.now());
+    let mut next = control.headnodes.look(&control.snapshot());
+    let control = control.clone();
+    base::task::spawn("roster", async move {
+        loop {
+            let late = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => return,
+                change = changes.next() => {
+                    if !concerns(&change) {
+                        continue;
+                    }
+                    control.headnodes.take_in(&change.snapshot, control.now());
+                    next = control.headnodes.look(&change.snapshot);
+                }
+                () = late => next = control.headnodes.look(&control.snapshot()),
+            }
+        }
+    });
+}
+
+fn concerns(change: &Change) -> bool {
+    change.lagged || change.keys.iter().any(|(table, _)| *table == BEATS.name || *table == HEADNODES.name)
+}
+
+// === impl Headnodes ===
+
+impl Headnodes {
+    pub(crate) fn new(me: Option<ServerId>) -> Self {
+        // Nothing is anybody's before the first look; a control plane that is no headnode has all.
+        let roster = Arc::new(Roster { me, alone: me.is_none(), seen: Vec::new(), workers: Vec::new() });
+        Self {
+            me,
+            heard: Mutex::default(),
+            share: watch::Sender::new(roster.clone()),
+            roster: watch::Sender::new(roster),
+        }
+    }
+
+    /// Which headnode this is.
+    pub const fn me(&self) -> Option<ServerId> {
+        self.me
+    }
+
+    /// Who is there now.
+    pub fn roster(&self) -> Arc<Roster> {
+        self.roster.borrow().clone()
+    }
+
+    /// The same for those who wait for it to change.
+    pub fn watch(&self) -> watch::Receiver<Arc<Roster>> {
+        self.roster.subscribe()
+    }
+
+    /// Which flows are this headnode's.
+    pub fn share(&self) -> watch::Receiver<Arc<dyn Share>> {
+        self.share.subscribe()
+    }
+
+    /// How long ago a headnode's last beat arrived, milliseconds.
+    pub fn heard_ms(&self, id: ServerId) -> Option<u64> {
+        let at = self.heard().get(&id)?.at;
+        Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The largest delay of others' last beats against the ones before, milliseconds.
+    pub(super) fn lag_ms(&self) -> u64 {
+        self.others(|arrived| arrived.late_ms).into_iter().max().unwrap_or(0)
+    }
+
+    /// How far the clocks of others that beat are ahead of ours, milliseconds.
+    pub(super) fn others_ahead_ms(&self) -> Vec<i64> {
+        self.others(|arrived| arrived.ahead_ms)
+    }
+
+    fn others<T>(&self, of: impl Fn(&Arrived) -> T) -> Vec<T> {
+        let heard = self.heard();
+        let fresh = heard.iter().filter(|(id, arrived)| Some(**id) != self.me && arrived.at.elapsed() < FRESH);
+        fresh.map(|(_, arrived)| of(arrived)).collect()
+    }
+
+    /// Notes the beats that are new in `snapshot`.
+    fn take_in(&self, snapshot: &Snapshot, now: Timestamp) {
+        let mut heard = self.heard();
+        heard.retain(|id, _| snapshot.get(&BEATS, &id.to_string()).is_some());
+        for beat in snapshot.scan(&BEATS) {
+            let before = heard.get(&beat.headnode).copied();
+            let run = (beat.started_at, beat.sequence);
+            if before.is_none_or(|before| before.run != run) {
+                heard.insert(beat.headnode, Arrived::now(&beat, before, now));
+            }
+        }
+    }
+
+    /// Works out who is there as of now, and says it if it is news. Returns when it must be looked at again.
+    fn look(&self, snapshot: &Snapshot) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let seen: Vec<Sighting> = snapshot
+            .scan(&HEADNODES)
+            .map(|headnode| {
+                let until = self.heard().get(&headnode.id).map(|arrived| arrived.at + FRESH);
+                let fresh = until.is_some_and(|until| until > now);
+                if let Some(until) = until.filter(|_| fresh) {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                }
+                let beat = snapshot.get(&BEATS, &headnode.id.to_string());
+                let sick = beat.is_some_and(|beat| beat.health.sick.is_some());
+                Sighting { id: headnode.id, stage: headnode.stage, fresh, sick }
+            })
+            .collect();
+        let alone = seen.iter().all(|one| Some(one.id) == self.me);
+        let roster = Arc::new(Roster { me: self.me, alone, workers: workers(&seen), seen });
+        let is_news = self.roster.send_if_modified(|known| {
+            let is_news = **known != *roster;
+            known.clone_from(&roster);
+            is_news
+        });
+        if is_news {
+            tracing::info!(workers = ?roster.workers, alone, "who shares the work has changed");
+            self.share.send_replace(roster);
+        }
+        // Whoever is alone waits for nobody.
+        next.filter(|_| !alone)
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerId, Arrived>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Arrived {
+    fn now(beat: &Beat, before: Option<Self>, now: Timestamp) -> Self {
+        let at = Instant::now();
+        let late_ms = before.map_or(0, |before| {
+            let passed = u64::try_from(at.duration_since(before.at).as_millis()).unwrap_or(u64::MAX);
+            passed.saturating_sub(beat.at.millis_since(before.made_at))
+        });
+        let ahead_ms = beat.at.0.saturating_sub(now.0);
+        Self { run: (beat.started_at, beat.sequence), made_at: beat.at, at, late_ms, ahead_ms }
+    }
+}
+
+// === impl Roster ===
+
+impl Roster {
+    /// Which headnode sees it so.
+    pub const fn me(&self) -> Option<ServerId> {
+        self.me
+    }
+
+    /// Whether no other headnode is known.
+    pub const fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Whether a headnode beats.
+    pub fn is_fresh(&self, id: ServerId) -> bool {
+        self.seen.iter().any(|one| one.id == id && one.fresh)
+    }
+
+    /// Those that share the work, in the order of their ids.
+    pub fn workers(&self) -> &[ServerId] {
+        &self.workers
+    }
+
+    /// Whether this is the one that tidies up after all.
+    pub fn is_first(&self) -> bool {
+        self.alone || self.me.is_some() && self.workers.first().copied() == self.me
+    }
+
+    /// Whether others work and this one had better not: it is sick by its own word, or cannot commit.
+    pub fn is_out(&self) -> bool {
+        let me = self.seen.iter().find(|one| Some(one.id) == self.me);
+        !self.alone && me.is_none_or(|me| !me.fresh || me.sick && !self.workers.contains(&me.id))
+    }
+
+    /// Active headnodes other than this one.
+    pub fn others(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.seen.iter().filter(|one| Some(one.id) != self.me && one.stage == Stage::Active).map(|one| one.id)
+    }
+}
+
+impl Share for Roster {
+    fn is_mine(&self, what: &str) -> bool {
+        self.alone || self.me.is_some() && owner(&self.workers, what) == self.me
+    }
+}

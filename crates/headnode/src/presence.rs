@@ -1,0 +1,145 @@
+//! What this headnode says of itself to the others: how it is reached, and how it fares. See [`control::headnodes`].
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use control::{
+    Control,
+    headnodes::{self, Announcement, Measure},
+    servers,
+};
+use flow::loops::Loop;
+use model::{id::ServerId, part::Digest};
+use store::BoxFuture;
+
+use crate::settings::Settings;
+
+/// How often the record of this headnode is compared with what is so: an address may change while it runs.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// What this headnode says when it starts. `reported` is the address its own machine has between machines, as far as it is known.
+pub fn announcement(settings: &Settings, hostname: String, reported: Option<IpAddr>) -> Announcement {
+    let reached = |listen: SocketAddr| reached_at(settings, listen, reported).unwrap_or_else(|| listen.to_string());
+    Announcement {
+        hostname,
+        cloudapi: reached(settings.listen.cloudapi),
+        node_link: reached(settings.listen.node_link),
+        ops: reached(settings.listen.ops),
+        member: None,
+        shared_settings: shared_settings(settings),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Where other machines find what listens at `listen`, `HOST:PORT`; `None` when that cannot be told.
+pub fn reached_at(settings: &Settings, listen: SocketAddr, reported: Option<IpAddr>) -> Option<String> {
+    if !listen.ip().is_unspecified() {
+        return Some(listen.to_string());
+    }
+    let address = settings
+        .fabric
+        .underlay_address
+        .or(reported)
+        .map(|address| SocketAddr::new(address, listen.port()).to_string());
+    address.or_else(|| settings.listen.names.first().map(|name| format!("{name}:{}", listen.port())))
+}
+
+/// What tells the settings all headnodes must agree on from others: those that go into records and into what machines are told.
+pub fn shared_settings(settings: &Settings) -> Digest {
+    let fabric = crate::settings::Fabric { underlay_address: None, nic_tags: None, ..settings.fabric.clone() };
+    Digest::of(&(&settings.datacenter, &settings.external, &settings.private, &settings.placement, &fabric))
+}
+
+/// What is measured outside the control plane.
+pub struct Measurements {
+    directory: PathBuf,
+    images_missing: Arc<AtomicU64>,
+}
+
+impl Measurements {
+    /// For a headnode with its files in `directory`; `images_missing` is counted elsewhere.
+    pub const fn new(directory: PathBuf, images_missing: Arc<AtomicU64>) -> Self {
+        Self { directory, images_missing }
+    }
+}
+
+impl Measure for Measurements {
+    fn images_missing(&self) -> u64 {
+        self.images_missing.load(Ordering::Relaxed)
+    }
+
+    fn disk_free_percent(&self) -> Option<f64> {
+        let space = nix::sys::statvfs::statvfs(&self.directory).ok().filter(|space| space.blocks() > 0)?;
+        Some(space.blocks_available() as f64 * 100.0 / space.blocks() as f64)
+    }
+}
+
+/// Keeps the record of this headnode true.
+pub struct Announce {
+    /// Over the records.
+    pub control: Control,
+    /// Which headnode this is.
+    pub id: ServerId,
+    /// Its settings.
+    pub settings: Arc<Settings>,
+    /// What the machine calls itself.
+    pub hostname: String,
+}
+
+impl Announce {
+    /// What there is to say now.
+    pub fn now(&self) -> Announcement {
+        let reported = servers::get(&self.control, self.id).ok().and_then(|view| view.server.underlay);
+        announcement(&self.settings, self.hostname.clone(), reported)
+    }
+}
+
+impl Loop for Announce {
+    fn name(&self) -> &'static str {
+        "announce headnode"
+    }
+
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
+    fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
+        Box::pin(async {
+            let is_new = headnodes::refresh(&self.control, self.id, &self.now()).await?;
+            Ok(if is_new { "this headnode's addresses changed".to_owned() } else { String::new() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_told_an_address_they_can_dial() {
+        let text = Settings::generate(None).unwrap();
+        let mut settings = Settings::parse(&text).unwrap();
+        let any: SocketAddr = "0.0.0.0:8444".parse().unwrap();
+        settings.listen.names.clear();
+        assert_eq!(reached_at(&settings, any, None), None);
+        settings.listen.names = vec!["head-1.example.org".to_owned()];
+        assert_eq!(reached_at(&settings, any, None).unwrap(), "head-1.example.org:8444");
+        assert_eq!(reached_at(&settings, any, Some("fd00::1".parse().unwrap())).unwrap(), "[fd00::1]:8444");
+        settings.fabric.underlay_address = Some("10.0.0.1".parse().unwrap());
+        assert_eq!(reached_at(&settings, any, Some("10.0.0.2".parse().unwrap())).unwrap(), "10.0.0.1:8444");
+        assert_eq!(reached_at(&settings, "10.9.9.9:1".parse().unwrap(), None).unwrap(), "10.9.9.9:1");
+
+        let digest = shared_settings(&settings);
+        settings.fabric.underlay_address = None;
+        assert_eq!(shared_settings(&settings), digest, "every headnode has an address of its own");
+        settings.placement.memory_percent += 1;
+        assert_ne!(shared_settings(&settings), digest);
+    }
+}
