@@ -283,6 +283,7 @@ impl Place {
                 goes_down: false,
                 untold_addresses: BTreeMap::new(),
                 wires: model::wire::Wires::default(),
+                clock: None,
             };
             servers::apply_report(control, *id, &report).await.map_err(text)?;
         }

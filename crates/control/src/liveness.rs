@@ -9,6 +9,7 @@ use std::{
 
 use base::watch;
 use model::{
+    clock::ClockReading,
     id::{InstanceId, NetworkId, ServerId},
     state::Reachability,
     time::Timestamp,
@@ -44,6 +45,8 @@ pub struct Heard {
     pub strangers: BTreeMap<InstanceId, Vec<(NetworkId, IpAddr)>>,
     /// What it found out about its wires to other machines.
     pub wires: Wires,
+    /// Its clock beside that of whoever it reports to.
+    pub clock: Option<ClockReading>,
 }
 
 impl Heard {

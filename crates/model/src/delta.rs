@@ -16,6 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock::ClockReading,
     firewall::{AddressSet, FirewallTarget, InstanceFilter, Layer, LayerId, RuleTarget, SetId, SetTarget},
     id::{FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     part::{Digest, Part, Sum},
@@ -48,7 +49,7 @@ pub enum ReportNews {
     /// All of it.
     Whole(Box<Report>),
     /// What is new since the report the headnode holds.
-    Delta(ReportDelta),
+    Delta(Box<ReportDelta>),
 }
 
 /// What a node knows the headnode to hold of its reports: nothing, until an answer says so.
@@ -197,6 +198,9 @@ pub struct ReportDelta {
     /// See [`crate::wire::Wires::age_ms`]; always said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wires_age_ms: Option<u64>,
+    /// See [`Report::clock`]; always said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockReading>,
 }
 
 // === impl Changes ===
@@ -413,7 +417,7 @@ impl Said {
     /// The shortest form of `report` that the headnode can understand.
     pub fn news(&self, report: &Report) -> ReportNews {
         let delta = self.0.as_ref().and_then(|(digest, held)| ReportDelta::between(*digest, held, report));
-        delta.map_or_else(|| ReportNews::Whole(Box::new(report.clone())), ReportNews::Delta)
+        delta.map_or_else(|| ReportNews::Whole(Box::new(report.clone())), |delta| ReportNews::Delta(Box::new(delta)))
     }
 
     /// Notes the answer to `report`, which says what the headnode holds now. False when that is something else: a delta was
@@ -452,6 +456,7 @@ impl Report {
             goes_down: _,
             untold_addresses,
             wires,
+            clock: _,
         } = self;
         let mut sum = Sum::default();
         sum.value(&(server, hostname, boot_id, hardware, images, underlay, outside));
@@ -486,6 +491,7 @@ impl ReportDelta {
             goes_down,
             untold_addresses,
             wires,
+            clock,
         } = new;
         let same = (&old.server, &old.hostname, &old.boot_id, &old.hardware) == (server, hostname, boot_id, hardware)
             && (&old.images, &old.underlay, &old.outside) == (images, underlay, outside)
@@ -506,6 +512,7 @@ impl ReportDelta {
                 false => Changes::between(&old.wires.facts, &wires.facts),
             },
             wires_age_ms: wires.age_ms,
+            clock: *clock,
         })
     }
 
@@ -523,6 +530,7 @@ impl ReportDelta {
             firewall_seen: self.firewall_seen,
             leaving: self.leaving,
             goes_down: false,
+            clock: self.clock,
             ..held.clone()
         };
         self.zones.apply(&mut report.zones);

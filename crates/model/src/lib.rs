@@ -8,7 +8,7 @@
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
-//! packet stops, [`wire`] how machines try the wires between them; [`rules`] says what
+//! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`rules`] says what
 //! names, tags and metadata may be.
 
 pub mod id;
@@ -25,6 +25,7 @@ pub mod repeat;
 pub mod server;
 
 pub mod address;
+pub mod clock;
 pub mod compile;
 pub mod delta;
 pub mod diff;

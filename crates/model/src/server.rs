@@ -79,6 +79,9 @@ pub struct Server {
     /// Address the outside sees when it translates for instances, as it reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<IpAddr>,
+    /// How far its clock is ahead of the headnode's, milliseconds, while it is surely off: see [`crate::clock::noted`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_ms: Option<i64>,
     /// Since when and why it is being emptied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
@@ -111,6 +114,7 @@ impl Server {
             underlay: None,
             underlay_mtu: None,
             outside: None,
+            clock_ahead_ms: None,
             drain: None,
             created_at,
         }

@@ -17,6 +17,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock::ClockReading,
     firewall::FirewallTarget,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, PackageId, ServerId},
     image::Compression,
@@ -295,6 +296,9 @@ pub struct Report {
     /// What it found out about its wires to other machines.
     #[serde(default, skip_serializing_if = "Wires::is_empty")]
     pub wires: Wires,
+    /// Its clock beside the headnode's; `None` before the first answer that told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockReading>,
 }
 
 /// What a node says of one instance.

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicI64, AtomicU64},
     },
 };
 
@@ -53,8 +53,7 @@ impl Agent {
         let server = self.config.server;
         let ledgers = Ledgers::new(&self.config.data_dir, self.config.disk.clone());
         let images = Images::new(&self.config.data_dir);
-        make_directory(&self.config.data_dir)?;
-        make_directory(&self.config.control_dir)?;
+        [&self.config.data_dir, &self.config.control_dir].into_iter().try_for_each(|path| make_directory(path))?;
         let incoming = self.config.data_dir.join("incoming");
         images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })?;
         let (keeper, target) = Keeper::open(self.config.disk.clone(), &self.config.data_dir, server)?;
@@ -86,6 +85,7 @@ impl Agent {
             verbs,
             link: self.link,
             clock: self.clock,
+            clock_ahead_ms: AtomicI64::new(0),
             shutdown,
             target,
             seen: AtomicU64::new(0),

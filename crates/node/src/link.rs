@@ -13,13 +13,15 @@ use std::{
 
 use base::backoff::Backoff;
 use model::{
+    clock::{self, ClockReading, Exchange, Gauge},
     delta::{Held, ReportNews, Said, TargetDelta, TargetNews},
     diff::Wiring,
     id::{InstanceId, NetworkId},
     target::{Report, Target},
     time::Timestamp,
 };
-use nodeapi::HEARTBEAT_SECONDS;
+use nodeapi::{HEARTBEAT_SECONDS, ReportAnswer};
+use tokio::time::Instant;
 
 use crate::{
     error::AgentError,
@@ -146,10 +148,13 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
     let mut sequence = 0_u64;
     let mut said = Said::default();
+    let (begun, mut gauge) = (Instant::now(), Gauge::default());
     loop {
         sequence += 1;
-        let (report, later) = compose(shared, identity, sequence);
+        let (mut report, later) = compose(shared, identity, sequence);
+        report.clock = gauge.at(begun.elapsed());
         let news = said.news(&report);
+        let asked = Instant::now();
         let answer = tokio::select! {
             biased;
             answer = shared.link.report(&news) => answer,
@@ -158,6 +163,10 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
         let pause = match answer {
             Ok(answer) => {
                 pauses.reset();
+                if let Some(reading) = reading(shared, &answer, asked.elapsed()) {
+                    gauge.take(reading, begun.elapsed());
+                    set_right(shared, gauge.at(begun.elapsed()));
+                }
                 let is_taken = said.answered(report, answer.held);
                 if !is_taken && matches!(news, ReportNews::Delta(_)) {
                     // The headnode does not hold what this follows on: at once the whole, which it understands in any case.
@@ -184,6 +193,28 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
             () = tokio::time::sleep(pause) => {}
             () = shared.shutdown.wait() => return sequence,
         }
+    }
+}
+
+/// What an answer tells of this machine's clock.
+fn reading(shared: &Shared, answer: &ReportAnswer, waited: Duration) -> Option<ClockReading> {
+    let heard = Timestamp(shared.now_ms());
+    Exchange { heard, waited, received: answer.received_at?, answered: answer.answered_at? }.reading()
+}
+
+/// From now on this machine tells the headnode's time where its own clock is surely off.
+fn set_right(shared: &Shared, reading: Option<ClockReading>) {
+    let ahead = reading.map_or(0, ClockReading::correction_ms);
+    let before = shared.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
+    match (before, ahead) {
+        (0, 0) => {}
+        (_, 0) => tracing::info!("this machine's clock agrees with the headnode's again"),
+        _ if before.abs_diff(ahead) > clock::OFF_MS => {
+            let off = clock::words(ahead);
+            tracing::warn!(%off, "this machine's clock is not the headnode's; set it, and have it kept (NTP)");
+            shared.board.nudge();
+        }
+        _ => {}
     }
 }
 
@@ -252,7 +283,8 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         outside: whereabouts.outside,
         leaving: false,
         goes_down: false,
-        wires: shared.wires.borrow().wires(Timestamp(now)),
+        wires: shared.wires.borrow().wires(shared.now()),
+        clock: None,
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));
     (report, later)

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -33,6 +33,9 @@ pub(crate) struct Shared {
     pub(crate) verbs: Verbs,
     pub(crate) link: Arc<dyn HeadnodeLink>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// How far that is ahead of the headnode's, while it is surely off: [`model::clock::ClockReading::correction_ms`]. A lone number, so
+    /// relaxed ordering is enough.
+    pub(crate) clock_ahead_ms: AtomicI64,
     pub(crate) shutdown: Shutdown,
     /// The target held; the keeper in `link` writes it.
     pub(crate) target: watch::Sender<Arc<Target>>,
@@ -56,12 +59,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// What this machine's clock says: for how long something takes.
     pub(crate) fn now_ms(&self) -> i64 {
         self.clock.now_ms()
     }
 
+    /// The time of the datacenter, as far as it is known: for what others are told.
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp(self.now_ms())
+        self.of_datacenter(Timestamp(self.now_ms()))
+    }
+
+    /// What the headnode's clock said when this machine's said `here`.
+    pub(crate) fn of_datacenter(&self, here: Timestamp) -> Timestamp {
+        here.plus_millis(self.clock_ahead_ms.load(Ordering::Relaxed).saturating_neg())
     }
 
     pub(crate) fn target(&self) -> Arc<Target> {

@@ -176,6 +176,7 @@ impl Worker<'_> {
         if !self.held.written || !ran_in_this_boot || noted {
             return Ok(());
         }
+        let exit = exit.map(|exit| Exit { at: self.shared.of_datacenter(exit.at), ..exit });
         let exit = exit.unwrap_or_else(|| Exit {
             at: now,
             code: None,
@@ -398,7 +399,8 @@ impl<'a> Worker<'a> {
             .await
             .map_err(|source| StepError::Host { doing: "stop the zone", source })?;
         self.held.started_at = None;
-        self.held.ledger.exit = status.exit.map(|exit| Exit { asked: true, ..exit });
+        let ended = |exit: Exit| Exit { at: self.shared.of_datacenter(exit.at), asked: true, ..exit };
+        self.held.ledger.exit = status.exit.map(ended);
         self.held.ledger.exit_was_asked = true;
         self.note(Step::Stop, zone, wiring)
     }

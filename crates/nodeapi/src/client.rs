@@ -170,14 +170,40 @@ impl Client {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(response);
                 }
-                Ok(Err(error)) => {
-                    last = Some(LinkError::Unreachable { doing: doing.to_owned(), source: Box::new(error) });
-                }
+                Ok(Err(error)) => last = Some(unreachable(doing, error)),
                 Err(_) => last = Some(LinkError::Slow { doing: doing.to_owned(), seconds }),
             }
         }
         Err(last.expect("a link has at least one headnode"))
     }
+}
+
+/// Why a request did not get through.
+fn unreachable(doing: &str, error: hyper_util::client::legacy::Error) -> LinkError {
+    let (doing, is_about_time) = (doing.to_owned(), is_about_time(&error));
+    let source = Box::new(error);
+    match is_about_time {
+        true => LinkError::Clock { doing, source },
+        false => LinkError::Unreachable { doing, source },
+    }
+}
+
+/// Whether a certificate was refused for the time in it.
+fn is_about_time(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::{CertificateError as Why, Error as TlsError};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(TlsError::InvalidCertificate(why)) = error.downcast_ref() {
+            return matches!(
+                why,
+                Why::NotValidYet | Why::NotValidYetContext { .. } | Why::Expired | Why::ExpiredContext { .. }
+            );
+        }
+        // What an IO error carries is skipped by its own chain.
+        let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = carried.map_or_else(|| error.source(), |carried| Some(carried));
+    }
+    false
 }
 
 /// The name every headnode shows.

@@ -36,7 +36,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
@@ -125,6 +125,11 @@ impl Fingerprint {
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         Self(Sha256::digest(certificate).into())
     }
+
+    /// Of the first certificate in a PEM text, if there is one.
+    pub fn of_pem(pem: &[u8]) -> Option<Self> {
+        Some(Self::of(&CertificateDer::from_pem_slice(pem).ok()?))
+    }
 }
 
 impl fmt::Display for Fingerprint {
@@ -206,16 +211,20 @@ impl Door {
     /// Calls `address` (`host:port`) and learns that it belongs to the authority of `fingerprint`, and that this machine's clock,
     /// which says `now`, is right.
     pub async fn open(address: &str, fingerprint: Fingerprint, now: Timestamp) -> Result<(Self, Hello), JoinError> {
-        let lenient = Self::with(address, fingerprint, Times::Ignored)?;
-        let hello: Hello = match lenient.0.ask("say hello", Method::GET, "/v1/hello", Bytes::new()).await {
-            Ok(hello) => hello,
-            Err(error) => return Err(lenient.1.explain(address, error)),
-        };
+        let hello = Self::hello(address, fingerprint).await?;
         if let Some(off) = clock_off(now, hello.now) {
             return Err(JoinError::Clock { off });
         }
         let (door, _) = Self::with(address, fingerprint, Times::Checked)?;
         Ok((door, hello))
+    }
+
+    /// What the headnode at `address`, which belongs to the authority of `fingerprint`, says to anybody, its time among it. Certificates
+    /// count whatever the time in them.
+    pub async fn hello(address: &str, fingerprint: Fingerprint) -> Result<Hello, JoinError> {
+        let (door, pinned) = Self::with(address, fingerprint, Times::Ignored)?;
+        let hello = door.ask("say hello", Method::GET, "/v1/hello", Bytes::new()).await;
+        hello.map_err(|error| pinned.explain(address, error))
     }
 
     /// Asks to be let in.

@@ -25,7 +25,7 @@ pub mod inquiry;
 pub mod join;
 pub mod link;
 
-use model::part::Digest;
+use model::{part::Digest, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The name in every headnode's certificate, whatever its addresses: nodes look for this one.
@@ -58,6 +58,12 @@ pub struct ReportAnswer {
     /// be said whole. A headnode that takes no deltas says none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Digest>,
+    /// What the headnode's clock said when it had the report, so that the node can tell how far its own is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<Timestamp>,
+    /// What it said when this answer was ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<Timestamp>,
 }
 
 /// An error in words; body of every answer that is not 2xx.

@@ -28,6 +28,18 @@ pub enum LinkError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// By this machine's clock the headnode's certificate is of another time.
+    #[error(
+        "failed to {doing}: by this machine's clock the headnode's certificate is too young or too old; `neso doctor` compares the clock \
+         with the headnode's"
+    )]
+    Clock {
+        /// What for.
+        doing: String,
+        /// The network's words.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// It did not answer in time.
     #[error("no answer within {seconds} s to the request to {doing}")]
     Slow {

@@ -46,6 +46,7 @@ mod servers;
 use std::{collections::BTreeMap, net::IpAddr};
 
 use model::{
+    clock::ClockReading,
     id::{AccountId, InstanceId, PackageId},
     instance::Instance,
     server::{Condition, Server, Trait},
@@ -311,6 +312,9 @@ pub struct ServerView {
     /// How long ago at most it tried them, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wires_age_ms: Option<u64>,
+    /// Its clock beside the headnode's, as of its last report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockReading>,
 }
 
 /// A machine's wire to another.

@@ -40,10 +40,10 @@ async fn run(settings: &Settings) -> Result<(), String> {
         tokio::time::sleep(Duration::from_secs(LONG_POLL_SECONDS)).await;
         StatusCode::NO_CONTENT
     };
-    let router = Router::new()
-        .route("/v1/target", get(wait))
-        .route("/v1/inquiries", get(wait))
-        .route("/v1/report", post(async |_: Bytes| Json(ReportAnswer { generation: 0, held: None })));
+    let router = Router::new().route("/v1/target", get(wait)).route("/v1/inquiries", get(wait)).route(
+        "/v1/report",
+        post(async |_: Bytes| Json(ReportAnswer { generation: 0, held: None, received_at: None, answered_at: None })),
+    );
     let (trigger, shutdown) = Shutdown::new();
     let serving = base::task::spawn("floor", serve("floor", listener, tls, router, Limits::NODES, shutdown));
     let _ = signal().await;

@@ -11,6 +11,7 @@ mod walls;
 use std::sync::Arc;
 
 use model::{
+    clock::ClockReading,
     id::{InstanceId, ServerId},
     server::{Condition, Likeness, MachineIdentity, Server, Sign, condition},
     state::Reachability,
@@ -49,6 +50,8 @@ pub struct ServerView {
     pub strangers: Vec<InstanceId>,
     /// What it found out about its wires to other machines.
     pub wires: Wires,
+    /// Its clock beside the headnode's, as of its last report.
+    pub clock: Option<ClockReading>,
     /// Largest packet that full ones of the datacenter's fabrics become at its address between machines, bytes.
     pub underlay_needed: Option<u32>,
 }
@@ -157,6 +160,7 @@ fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let needed = |underlay| u32::from(control.config.fabric.mtu) + overhead(underlay);
     ServerView {
         wires,
+        clock: heard.as_ref().and_then(|heard| heard.clock),
         underlay_needed: server.underlay.map(needed),
         condition: condition(&server, sign, reachability, control.now()),
         reachability,

@@ -14,6 +14,7 @@ use std::{
 };
 
 use model::{
+    clock,
     delta::{ReportDelta, ReportNews},
     diff::Ended,
     id::{InstanceId, NetworkId, ServerId},
@@ -57,26 +58,29 @@ const LAST_SEEN_EVERY_MS: i64 = 60_000;
 /// Takes in what the machine whose certificate says it is `id` says, in either form. What a delta starts from may not be what is
 /// held here; then nothing is taken in, and the answer says so.
 pub async fn apply_news(control: &Control, id: ServerId, news: &ReportNews) -> Result<ReportAnswer> {
+    let received = control.now();
     check_sender(id, news.server())?;
     match news {
-        ReportNews::Whole(report) => apply_report(control, id, report).await,
+        ReportNews::Whole(report) => take_in_all(control, id, Report::clone(report), None).await?,
         ReportNews::Delta(delta) => {
-            let Some(before) = control.reports.get(id) else { return Ok(answer(control, id)) };
+            let Some(before) = control.reports.get(id) else { return Ok(answer(control, id, received)) };
             match delta.apply(before.digest, &before.report) {
-                Ok(report) => take_in_all(control, id, report, Some((&before, delta))).await,
+                Ok(report) => take_in_all(control, id, report, Some((&before, delta.as_ref()))).await?,
                 Err(why) => {
                     tracing::info!(server = %id, %why, "a report does not follow on the one held; asking for all of it");
-                    Ok(answer(control, id))
                 }
             }
         }
     }
+    Ok(answer(control, id, received))
 }
 
 /// Takes in a whole report of the machine whose certificate says it is `id`.
 pub async fn apply_report(control: &Control, id: ServerId, report: &Report) -> Result<ReportAnswer> {
+    let received = control.now();
     check_sender(id, report.server)?;
-    take_in_all(control, id, report.clone(), None).await
+    take_in_all(control, id, report.clone(), None).await?;
+    Ok(answer(control, id, received))
 }
 
 fn check_sender(id: ServerId, says: ServerId) -> Result<()> {
@@ -86,8 +90,13 @@ fn check_sender(id: ServerId, says: ServerId) -> Result<()> {
     }
 }
 
-fn answer(control: &Control, id: ServerId) -> ReportAnswer {
-    ReportAnswer { generation: control.targets.generation(id), held: control.reports.digest(id) }
+fn answer(control: &Control, id: ServerId, received: Timestamp) -> ReportAnswer {
+    ReportAnswer {
+        generation: control.targets.generation(id),
+        held: control.reports.digest(id),
+        received_at: Some(received),
+        answered_at: Some(control.now()),
+    }
 }
 
 /// Takes in `report`, which a delta made of the one before or which was sent whole.
@@ -96,7 +105,7 @@ async fn take_in_all(
     id: ServerId,
     report: Report,
     news: Option<(&Taken, &ReportDelta)>,
-) -> Result<ReportAnswer> {
+) -> Result<()> {
     if report.zones.len() > ZONES_MAX {
         return Err(Error::invalid("zones", format!("has more than {ZONES_MAX} entries")));
     }
@@ -118,6 +127,7 @@ async fn take_in_all(
         firewall_seen: report.firewall_seen,
         strangers: strangers(control, &snapshot, &report, &worth),
         wires: report.wires.clone(),
+        clock: report.clock,
     };
     control.nodes.note(id, heard);
     lift_generation(control, id, report.target_seen).await?;
@@ -134,7 +144,7 @@ async fn take_in_all(
     let open = looked_at_in(&report, &worth).filter(|zone| is_open(&snapshot, &report, *zone)).collect();
     let digest = news.map_or_else(|| report.digest(), |(_, delta)| delta.digest);
     control.reports.keep(id, Taken { report, digest, open, looked_at });
-    Ok(answer(control, id))
+    Ok(())
 }
 
 /// Instances of `report` that are worth a look.
@@ -414,6 +424,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         && server.boot_id.as_ref() == Some(&report.boot_id)
         && server.nic_tags == report.hardware.nic_tags
         && server.identity.is_some()
+        && server.clock_ahead_ms == clock::noted(server, report.clock)
         && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside);
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
     (!same || !fresh).then(|| Server {
@@ -426,6 +437,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         underlay: address,
         underlay_mtu: mtu,
         outside: report.outside,
+        clock_ahead_ms: clock::noted(server, report.clock),
         target_seen: report.target_seen,
         ..server.clone()
     })

@@ -8,10 +8,12 @@ use control::{
     servers::{self, Candidate, NewInvite, ServerChange},
 };
 use model::{
+    clock::ClockReading,
     id::ServerId,
     part::Digest,
     server::{Condition, MachineIdentity, Trait},
     state::PublicState,
+    target::Report,
     time::Timestamp,
 };
 
@@ -179,6 +181,30 @@ async fn a_machine_is_drained_said_to_stop_and_silent() {
     machine.report(&world).await;
     let open = servers::set_accepts_instances(control, world.server, true).await.expect("it is open");
     assert_eq!((open.server.drain.as_ref(), open.condition), (None, Condition::Running));
+}
+
+/// A clock that goes wrong after joining is in the record while it is, and a clock that may be right changes nothing.
+#[tokio::test]
+async fn a_clock_that_goes_wrong_is_in_the_record() {
+    let (world, _) = world().await;
+    let control = &world.control;
+    let mut machine = Machine::new(&world);
+    let mut says = async |ahead_ms, within_ms| {
+        let reading = ClockReading { ahead_ms, within_ms };
+        let report = Report { clock: Some(reading), ..machine.compose() };
+        let answer = servers::apply_report(control, world.server, &report).await.expect("it is taken");
+        assert_eq!((answer.received_at, answer.answered_at), (Some(control.now()), Some(control.now())));
+        let view = servers::get(control, world.server).expect("a server");
+        assert_eq!(view.clock, Some(reading), "as it was said last");
+        (view.server.clock_ahead_ms, view.server.revision)
+    };
+    assert_eq!(says(999, 1).await.0, None);
+    assert_eq!(says(5_000, 4_500).await.0, None, "it may be right");
+    let (off, revision) = says(-7_000, 3).await;
+    assert_eq!(off, Some(-7_000));
+    assert_eq!(says(-7_400, 3).await, (Some(-7_000), revision), "not worth a write");
+    assert_eq!(says(-90_000_000, 3).await.0, Some(-90_000_000));
+    assert_eq!(says(2, 3).await.0, None);
 }
 
 #[tokio::test]

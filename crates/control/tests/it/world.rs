@@ -370,6 +370,7 @@ impl Machine {
             goes_down: false,
             untold_addresses: self.untold.clone(),
             wires: model::wire::Wires::default(),
+            clock: None,
         }
     }
 

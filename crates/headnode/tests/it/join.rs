@@ -137,15 +137,16 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
         goes_down: false,
         untold_addresses: BTreeMap::new(),
         wires: model::wire::Wires::default(),
+        clock: None,
     };
     let (one, two) = (report(1, None), report(2, None));
     let stray = ReportDelta::between(one.digest(), &one, &two).unwrap();
-    let nothing = own.report(&ReportNews::Delta(stray.clone())).await.unwrap();
+    let nothing = own.report(&ReportNews::Delta(stray.clone().into())).await.unwrap();
     assert_eq!(nothing.held, None, "nothing is held that it could follow on");
     assert_eq!(own.report(&ReportNews::Whole(Box::new(one.clone()))).await.unwrap().held, Some(one.digest()));
-    assert_eq!(own.report(&ReportNews::Delta(stray.clone())).await.unwrap().held, Some(two.digest()));
+    assert_eq!(own.report(&ReportNews::Delta(stray.clone().into())).await.unwrap().held, Some(two.digest()));
     let foreign = ReportDelta { server: ServerId::random(), ..stray };
-    let refused = own.report(&ReportNews::Delta(foreign)).await.unwrap_err();
+    let refused = own.report(&ReportNews::Delta(foreign.into())).await.unwrap_err();
     assert!(matches!(refused, LinkError::Refused { status: 403, .. }), "{refused:?}");
 
     // The machine gets an address between machines, which its target says back.

@@ -126,7 +126,7 @@ async fn note_report(
     if said.refuses {
         Err(StatusCode::SERVICE_UNAVAILABLE)
     } else {
-        Ok(Json(ReportAnswer { generation: 1, held: None }))
+        Ok(Json(ReportAnswer { generation: 1, held: None, received_at: None, answered_at: None }))
     }
 }
 
@@ -143,6 +143,7 @@ fn report() -> ReportNews {
         images: Vec::new(),
         untold_addresses: std::collections::BTreeMap::new(),
         wires: model::wire::Wires::default(),
+        clock: None,
         underlay: None,
         outside: None,
         leaving: false,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use model::{
+    clock::ClockReading,
     delta::{Changes, Misfit, ReportDelta, ReportNews, Said, TargetDelta},
     firewall::{
         Action, AddressSet, Direction, FirewallTarget, InstanceFilter, Layer, LayerId, RuleTarget, Selector, SetId,
@@ -169,6 +170,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                     .into(),
                 age_ms,
             },
+            clock: age_ms.map(|age| ClockReading { ahead_ms: 4 - age.cast_signed(), within_ms: age }),
         },
     )
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
+    clock,
     server::{Condition, Invite, Ratios, Server, Trait},
     time::Timestamp,
     unit::Mib,
@@ -171,7 +172,10 @@ fn condition(view: &ServerView) -> String {
     let for_seconds = view.last_heard_ms.map(|ms| format!(" for {}", duration(ms))).unwrap_or_default();
     match view.condition {
         Condition::SettingUp => "setting up".to_owned(),
-        Condition::Running => "running".to_owned(),
+        Condition::Running => match view.clock.filter(|clock| clock.is_off()) {
+            Some(clock) => format!("running, clock {}", clock::words(clock.ahead_ms)),
+            None => "running".to_owned(),
+        },
         Condition::Drained => "drained".to_owned(),
         Condition::Rebooting { .. } => format!("rebooting{for_seconds}"),
         Condition::Restarting { .. } => format!("agent restarts{for_seconds}"),
@@ -248,6 +252,7 @@ fn server_details(view: &ServerView) -> comfy_table::Table {
         ("address", or_dash(server.underlay.as_ref())),
         ("largest packet there", width(view)),
         ("other machines", wires(view)),
+        ("clock", clock_words(view)),
         ("kernel", hardware.kernel.clone()),
         ("agent", hardware.agent_version.clone()),
         ("boot", or_dash(server.boot_id.as_ref())),
@@ -278,6 +283,18 @@ fn width(view: &ServerView) -> String {
         }
         (Some(mtu), Some(needed)) => format!("{mtu} bytes, of which fabrics need {needed}"),
         (mtu, _) => or_dash(mtu),
+    }
+}
+
+/// Its clock beside the headnode's.
+fn clock_words(view: &ServerView) -> String {
+    match (view.clock, view.server.clock_ahead_ms) {
+        (Some(clock), _) if clock.is_off() => {
+            format!("{}, to {} ms; what it reports is set right by that", clock::words(clock.ahead_ms), clock.within_ms)
+        }
+        (Some(clock), _) => format!("within {} ms of the headnode's", clock.ahead_ms.unsigned_abs() + clock.within_ms),
+        (None, Some(ahead)) => format!("{} when it was last heard of", clock::words(ahead)),
+        (None, None) => "-".to_owned(),
     }
 }
 

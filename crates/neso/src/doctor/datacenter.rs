@@ -2,10 +2,18 @@
 
 use std::time::Duration;
 
-use base::daemon::PidFile;
+use base::{
+    clock::{Clock as _, SystemClock},
+    daemon::PidFile,
+};
 use headnode::Settings;
-use model::time::Timestamp;
+use model::{
+    clock::{self, ClockReading, Exchange},
+    time::Timestamp,
+};
+use nodeapi::join::{Door, Fingerprint};
 use opsapi::{CertificateView, Client, ServerView, WireView};
+use tokio::time::Instant;
 
 use super::Finding;
 use crate::{
@@ -19,6 +27,8 @@ const CERTIFICATE_DAYS: i64 = 30;
 const AUTHORITY_DAYS: i64 = 180;
 /// The ops API gets this long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How a clock is set and kept.
+const SET_CLOCK: &str = "on that machine `timedatectl set-ntp true`, or another time service";
 /// Wires of one machine that are told one by one.
 const WIRES_SHOWN: usize = 3;
 /// A loop whose last pass is this many periods ago is stuck.
@@ -37,6 +47,17 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
     if let Some(join) = &settings.join {
         let headnodes = join.headnodes.join(", ");
         findings.push(Finding::ok("headnode", format!("elsewhere, at {headnodes}; its own `neso doctor` says more")));
+        findings.push(
+            tokio::time::timeout(ANSWER_PATIENCE, beside_headnode(settings, &join.headnodes)).await.unwrap_or_else(
+                |_| {
+                    Finding::fatal(
+                        "clock",
+                        format!("no headnode said its time within {} s", ANSWER_PATIENCE.as_secs()),
+                        "look at the way there",
+                    )
+                },
+            ),
+        );
         return findings;
     }
     findings.extend(underlay(settings));
@@ -57,6 +78,77 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
         )),
     }
     findings
+}
+
+/// This machine's clock beside that of the headnode it joined, which tells its time to anybody: that works also where certificates
+/// look wrong because the clock is.
+async fn beside_headnode(settings: &Settings, headnodes: &[String]) -> Finding {
+    let path = settings.pki_dir().join("ca.pem");
+    let Some(authority) = std::fs::read(&path).ok().and_then(|pem| Fingerprint::of_pem(&pem)) else {
+        return Finding::fatal("clock", format!("`{}` is no certificate", path.display()), "join again");
+    };
+    let mut failure = String::new();
+    for headnode in headnodes {
+        let asked = Instant::now();
+        match Door::hello(headnode, authority).await {
+            Ok(hello) => {
+                let (waited, heard) = (asked.elapsed(), Timestamp(SystemClock.now_ms()));
+                let reading = Exchange { heard, waited, received: hello.now, answered: hello.now }.reading();
+                return reading.map_or_else(
+                    || Finding::warning("clock", "was set while it was looked at", "look again"),
+                    own_clock,
+                );
+            }
+            Err(error) => failure = base::errors::chain(&error),
+        }
+    }
+    Finding::fatal("clock", format!("no headnode says its time: {failure}"), "look at the way there")
+}
+
+fn own_clock(reading: ClockReading) -> Finding {
+    let off = clock::beside(reading.ahead_ms, "the headnode's");
+    match reading {
+        _ if reading.surely_off_ms() > clock::CERTIFICATES_MS => {
+            Finding::fatal("clock", format!("{off}: certificates look wrong by it"), SET_CLOCK)
+        }
+        _ if reading.is_off() => Finding::warning("clock", off, SET_CLOCK),
+        _ => Finding::ok(
+            "clock",
+            format!("within {} ms of the headnode's", reading.ahead_ms.unsigned_abs() + reading.within_ms),
+        ),
+    }
+}
+
+/// Clocks of machines beside the headnode's. If several others agree that this one is wrong, it is.
+fn clocks(servers: &[ServerView]) -> Vec<Finding> {
+    let told = servers.iter().filter(|view| view.reachable).filter_map(|view| Some((view, view.clock?)));
+    let (others, own): (Vec<_>, Vec<_>) = told.partition(|(view, _)| !view.server.headnode);
+    let [(_, first), rest @ ..] = others.as_slice() else { return Vec::new() };
+    let agree = |one: &(&ServerView, ClockReading)| {
+        one.1.is_off() && one.1.ahead_ms.abs_diff(first.ahead_ms) <= clock::OFF_MS + one.1.within_ms + first.within_ms
+    };
+    if !rest.is_empty() && others.iter().all(agree) && own.iter().all(|(_, reading)| !reading.is_off()) {
+        let found = format!(
+            "the headnode's is {}, by the {} machines that report to it, which agree",
+            clock::words(first.ahead_ms.saturating_neg()),
+            others.len()
+        );
+        return vec![Finding::warning("clock", found, SET_CLOCK)];
+    }
+    let off = others.iter().filter(|(_, reading)| reading.is_off());
+    off.map(|(view, reading)| {
+        let found = format!("{}'s is {}", view.server.hostname, clock::beside(reading.ahead_ms, "the headnode's"));
+        match reading.surely_off_ms() > clock::CERTIFICATES_MS {
+            true => {
+                let found = format!(
+                    "{found}: if it is the machine's that is wrong, it will not get in again once its connection breaks"
+                );
+                Finding::fatal("clock", found, SET_CLOCK)
+            }
+            false => Finding::warning("clock", found, SET_CLOCK),
+        }
+    })
+    .collect()
 }
 
 fn processes(settings: &Settings) -> Vec<Finding> {
@@ -141,6 +233,7 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
         return Ok(vec![Finding::fatal("servers", "none has reported yet", "look at the node's log")]);
     }
     let strangers: Vec<Finding> = servers.iter().filter_map(strangers).collect();
+    let clocks = clocks(&servers);
     let wires: Vec<Finding> = servers.iter().filter(|view| view.reachable).flat_map(wires).collect();
     let mut findings: Vec<Finding> = servers
         .into_iter()
@@ -158,6 +251,7 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
         })
         .collect();
     findings.extend(strangers);
+    findings.extend(clocks);
     findings.extend(wires);
     Ok(findings)
 }
@@ -245,6 +339,11 @@ async fn loops(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
 
 #[cfg(test)]
 mod tests {
+    use model::{
+        id::ServerId,
+        server::{Condition, Server},
+    };
+
     use super::*;
 
     #[test]
@@ -261,5 +360,33 @@ mod tests {
         assert!(told("authority", AUTHORITY_DAYS + 1).contains("is good for"));
         assert!(told("node", AUTHORITY_DAYS - 1).contains("is good for"));
         assert!(told("node", 1).contains("certificate renew"));
+    }
+
+    #[test]
+    fn a_wrong_clock_is_the_machines_or_the_headnodes() {
+        let told = |clocks_ahead: &[(bool, i64)]| {
+            let view_of = |server: &Server, clock: Option<ClockReading>| {
+                let mut view = serde_json::to_value(server).unwrap();
+                view["reachable"] = true.into();
+                view["condition"] = serde_json::to_value(Condition::Running).unwrap();
+                view["clock"] = serde_json::to_value(clock).unwrap();
+                serde_json::from_value::<ServerView>(view).unwrap()
+            };
+            let view = |(number, (headnode, ahead_ms)): (usize, &(bool, i64))| {
+                let mut server = Server::new(ServerId::random(), format!("m{number}"), Timestamp(0));
+                server.headnode = *headnode;
+                let clock = Some(ClockReading { ahead_ms: *ahead_ms, within_ms: 5 });
+                view_of(&server, clock)
+            };
+            let servers: Vec<ServerView> = clocks_ahead.iter().enumerate().map(view).collect();
+            serde_json::to_string(&super::clocks(&servers)).unwrap()
+        };
+        assert_eq!(told(&[(true, 0), (false, 900), (false, -900)]), "[]");
+        let one = told(&[(true, 0), (false, 2_500), (false, 0)]);
+        assert!(one.contains("m1's is 2.5 s ahead of") && one.contains("warning"), "{one}");
+        let day = told(&[(true, 0), (false, -90_000_000)]);
+        assert!(day.contains("1 d 1 h behind the") && day.contains("fatal"), "{day}");
+        let own = told(&[(true, 0), (false, -7_000), (false, -7_600)]);
+        assert!(own.contains("the headnode's is 7.0 s ahead, by the 2 machines"), "{own}");
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) address: String,
     /// Its namespaces.
     pub(crate) space: Space,
+    /// What its programs find in their environment.
+    pub(crate) environment: Vec<(String, String)>,
     number: u32,
     tenant: Vec<(String, String)>,
 }
@@ -226,7 +228,8 @@ impl Machine {
         let address = format!("10.77.0.{}", if number == 0 { 1 } else { number + 10 });
         let directory = base.join(format!("{name}.space"));
         let space = Space::new(&directory, &machine_id(number));
-        let machine = Self { root: base.join(&name), name, address, space, number, tenant: Vec::new() };
+        let (environment, tenant) = (Vec::new(), Vec::new());
+        let machine = Self { root: base.join(&name), name, address, space, environment, number, tenant };
         machine.cable(switch);
         machine
     }
@@ -287,6 +290,7 @@ impl Machine {
         let mut command = self.space.command(NESO);
         command.arg("--root").arg(&self.root).args(arguments).env("HOME", self.root.join("home"));
         command.env_remove("SSH_AUTH_SOCK").env_remove("NESO_ROOT").env_remove("NESO_CONFIG").envs(self.tenant.clone());
+        command.envs(self.environment.clone());
         command
     }
 
@@ -307,6 +311,11 @@ impl Machine {
         let output = self.run(arguments);
         assert!(!output.status.success(), "{arguments:?} succeeded: {}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// What a command of ours printed, whether it succeeded or not.
+    pub(crate) fn bad_or_good(&self, arguments: &[&str]) -> String {
+        String::from_utf8_lossy(&self.run(arguments).stdout).into_owned()
     }
 
     fn judge(&self, what: &[&str], output: &Output) -> String {

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
+mod clock;
 mod fabric;
 mod fleet;
 mod guest;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use base::{
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     shutdown::{Shutdown, Trigger},
 };
 use bytes::Bytes;
@@ -55,6 +55,8 @@ struct State {
     image_requests: usize,
     reports: Vec<Report>,
     archive: Option<Vec<u8>>,
+    /// How far its clock is ahead of the machine's; `None` for a headnode that does not tell.
+    clock: Option<i64>,
     /// Targets that were sent, of which the agent holds one.
     sent: Vec<Target>,
     /// The last report, whole.
@@ -127,6 +129,11 @@ impl Headnode {
     /// Delivers something else than the archive that was promised.
     pub(crate) fn deliver(&self, archive: Vec<u8>) {
         self.state.lock().unwrap().archive = Some(archive);
+    }
+
+    /// Tells the time from now on, so many milliseconds ahead of the machine's clock.
+    pub(crate) fn set_clock(&self, ahead_ms: i64) {
+        self.state.lock().unwrap().clock = Some(ahead_ms);
     }
 
     pub(crate) fn last_report(&self) -> Option<Report> {
@@ -259,7 +266,9 @@ impl HeadnodeLink for Headnode {
             if report.is_some() {
                 self.report.send_replace(report);
             }
-            Ok(ReportAnswer { generation, held })
+            let clock = self.state.lock().unwrap().clock;
+            let now = clock.map(|ahead| Timestamp(SystemClock.now_ms() + ahead));
+            Ok(ReportAnswer { generation, held, received_at: now, answered_at: now })
         })
     }
 

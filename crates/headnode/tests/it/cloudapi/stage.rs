@@ -216,6 +216,7 @@ impl Stage {
             goes_down: false,
             untold_addresses: BTreeMap::new(),
             wires: model::wire::Wires::default(),
+            clock: None,
         };
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
     }
