@@ -284,6 +284,7 @@ impl Place {
                 untold_addresses: BTreeMap::new(),
                 wires: model::wire::Wires::default(),
                 clock: None,
+                headnode: None,
             };
             servers::apply_report(control, *id, &report).await.map_err(text)?;
         }

@@ -38,6 +38,7 @@ fn main() {
             underlay: None,
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
+            headnode: None,
         };
         let mut next = Target { generation: 2, ..target.clone() };
         next.zones.insert(InstanceId::random(), zone(instances, network, image).into());

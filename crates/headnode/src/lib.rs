@@ -7,12 +7,14 @@
 pub mod backup;
 pub mod cloudapi;
 pub mod inquiries;
+pub mod kit;
 pub mod listen;
 pub mod manual;
 pub mod nodelink;
 pub mod ops;
 pub mod pki;
 pub mod presence;
+pub mod role;
 pub mod settings;
 pub mod tls;
 

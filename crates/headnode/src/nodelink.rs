@@ -42,6 +42,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     inquiries::Inquiries,
+    kit,
     pki::{Peer, Role},
     settings::Settings,
 };
@@ -103,6 +104,7 @@ pub fn router(control: Control, settings: Settings, inquiries: Inquiries, shutdo
         .route("/v1/target", get(target))
         .route("/v1/report", post(report).layer(DefaultBodyLimit::max(DOCUMENT_MAX_BYTES)))
         .route("/v1/images/{sha256}", get(image))
+        .route("/v1/headnode-kit", get(headnode_kit))
         .route("/v1/inquiries", get(inquiry))
         .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
         .with_state(Link { control, settings, inquiries, shutdown, gate, serials: Arc::default() })
@@ -182,6 +184,17 @@ async fn report(State(link): State<Link>, peer: Shown, headers: HeaderMap, body:
         return Err(Refusal(StatusCode::FORBIDDEN, why));
     }
     Ok(Json(control::servers::apply_news(&link.control, server, &news).await?).into_response())
+}
+
+/// The datacenter's keys: to a machine that was asked to run a headnode, and to nobody else. Nothing of it is logged.
+async fn headnode_kit(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {
+    let server = link.member(peer, &headers)?;
+    let since = control::servers::check_headnode(&link.control, server)?;
+    let settings = link.settings.clone();
+    let made = base::task::blocking("kit", move || kit::make(&settings, since, Vec::new())).await;
+    let kit = made.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, base::errors::chain(&error)))?;
+    tracing::info!(%server, files = kit.files.len(), "a machine fetches what a headnode needs");
+    Ok(Json(kit).into_response())
 }
 
 async fn inquiry(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {

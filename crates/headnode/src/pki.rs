@@ -330,6 +330,13 @@ fn load_issuer(ca: &Identity) -> Result<Issuer<'static, KeyPair>, PkiError> {
     Issuer::from_ca_cert_der(&certificate, key).map_err(|error| damaged(&ca.certificate, error))
 }
 
+/// Whether a key is that of a certificate, both PEM.
+pub(crate) fn fits(certificate_pem: &str, key_pem: &str) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(certificate_pem.as_bytes()) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    KeyPair::from_pem(key_pem).is_ok_and(|key| key.subject_public_key_info() == certificate.public_key().raw)
+}
+
 fn set_validity(params: &mut CertificateParams, now: Timestamp, days: u32) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let start = u64::try_from(now.0 / 1_000 - BACKDATE_SECONDS).unwrap_or(0);

@@ -23,6 +23,7 @@ mod join;
 mod network;
 mod placement;
 mod pool;
+mod shared;
 mod store;
 
 pub use backup::Backup;
@@ -32,6 +33,8 @@ pub use join::{Join, is_address};
 pub use network::NetworkSettings;
 pub use placement::{Placement, PlacementWeights};
 pub use pool::Pool;
+pub(crate) use shared::adopt;
+pub use shared::{AdoptError, Shared};
 pub use store::{StoreEngine, StoreSettings};
 
 /// Where the settings file lies unless told otherwise, below the root.

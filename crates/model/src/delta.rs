@@ -21,6 +21,7 @@ use crate::{
     id::{FirewallRuleId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     part::{Digest, Part, Sum},
     peers::{Peer, Segment},
+    role::HeadnodeRole,
     target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneTarget},
     wire::WireFact,
 };
@@ -111,6 +112,9 @@ pub struct TargetDelta {
     /// See [`Target::vxlan_port`]; always said.
     #[serde(default = "crate::target::vxlan_port")]
     pub vxlan_port: u16,
+    /// See [`Target::headnode`]; always said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headnode: Option<HeadnodeRole>,
     /// See [`Target::networks`].
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub networks: Changes<NetworkId, NetworkTarget>,
@@ -240,8 +244,19 @@ impl<K: Ord + Clone, V: PartialEq + Clone> Changes<K, V> {
 impl Target {
     /// What tells its content from others; the generation is not part of it.
     pub fn digest(&self) -> Digest {
-        let Self { server, generation: _, datacenter, networks, images, zones, firewall, underlay, vxlan_port, peers } =
-            self;
+        let Self {
+            server,
+            generation: _,
+            datacenter,
+            networks,
+            images,
+            zones,
+            firewall,
+            underlay,
+            vxlan_port,
+            peers,
+            headnode,
+        } = self;
         let mut sum = Sum::default();
         sum.value(&(server, datacenter, underlay, vxlan_port, networks, images));
         for (id, zone) in zones {
@@ -252,6 +267,10 @@ impl Target {
             sum.value(vni);
             sum.digest(segment.digest());
         }
+        // Of a node that does not know of roles, too.
+        if let Some(role) = headnode {
+            sum.value(role);
+        }
         sum.done()
     }
 }
@@ -259,8 +278,19 @@ impl Target {
 impl TargetDelta {
     /// From `old` to `new`, two targets of one machine.
     pub fn between(old: &Target, new: &Target) -> Self {
-        let Target { server, generation, datacenter, networks, images, zones, firewall, underlay, vxlan_port, peers } =
-            new;
+        let Target {
+            server,
+            generation,
+            datacenter,
+            networks,
+            images,
+            zones,
+            firewall,
+            underlay,
+            vxlan_port,
+            peers,
+            headnode,
+        } = new;
         Self {
             server: *server,
             base: old.digest(),
@@ -269,6 +299,7 @@ impl TargetDelta {
             datacenter: datacenter.clone(),
             underlay: *underlay,
             vxlan_port: *vxlan_port,
+            headnode: *headnode,
             networks: Changes::between(&old.networks, networks),
             images: Changes::between(&old.images, images),
             zones: Changes::between(&old.zones, zones),
@@ -295,6 +326,7 @@ impl TargetDelta {
             datacenter: self.datacenter.clone(),
             underlay: self.underlay,
             vxlan_port: self.vxlan_port,
+            headnode: self.headnode,
             ..base.clone()
         };
         self.networks.apply(&mut target.networks);
@@ -457,6 +489,7 @@ impl Report {
             untold_addresses,
             wires,
             clock: _,
+            headnode,
         } = self;
         let mut sum = Sum::default();
         sum.value(&(server, hostname, boot_id, hardware, images, underlay, outside));
@@ -467,6 +500,9 @@ impl Report {
         // Of a node that does not know of wires, too.
         if !wires.facts.is_empty() {
             sum.digest(wires.facts.digest());
+        }
+        if let Some(fact) = headnode {
+            sum.value(fact);
         }
         sum.done()
     }
@@ -492,10 +528,11 @@ impl ReportDelta {
             untold_addresses,
             wires,
             clock,
+            headnode,
         } = new;
         let same = (&old.server, &old.hostname, &old.boot_id, &old.hardware) == (server, hostname, boot_id, hardware)
             && (&old.images, &old.underlay, &old.outside) == (images, underlay, outside)
-            && old.untold_addresses == *untold_addresses
+            && (&old.untold_addresses, &old.headnode) == (untold_addresses, headnode)
             // Said once in a boot, and whole.
             && !goes_down;
         same.then(|| Self {

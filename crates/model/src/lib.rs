@@ -8,7 +8,8 @@
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
-//! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`rules`] says what
+//! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`role`] whether a machine
+//! runs a headnode, [`quorum`] whether it may; [`rules`] says what
 //! names, tags and metadata may be.
 
 pub mod id;
@@ -34,6 +35,8 @@ pub mod part;
 pub mod path;
 pub mod peers;
 pub mod placement;
+pub mod quorum;
+pub mod role;
 pub mod rules;
 pub mod state;
 pub mod target;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{MacAddr, ServerId},
+    role::{HeadnodeFact, HeadnodeRole},
     time::Timestamp,
     unit::Mib,
 };
@@ -32,6 +33,12 @@ pub struct Server {
     pub accepts_instances: bool,
     /// This machine also runs a headnode.
     pub headnode: bool,
+    /// What the machine is told about that; it stays after the headnode has ended, so that one that was away hears of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headnode_role: Option<HeadnodeRole>,
+    /// How far the machine is with that, as it reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headnode_fact: Option<HeadnodeFact>,
     /// What it reported at its last start.
     pub hardware: Hardware,
     /// What its instances were promised together; changed in the same commit as each placement.
@@ -97,6 +104,8 @@ impl Server {
             hostname: hostname.into(),
             accepts_instances: true,
             headnode: false,
+            headnode_role: None,
+            headnode_fact: None,
             hardware: Hardware::default(),
             reserved: Reserved::default(),
             last_seen_at: None,

@@ -25,6 +25,7 @@ use crate::{
     network::VXLAN_PORT,
     part::Part,
     peers::Segment,
+    role::{HeadnodeFact, HeadnodeRole},
     server::{Hardware, Underlay},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
@@ -58,6 +59,9 @@ pub struct Target {
     /// NICs on other machines that ours may talk to, by VNI: only of VNIs with a member here or routed from here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub peers: BTreeMap<u32, Segment>,
+    /// Whether the machine runs a headnode; without a word that stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headnode: Option<HeadnodeRole>,
 }
 
 /// How a tenant's own network is carried and where it leads.
@@ -299,6 +303,9 @@ pub struct Report {
     /// Its clock beside the headnode's; `None` before the first answer that told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockReading>,
+    /// How far it is with running a headnode, or with ending one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headnode: Option<HeadnodeFact>,
 }
 
 /// What a node says of one instance.

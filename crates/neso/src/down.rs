@@ -106,7 +106,7 @@ async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress)
         systemctl(&[&["stop"], unit_names(settings)].concat()).await?;
     }
     let mut stopped = Vec::new();
-    for name in ["supervisor"].iter().chain(children(settings)) {
+    for name in ["supervisor"].into_iter().chain(children(settings)) {
         let path = supervise::pid_file(settings, name);
         let Some(pid) = PidFile::holder(&path) else {
             continue;
@@ -120,7 +120,7 @@ async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress)
                     .mend(format!("look at it with `ps -fp {pid}`; it may wait for a disk")));
             }
         }
-        stopped.push(*name);
+        stopped.push(name);
     }
     match stopped.is_empty() {
         true => step.unchanged(),

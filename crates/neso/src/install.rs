@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use headnode::Settings;
+use headnode::{Settings, role};
 
 use crate::{
     answer,
@@ -29,11 +29,11 @@ use crate::{
 /// The units of the two processes.
 const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
 
-/// Those of this machine: one that joined runs no headnode.
+/// Those of this machine: most that joined run no headnode.
 pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
-    match settings.join {
-        None => &UNITS,
-        Some(_) => &UNITS[1..],
+    match role::runs_headnode(settings) {
+        true => &UNITS,
+        false => &UNITS[1..],
     }
 }
 /// The unit that halts instances when the machine goes down.
@@ -108,6 +108,28 @@ pub(crate) fn is_installed(place: &Place) -> bool {
     let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(UNITS[1])).unwrap_or_default();
     let names_us = format!(" --config {} ", quoted(&place.settings_path()));
     Path::new(SYSTEMD_RUNS).exists() && unit.contains(&names_us)
+}
+
+/// Follows this machine's role: with a headnode its unit is there and runs, without one it is gone.
+pub(crate) async fn follow_role(place: &Place, settings: &Settings) -> Outcome {
+    let (path, name) = (Path::new(UNIT_DIRECTORY).join(UNITS[0]), UNITS[0]);
+    let wanted = units(Path::new(PROGRAM), &place.settings_path(), settings).into_iter().find(|unit| unit.name == name);
+    let fail = |error: std::io::Error| Failure::new(format!("failed to change `{}`: {error}", path.display()));
+    match wanted {
+        Some(unit) => {
+            if std::fs::read_to_string(&path).ok().as_ref() != Some(&unit.text) {
+                std::fs::write(&path, &unit.text).map_err(fail)?;
+                systemctl(&["daemon-reload"]).await?;
+            }
+            systemctl(&["enable", "--now", name]).await
+        }
+        None if path.exists() => {
+            systemctl(&["disable", "--now", name]).await?;
+            std::fs::remove_file(&path).map_err(fail)?;
+            systemctl(&["daemon-reload"]).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// Takes the units away, halting the instances.
@@ -203,7 +225,7 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
             ),
         },
     ];
-    let runs_here = |unit: &Unit| settings.join.is_none() || unit.name != UNITS[0];
+    let runs_here = |unit: &Unit| role::runs_headnode(settings) || unit.name != UNITS[0];
     units.into_iter().filter(runs_here).collect()
 }
 

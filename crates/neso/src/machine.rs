@@ -39,7 +39,11 @@ use node::{Agent, AgentConfig, IdRanges};
 use nodeapi::client::{Client as LinkClient, Settings as LinkSettings};
 use tokio::{sync::watch, time::Instant};
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    context::Place,
+    failure::{Failure, Outcome},
+    promote::Promoter,
+};
 
 /// The kernel's own id of the running boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -53,13 +57,21 @@ const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 
 const AT_ONCE: usize = 16;
 
 /// Runs the agent until shutdown.
-pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcome {
+pub(crate) async fn run_agent(place: &Place, settings: &Settings, shutdown: Shutdown) -> Outcome {
     let member = pki::member(settings, now())?;
     let identity = link_settings(settings, &member)?;
     let link = Arc::new(LinkClient::new(&identity)?);
     let (say, whereabouts) = watch::channel(find(settings, &identity.headnodes));
     let follower =
         Follower { settings: settings.clone(), member: member.clone(), held: identity, link: link.clone(), say };
+    let (promoter, role, facts) = Promoter::new(place.clone(), settings.clone(), link.clone());
+    let (end, ended) = Shutdown::new();
+    let promoting = base::task::spawn("role", async move {
+        // It ends when the machine's settings are others; the next process reads them.
+        let _ = shutdown.unless(promoter.run()).await;
+        end.fire();
+    });
+    let shutdown = ended;
     let following = base::task::spawn("certificate", {
         let shutdown = shutdown.clone();
         async move { shutdown.unless(follower.run()).await }
@@ -71,11 +83,14 @@ pub(crate) async fn run_agent(settings: &Settings, shutdown: Shutdown) -> Outcom
         id_ranges: IdRanges { first: settings.kernel.id_base, count: id_count(settings) },
         whereabouts,
         nic_tags: settings.fabric.nic_tags.clone(),
+        role,
+        headnode: facts,
+        headnode_listens: vec![settings.listen.cloudapi, settings.listen.node_link, settings.listen.ops],
         ..AgentConfig::new(member.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
     Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;
     // It ends with the shutdown that ended the agent.
-    let _ = following.await;
+    let _ = tokio::join!(following, promoting);
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod machine;
 mod manual;
 mod processes;
 mod progress;
+mod promote;
 mod restore;
 mod supervise;
 mod tenant;

@@ -31,6 +31,11 @@ pub(crate) fn headnode(place: &Place, supervised: bool) -> Outcome {
     let settings = place.settings()?;
     base::log::init(LOG_FILTER);
     let _held = PidFile::take(&supervise::pid_file(&settings, "headnode"))?;
+    // Looked at while the file is held: whoever removes a headnode's files holds it too.
+    if !headnode::role::runs_headnode(&settings) {
+        return Err(Failure::new("this machine is a node of a datacenter and runs no headnode")
+            .mend("`neso adm ha add`, typed at a headnode, makes it one"));
+    }
     let runtime = runtime(HEADNODE_THREADS, "headnode")?;
     let outcome = cli::on(&runtime, |shutdown| async move {
         end_with(headnode::run(settings, Arc::new(SystemClock), shutdown), supervised).await
@@ -45,11 +50,9 @@ pub(crate) fn node(place: &Place, supervised: bool) -> Outcome {
     base::log::init(LOG_FILTER);
     let _held = PidFile::take(&supervise::pid_file(&settings, "node"))?;
     let runtime = runtime(NODE_THREADS, "node")?;
-    let outcome =
-        cli::on(
-            &runtime,
-            |shutdown| async move { end_with(machine::run_agent(&settings, shutdown), supervised).await },
-        );
+    let outcome = cli::on(&runtime, |shutdown| async move {
+        end_with(machine::run_agent(place, &settings, shutdown), supervised).await
+    });
     runtime.shutdown_background();
     outcome
 }

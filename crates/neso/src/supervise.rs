@@ -1,19 +1,20 @@
 //! The supervisor: keeps the headnode and the node running, each in a process of its own.
 //!
 //! A child that ends is started again, after a delay that grows while it does not come up and is short again once it did.
-//! Neither child's end touches the other. The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
+//! Neither child's end touches the other. Which there are follows the machine's role ([`headnode::role`]), which is looked at while it
+//! supervises: a node that becomes a headnode gets another child, one that ceases to be one loses it. The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
 //! waits. When the supervisor itself is killed, its children see their standard input close and end by themselves, so the
 //! next supervisor never finds strangers on its ports; instances have supervisors of their own and notice nothing.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use base::{
     backoff::Backoff,
     daemon::{self, PidFile},
-    shutdown::Shutdown,
+    shutdown::{Shutdown, Trigger},
 };
-use headnode::Settings;
-use tokio::{process::Child, time::Instant};
+use headnode::{Settings, role};
+use tokio::{process::Child, task::JoinHandle, time::Instant};
 
 use crate::{context::Place, failure::Outcome};
 
@@ -27,15 +28,17 @@ const RESTART_CEILING: Duration = Duration::from_secs(5);
 /// A child told to end gets this long.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
-/// The processes of a datacenter on one machine.
-const CHILDREN: [&str; 2] = ["headnode", "node"];
+/// How often we look which children there should be: reads a small file.
+const ROLE_POLL: Duration = Duration::from_millis(500);
 
-/// Those of this machine: one that joined runs no headnode.
-pub(crate) fn children(settings: &Settings) -> &'static [&'static str] {
-    match settings.join {
-        None => &CHILDREN,
-        Some(_) => &CHILDREN[1..],
+/// The processes of this machine: a node, and a headnode where its role is to run one.
+pub(crate) fn children(settings: &Settings) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    if role::runs_headnode(settings) {
+        names.push("headnode");
     }
+    names.push("node");
+    names
 }
 
 /// The pid file of `name` (`supervisor`, `headnode`, `node`).
@@ -52,26 +55,51 @@ pub(crate) fn log_file(settings: &Settings, name: &str) -> PathBuf {
 pub(crate) async fn run(place: &Place, settings: &Settings, shutdown: Shutdown) -> Outcome {
     let _held = PidFile::take(&pid_file(settings, "supervisor"))?;
     let program = std::env::current_exe()?;
-    let keepers: Vec<_> = children(settings)
-        .iter()
-        .map(|name| {
-            let mut arguments = place.arguments();
-            arguments.extend([(*name).into(), "--supervised".into()]);
-            let keeper = Keeper {
-                name,
-                program: program.clone(),
-                arguments,
-                log: log_file(settings, name),
-                shutdown: shutdown.clone(),
-            };
-            base::task::spawn(name, keeper.run())
-        })
-        .collect();
-    for keeper in keepers {
-        // A keeper that panicked has said so in the log; the other child goes on until shutdown.
-        let _ = keeper.await;
+    let mut kept: BTreeMap<&'static str, Kept> = BTreeMap::new();
+    while !shutdown.is_set() {
+        let wanted = children(settings);
+        let unwanted: Vec<&str> = kept.keys().filter(|name| !wanted.contains(*name)).copied().collect();
+        for name in unwanted {
+            if let Some(kept) = kept.remove(name) {
+                tracing::info!(process = name, "no longer part of what this machine does");
+                kept.end().await;
+            }
+        }
+        for name in wanted {
+            kept.entry(name).or_insert_with(|| {
+                let mut arguments = place.arguments();
+                arguments.extend([name.into(), "--supervised".into()]);
+                let (trigger, shutdown) = Shutdown::new();
+                let log = log_file(settings, name);
+                let keeper = Keeper { name, program: program.clone(), arguments, log, shutdown };
+                Kept { trigger, keeper: base::task::spawn(name, keeper.run()) }
+            });
+        }
+        // The end of the wait is looked at above.
+        let _ = shutdown.unless(tokio::time::sleep(ROLE_POLL)).await;
+    }
+    for kept in kept.values() {
+        kept.trigger.fire();
+    }
+    for (_, kept) in kept {
+        kept.end().await;
     }
     Ok(())
+}
+
+/// A child and who keeps it running.
+struct Kept {
+    trigger: Trigger,
+    keeper: JoinHandle<()>,
+}
+
+impl Kept {
+    /// Ends the child.
+    async fn end(self) {
+        self.trigger.fire();
+        // A keeper that panicked has said so in the log; the other child goes on until shutdown.
+        let _ = self.keeper.await;
+    }
 }
 
 struct Keeper {

@@ -28,6 +28,7 @@ use crate::{
     link::{self, Identity},
     metadata::{self, Metadata},
     network::{self, Network},
+    role,
     shared::{self, Shared},
     verbs::Verbs,
     wires,
@@ -110,12 +111,13 @@ impl Agent {
         let logging = base::task::spawn("firewall log", firewall_log::keep(shared.clone(), news));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
+        let roles = base::task::spawn("role", role::follow(shared.clone(), targets.clone()));
         let wires = base::task::spawn("wires", wires::follow(shared.clone(), targets.clone()));
         let fetching = base::task::spawn("targets", link::fetch_targets(shared.clone(), keeper));
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, fabrics, wires, reports, fetching, answering, logging, watching);
+        let _ = futures_util::join!(filters, fabrics, roles, wires, reports, fetching, answering, logging, watching);
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }

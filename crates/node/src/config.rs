@@ -1,9 +1,13 @@
 //! What an agent must be told. Plain data: reading settings files is the caller's job.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use host::zone::IdRange;
-use model::{id::ServerId, server::Whereabouts};
+use model::{
+    id::ServerId,
+    role::{HeadnodeFact, HeadnodeRole},
+    server::Whereabouts,
+};
 use tokio::sync::watch;
 
 use crate::files::Disk;
@@ -31,6 +35,12 @@ pub struct AgentConfig {
     pub nic_tags: Option<BTreeSet<String>>,
     /// Where this machine is in the networks around it; follows what the caller finds out.
     pub whereabouts: watch::Receiver<Whereabouts>,
+    /// Told what its documents say about running a headnode; taking that on is the caller's business.
+    pub role: watch::Sender<Option<HeadnodeRole>>,
+    /// How far the caller is with it, for reports.
+    pub headnode: watch::Receiver<Option<HeadnodeFact>>,
+    /// Where a headnode on this machine would listen.
+    pub headnode_listens: Vec<SocketAddr>,
     /// Where verbs of the host run.
     pub execution: Execution,
 }
@@ -49,6 +59,9 @@ impl AgentConfig {
             whereabouts: watch::channel(Whereabouts::default()).1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nic_tags: None,
+            role: watch::Sender::new(None),
+            headnode: watch::channel(None).1,
+            headnode_listens: Vec::new(),
             execution: Execution::Threads,
         }
     }

@@ -14,7 +14,7 @@ use model::{
 use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question};
 use tokio::sync::Semaphore;
 
-use crate::{shared::Shared, wires};
+use crate::{fitness, shared::Shared, wires};
 
 /// Questions answered at once. Each holds at most a console log and its text.
 const AT_ONCE: usize = 4;
@@ -81,6 +81,7 @@ async fn answer(shared: &Arc<Shared>, inquiry: Inquiry) {
             shared.firewall_log.read(filter, max_lines, after.as_deref()).map(Answer::FirewallLog)
         }
         Question::Wire { machine } => wires::try_one(shared, machine).await.map(Answer::Wire),
+        Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }

@@ -149,8 +149,10 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
     let mut sequence = 0_u64;
     let mut said = Said::default();
     let (begun, mut gauge) = (Instant::now(), Gauge::default());
+    let mut headnode = shared.config.headnode.clone();
     loop {
         sequence += 1;
+        headnode.mark_unchanged();
         let (mut report, later) = compose(shared, identity, sequence);
         report.clock = gauge.at(begun.elapsed());
         let news = said.news(&report);
@@ -190,6 +192,8 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
         tokio::select! {
             biased;
             () = shared.board.news() => {}
+            // Of a caller that runs no headnodes there is no news.
+            Ok(()) = headnode.changed() => {}
             () = tokio::time::sleep(pause) => {}
             () = shared.shutdown.wait() => return sequence,
         }
@@ -285,6 +289,7 @@ fn compose(shared: &Shared, identity: &Identity, sequence: u64) -> (Report, Opti
         goes_down: false,
         wires: shared.wires.borrow().wires(shared.now()),
         clock: None,
+        headnode: shared.config.headnode.borrow().clone(),
     };
     let later = later.map(|later| Duration::from_millis(u64::try_from(later - now).unwrap_or(0)));
     (report, later)

@@ -98,6 +98,7 @@ pub(crate) fn empty_target(server: ServerId) -> Target {
         underlay: None,
         vxlan_port: model::network::VXLAN_PORT,
         peers: BTreeMap::new(),
+        headnode: None,
     }
 }
 

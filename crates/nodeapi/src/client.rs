@@ -34,6 +34,7 @@ use crate::{
     TARGET_DELTA,
     inquiry::{Answer, Inquiry},
     join::{JOIN_MAX_BYTES, RenewAnswer, RenewRequest},
+    kit::{HeadnodeKit, KIT_MAX_BYTES},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 
@@ -123,6 +124,20 @@ impl Client {
         let bytes = whole(doing, response, JOIN_MAX_BYTES).await?;
         let answer: RenewAnswer = serde_json::from_slice(&bytes).map_err(|error| nonsense(doing, &error))?;
         Ok(answer.certificate_pem)
+    }
+
+    /// Asks for what this machine needs to run a headnode.
+    pub async fn headnode_kit(&self) -> Result<HeadnodeKit, LinkError> {
+        let doing = "fetch what a headnode needs";
+        let response = self.send(doing, Method::GET, "/v1/headnode-kit", Bytes::new(), ANSWER_SECONDS).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(doing, response).await);
+        }
+        let bytes = whole(doing, response, KIT_MAX_BYTES).await?;
+        // What is wrong with it is not said in its own words: they hold keys.
+        let nonsense =
+            |_| LinkError::Nonsense { doing: doing.to_owned(), why: "it is no kit this program knows".to_owned() };
+        serde_json::from_slice(&bytes).map_err(nonsense)
     }
 
     fn http(&self) -> Http {

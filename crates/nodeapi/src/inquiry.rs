@@ -11,6 +11,7 @@ use model::{
     firewall::log::{LogEntry, LogFilter},
     id::{InquiryId, InstanceId},
     path::{Look, Sight},
+    quorum::Fitness,
     wire::WireFact,
 };
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,8 @@ pub enum Question {
         /// Where the other machine is met.
         machine: IpAddr,
     },
+    /// Whether it could run a headnode.
+    Fitness,
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
@@ -87,6 +90,8 @@ pub enum Answer {
     FirewallLog(FirewallLogPage),
     /// To [`Question::Wire`].
     Wire(WireFact),
+    /// To [`Question::Fitness`].
+    Fitness(Fitness),
     /// It cannot say, and why.
     Refused {
         /// In words.

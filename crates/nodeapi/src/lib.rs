@@ -15,6 +15,7 @@
 //! | `GET /v1/inquiries` | | 200 [`inquiry::Inquiry`] as soon as there is one, 204 after [`LONG_POLL_SECONDS`] |
 //! | `POST /v1/inquiries/<id>` | [`inquiry::Answer`] | 204; 404 when nobody waits for it any more |
 //! | `POST /v1/renew` | [`join::RenewRequest`] | 200 [`join::RenewAnswer`] |
+//! | `GET /v1/headnode-kit` | | 200 [`kit::HeadnodeKit`] to a machine that is to run a headnode, 403 to all others |
 //! | `GET /v1/hello`, without a certificate | | 200 [`join::Hello`] |
 //! | `POST /v1/join`, without a certificate | [`join::JoinRequest`] | 200 [`join::JoinAnswer`] |
 //!
@@ -23,6 +24,7 @@
 pub mod client;
 pub mod inquiry;
 pub mod join;
+pub mod kit;
 pub mod link;
 
 use model::{part::Digest, time::Timestamp};

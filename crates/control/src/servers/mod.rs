@@ -13,6 +13,7 @@ use std::sync::Arc;
 use model::{
     clock::ClockReading,
     id::{InstanceId, ServerId},
+    role::{HeadnodeRole, HeadnodeWanted},
     server::{Condition, Likeness, MachineIdentity, Server, Sign, condition},
     state::Reachability,
     time::Timestamp,
@@ -123,6 +124,18 @@ pub fn check_member(control: &Control, id: ServerId, identity: Option<&MachineId
             known.differences(shown)
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Refuses a machine that was not asked to run a headnode; since when one was.
+pub fn check_headnode(control: &Control, id: ServerId) -> Result<Timestamp> {
+    let server = control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
+    match server.headnode_role {
+        Some(HeadnodeRole { since, wanted: HeadnodeWanted::Running }) => Ok(since),
+        _ => Err(Error::NotAuthorized(format!(
+            "server {id} ({}) is not to run a headnode; `neso adm ha add {}` asks it to",
+            server.hostname, server.hostname
+        ))),
     }
 }
 

@@ -425,7 +425,8 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         && server.nic_tags == report.hardware.nic_tags
         && server.identity.is_some()
         && server.clock_ahead_ms == clock::noted(server, report.clock)
-        && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside);
+        && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside)
+        && server.headnode_fact == report.headnode;
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
     (!same || !fresh).then(|| Server {
         hostname: report.hostname.clone(),
@@ -438,6 +439,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         underlay_mtu: mtu,
         outside: report.outside,
         clock_ahead_ms: clock::noted(server, report.clock),
+        headnode_fact: report.headnode.clone(),
         target_seen: report.target_seen,
         ..server.clone()
     })

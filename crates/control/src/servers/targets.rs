@@ -33,6 +33,7 @@ use model::{
     instance::Instance,
     network::Network,
     part::{Digest, Part},
+    role::HeadnodeRole,
     server::Server,
     target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
 };
@@ -86,6 +87,7 @@ struct Machine {
     base: u64,
     /// See [`Server::generation_floor`].
     floor: u64,
+    role: Option<HeadnodeRole>,
     /// In this run no generation stood for two contents: what the machine held from a run before was looked at.
     compared: bool,
     zones: BTreeMap<InstanceId, Zone>,
@@ -130,6 +132,7 @@ impl Default for Machine {
             generation: watch::Sender::new(0),
             base: 0,
             floor: 0,
+            role: None,
             compared: false,
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -296,6 +299,7 @@ impl Targets {
             underlay: state.peers.underlay(server),
             vxlan_port: self.vxlan_port,
             peers: state.peers.heard(server),
+            headnode: machine.role,
         })
     }
 
@@ -372,6 +376,7 @@ impl Targets {
             let machine = state.machines.entry(server.id).or_default();
             let mut newest = server.revision.0;
             machine.count_from(&server);
+            machine.role = server.headnode_role;
             machine.zones.clear();
             machine.stirred = Stirred::All;
             for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
@@ -562,7 +567,8 @@ fn touched(
             Some(entry) => {
                 let is_elsewhere = state.peers.meet(server, entry.underlay);
                 let machine = state.machines.entry(server).or_default();
-                if is_elsewhere || machine.count_from(&entry) || *machine.generation.borrow() == 0 {
+                let is_other = std::mem::replace(&mut machine.role, entry.headnode_role) != entry.headnode_role;
+                if is_elsewhere || is_other || machine.count_from(&entry) || *machine.generation.borrow() == 0 {
                     dirty.insert(server);
                 }
             }

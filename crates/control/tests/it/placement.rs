@@ -56,6 +56,7 @@ async fn hear_of(control: &Control, id: ServerId, number: u32, memory: u64, nic_
         untold_addresses: std::collections::BTreeMap::new(),
         wires: model::wire::Wires::default(),
         clock: None,
+        headnode: None,
         hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), nic_tags, ..Hardware::default() },
         zones: BTreeMap::new(),
         images: Vec::new(),

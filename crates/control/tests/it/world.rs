@@ -371,6 +371,7 @@ impl Machine {
             untold_addresses: self.untold.clone(),
             wires: model::wire::Wires::default(),
             clock: None,
+            headnode: None,
         }
     }
 

@@ -6,7 +6,7 @@ use base::{
     clock::{Clock, ManualClock, SystemClock},
     shutdown::Shutdown,
 };
-use control::{Control, ControlConfig, servers, servers::NewInvite};
+use control::{Control, ControlConfig, servers, servers::NewInvite, tables::SERVERS};
 use headnode::{
     Settings,
     inquiries::Inquiries,
@@ -17,16 +17,18 @@ use headnode::{
 use model::{
     delta::{Held, ReportDelta, ReportNews, TargetNews},
     id::ServerId,
-    server::{Hardware, MachineIdentity, Underlay},
+    role::{HeadnodeRole, HeadnodeWanted},
+    server::{Hardware, MachineIdentity, Server, Underlay},
     target::{Report, Target},
     time::Timestamp,
 };
 use nodeapi::{
     client::{Client, Settings as LinkSettings},
     join::{Door, Fingerprint, JoinError, JoinRequest},
+    kit::HeadnodeKit,
     link::{HeadnodeLink as _, LinkError},
 };
-use store::{Store, memory::Memory};
+use store::{Store, Transaction, memory::Memory};
 
 fn identity(number: u128) -> MachineIdentity {
     MachineIdentity { installation: Some(uuid::Uuid::from_u128(number)), ..MachineIdentity::default() }
@@ -93,6 +95,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     there.join = Some(headnode::settings::Join { headnodes: vec![address.clone()] });
     pki::enroll(&there, answer.server, &answer.authority_pem, &key, &answer.certificate_pem).unwrap();
     let (own, copied) = (link(&there, &address, identity(1)), link(&there, &address, identity(2)));
+    keys_go_to_headnodes_alone(&control, answer.server, &settings, &own, &copied).await;
     only_this_machine_is_served(&control, answer.server, &own, &copied).await;
     drop((own, copied, door));
     trigger.fire();
@@ -138,6 +141,7 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
         untold_addresses: BTreeMap::new(),
         wires: model::wire::Wires::default(),
         clock: None,
+        headnode: None,
     };
     let (one, two) = (report(1, None), report(2, None));
     let stray = ReportDelta::between(one.digest(), &one, &two).unwrap();
@@ -161,6 +165,40 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
     let news = own.target(held(first.generation, Some(&other))).await.unwrap();
     assert_eq!(news, Some(TargetNews::Whole(second.clone())));
     second
+}
+
+/// What a headnode needs goes to a machine that was asked to be one, as long as it is.
+async fn keys_go_to_headnodes_alone(
+    control: &Control,
+    server: ServerId,
+    headnode: &Settings,
+    own: &Client,
+    copied: &Client,
+) {
+    let told = async |wanted: Option<HeadnodeWanted>| {
+        let role = wanted.map(|wanted| HeadnodeRole { since: Timestamp(5), wanted });
+        let told = control.store.update(|snapshot| {
+            let entry = snapshot.get(&SERVERS, &server.to_string()).unwrap();
+            let server = Server { headnode_role: role, ..entry.value.clone() };
+            Ok::<_, control::Error>((Transaction::new().replace(&SERVERS, &entry, server), ()))
+        });
+        told.await.unwrap();
+    };
+    let refused = |answer: Result<HeadnodeKit, LinkError>| match answer.unwrap_err() {
+        LinkError::Refused { status: 403, message, .. } => message,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(own.headnode_kit().await).contains("is not to run a headnode"));
+    told(Some(HeadnodeWanted::Running)).await;
+    let kit = own.headnode_kit().await.unwrap();
+    assert_eq!((kit.since, kit.datacenter.as_str()), (Timestamp(5), headnode.datacenter.name.as_str()));
+    let key = kit.files.iter().find(|file| file.name == "ca.key").unwrap();
+    assert_eq!(key.content.0, std::fs::read_to_string(headnode.pki_dir().join("ca.key")).unwrap());
+    assert!(refused(copied.headnode_kit().await).contains("not the machine that joined"));
+    for over in [Some(HeadnodeWanted::Absent), None] {
+        told(over).await;
+        assert!(refused(own.headnode_kit().await).contains("is not to run a headnode"), "{over:?}");
+    }
 }
 
 /// A copy of the certificate serves nobody, and the machine itself nobody any more once it was forgotten.

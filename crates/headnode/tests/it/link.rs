@@ -144,6 +144,7 @@ fn report() -> ReportNews {
         untold_addresses: std::collections::BTreeMap::new(),
         wires: model::wire::Wires::default(),
         clock: None,
+        headnode: None,
         underlay: None,
         outside: None,
         leaving: false,

@@ -17,6 +17,7 @@ use model::{
     instance::Wanted,
     part::{Digest, Part},
     peers::{Peer, Segment},
+    role::{HeadnodeRole, HeadnodeWanted},
     server::Hardware,
     target::{ImageTarget, NetworkTarget, Report, Target, ZoneFact, ZoneState},
     time::Timestamp,
@@ -135,6 +136,8 @@ fn any_target() -> impl Strategy<Value = Target> {
             underlay: underlay.map(|last| IpAddr::from([192, 0, 2, last])),
             vxlan_port: 4_789 + u16::from(underlay.unwrap_or(0)),
             peers,
+            headnode: underlay
+                .map(|last| HeadnodeRole { since: Timestamp(i64::from(last)), wanted: HeadnodeWanted::Running }),
         },
     )
 }
@@ -171,6 +174,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                 age_ms,
             },
             clock: age_ms.map(|age| ClockReading { ahead_ms: 4 - age.cast_signed(), within_ms: age }),
+            headnode: None,
         },
     )
 }

@@ -44,7 +44,7 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
         )];
     }
     let mut findings = processes(settings);
-    if let Some(join) = &settings.join {
+    if let Some(join) = settings.join.as_ref().filter(|_| !headnode::role::runs_headnode(settings)) {
         let headnodes = join.headnodes.join(", ");
         findings.push(Finding::ok("headnode", format!("elsewhere, at {headnodes}; its own `neso doctor` says more")));
         findings.push(

@@ -233,6 +233,7 @@ mod tests {
             underlay: None,
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
+            headnode: None,
         };
         (id, target)
     }

@@ -7,6 +7,7 @@ mod faults;
 mod guests;
 mod killed;
 mod life;
+mod role;
 mod turns;
 mod wires;
 mod world;

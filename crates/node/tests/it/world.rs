@@ -89,6 +89,7 @@ impl Headnode {
             underlay: None,
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
+            headnode: None,
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
         let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));

@@ -217,6 +217,7 @@ impl Stage {
             untold_addresses: BTreeMap::new(),
             wires: model::wire::Wires::default(),
             clock: None,
+            headnode: None,
         };
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
     }
