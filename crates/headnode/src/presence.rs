@@ -16,7 +16,7 @@ use control::{
     servers,
 };
 use flow::loops::Loop;
-use model::{id::ServerId, part::Digest};
+use model::id::ServerId;
 use store::BoxFuture;
 
 use crate::settings::Settings;
@@ -33,7 +33,7 @@ pub fn announcement(settings: &Settings, hostname: String, reported: Option<IpAd
         node_link: reached(settings.listen.node_link),
         ops: reached(settings.listen.ops),
         member: None,
-        shared_settings: shared_settings(settings),
+        shared_settings: settings.shared().digest(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -49,12 +49,6 @@ pub fn reached_at(settings: &Settings, listen: SocketAddr, reported: Option<IpAd
         .or(reported)
         .map(|address| SocketAddr::new(address, listen.port()).to_string());
     address.or_else(|| settings.listen.names.first().map(|name| format!("{name}:{}", listen.port())))
-}
-
-/// What tells the settings all headnodes must agree on from others: those that go into records and into what machines are told.
-pub fn shared_settings(settings: &Settings) -> Digest {
-    let fabric = crate::settings::Fabric { underlay_address: None, nic_tags: None, ..settings.fabric.clone() };
-    Digest::of(&(&settings.datacenter, &settings.external, &settings.private, &settings.placement, &fabric))
 }
 
 /// What is measured outside the control plane.
@@ -135,11 +129,5 @@ mod tests {
         settings.fabric.underlay_address = Some("10.0.0.1".parse().unwrap());
         assert_eq!(reached_at(&settings, any, Some("10.0.0.2".parse().unwrap())).unwrap(), "10.0.0.1:8444");
         assert_eq!(reached_at(&settings, "10.9.9.9:1".parse().unwrap(), None).unwrap(), "10.9.9.9:1");
-
-        let digest = shared_settings(&settings);
-        settings.fabric.underlay_address = None;
-        assert_eq!(shared_settings(&settings), digest, "every headnode has an address of its own");
-        settings.placement.memory_percent += 1;
-        assert_ne!(shared_settings(&settings), digest);
     }
 }
