@@ -54,9 +54,7 @@ impl Agent {
         let server = self.config.server;
         let ledgers = Ledgers::new(&self.config.data_dir, self.config.disk.clone());
         let images = Images::new(&self.config.data_dir);
-        [&self.config.data_dir, &self.config.control_dir].into_iter().try_for_each(|path| make_directory(path))?;
-        let incoming = self.config.data_dir.join("incoming");
-        images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })?;
+        make_directories(&self.config, &images)?;
         let (keeper, target) = Keeper::open(self.config.disk.clone(), &self.config.data_dir, server)?;
         let remembered = ledgers.load()?;
         let verbs = Verbs::new(self.host.clone(), self.config.execution);
@@ -121,6 +119,13 @@ impl Agent {
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }
+}
+
+fn make_directories(config: &AgentConfig, images: &Images) -> Result<(), AgentError> {
+    make_directory(&config.data_dir)?;
+    make_directory(&config.control_dir)?;
+    let incoming = config.data_dir.join("incoming");
+    images.clear().map_err(|source| AgentError::File { doing: "clear", path: incoming, source })
 }
 
 fn make_directory(path: &Path) -> Result<(), AgentError> {
