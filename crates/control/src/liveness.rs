@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use base::watch;
@@ -23,9 +23,16 @@ pub struct Liveness {
     since: Timestamp,
     unreachable_after_ms: i64,
     // A leaf lock: held for one look-up, never across an await.
-    heard: Mutex<HashMap<ServerId, Heard>>,
+    known: Mutex<Known>,
     /// Counts reports of machines that have another firewall in force than before.
     firewall_news: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    heard: HashMap<ServerId, Heard>,
+    /// Those whose last report named strangers: nearly always none, and every choice of an address asks for them.
+    with_strangers: BTreeSet<ServerId>,
 }
 
 /// What a machine's last report said of the machine itself.
@@ -62,7 +69,7 @@ pub(crate) const STRANGERS_MAX: usize = 1_000;
 impl Liveness {
     /// Nobody was heard of yet.
     pub(crate) fn new(since: Timestamp, unreachable_after_ms: i64) -> Self {
-        Self { since, unreachable_after_ms, heard: Mutex::default(), firewall_news: watch::Sender::new(0) }
+        Self { since, unreachable_after_ms, known: Mutex::default(), firewall_news: watch::Sender::new(0) }
     }
 
     /// When this process began to listen.
@@ -73,7 +80,15 @@ impl Liveness {
     /// Notes a report.
     pub(crate) fn note(&self, server: ServerId, heard: Heard) {
         let enforced = heard.firewall_seen;
-        let before = self.heard.lock().expect("no holder of this lock panics").insert(server, heard);
+        let before = {
+            let mut known = self.lock();
+            if heard.strangers.is_empty() {
+                known.with_strangers.remove(&server);
+            } else {
+                known.with_strangers.insert(server);
+            }
+            known.heard.insert(server, heard)
+        };
         if before.is_none_or(|before| before.firewall_seen != enforced) {
             self.firewall_news.send_modify(|count| *count += 1);
         }
@@ -86,28 +101,35 @@ impl Liveness {
 
     /// The last report of `server` to this process.
     pub fn heard(&self, server: ServerId) -> Option<Heard> {
-        self.heard.lock().expect("no holder of this lock panics").get(&server).cloned()
+        self.lock().heard.get(&server).cloned()
     }
 
     /// Addresses of a network that instances nobody knows hold. Nearly always none.
     pub(crate) fn addresses_of_strangers(&self, network: NetworkId) -> BTreeSet<IpAddr> {
-        let heard = self.heard.lock().expect("no holder of this lock panics");
-        let held = heard.values().flat_map(|heard| heard.strangers.values().flatten());
+        let known = self.lock();
+        let reports = known.with_strangers.iter().filter_map(|server| known.heard.get(server));
+        let held = reports.flat_map(|heard| heard.strangers.values().flatten());
         held.filter(|(on, _)| *on == network).map(|(_, ip)| *ip).collect()
     }
 
     /// Forgets a machine that left.
     pub(crate) fn forget(&self, server: ServerId) {
-        self.heard.lock().expect("no holder of this lock panics").remove(&server);
+        let mut known = self.lock();
+        known.heard.remove(&server);
+        known.with_strangers.remove(&server);
     }
 
     /// Whether `server` counts as reachable at `now`.
     pub fn reachability(&self, server: ServerId, now: Timestamp) -> Reachability {
-        let last = self.heard(server).map_or(self.since, |heard| heard.at.max(self.since));
+        let last = self.lock().heard.get(&server).map_or(self.since, |heard| heard.at.max(self.since));
         if now.0.saturating_sub(last.0) > self.unreachable_after_ms {
             Reachability::Unreachable
         } else {
             Reachability::Reachable
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().expect("no holder of this lock panics")
     }
 }

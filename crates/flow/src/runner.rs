@@ -82,7 +82,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
             let Some(entry) = self.shared.store.snapshot().get(&FLOWS, &self.id.to_string()) else { return };
             let mut journal = Journal {
                 record: entry.value.clone(),
-                revision: entry.revision,
+                revision: entry.revision(),
                 ahead: false,
                 backoff: Backoff::new(RETRY_FLOOR, RETRY_CEILING),
             };
@@ -282,7 +282,7 @@ impl<C: Send + Sync + 'static> Runner<C> {
 
     fn stored(&self, snapshot: &Snapshot, journal: &Journal) -> Result<Arc<store::Entry<FlowRecord>>, Refused> {
         let entry = snapshot.get(&FLOWS, &self.id.to_string()).ok_or(Refused::Stop(Stop::Over))?;
-        if entry.revision == journal.revision { Ok(entry) } else { Err(Refused::Stop(Stop::Lost)) }
+        if entry.revision() == journal.revision { Ok(entry) } else { Err(Refused::Stop(Stop::Lost)) }
     }
 
     async fn failed(

@@ -19,6 +19,7 @@
 //! Rejected: reading from the engine on demand (every list would be IO, every decision a race), and a lock per record (deadlocks, and
 //! no help against a second headnode).
 
+mod arrival;
 pub mod bench;
 mod change;
 pub mod engine;

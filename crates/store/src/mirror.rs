@@ -17,6 +17,7 @@ use base::{backoff::Backoff, shutdown::Shutdown};
 use tokio::sync::{broadcast, watch};
 
 use crate::{
+    arrival::{Name, arrive},
     change::{Change, Changes},
     engine::{Delivery, Engine, EngineError, Watch},
     pipeline::{Landing, Pipeline},
@@ -115,31 +116,24 @@ impl Mirror {
     }
 
     fn apply(&self, delivery: &Delivery) -> Result<(), Error> {
-        let mut state = self.snapshot().state().clone();
-        let mut keys = Vec::with_capacity(delivery.events.len());
-        for event in &delivery.events {
-            let (position, key) =
-                state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
-            keys.push((self.schema.name(position), key));
-        }
-        state.revision = state.revision.max(delivery.through);
-        self.publish(state, keys, false);
+        let own = self.pipeline().arrival(delivery.through);
+        let arrived = arrive(self.snapshot().state(), delivery, own.as_ref()).map_err(Error::Decode)?;
+        self.publish(arrived.state, arrived.names, Some(&arrived.others));
         Ok(())
     }
 
-    /// Show `state`. Readers of the feed are told also when it only has a later number: some wait until they have been told of a
-    /// snapshot's revision.
-    fn publish(&self, state: State, keys: Vec<(&'static str, Arc<str>)>, lagged: bool) {
+    /// Show `state`, in which `keys` have changed, `others` by the hand of others; not given when anything may have changed. Readers of the
+    /// feed are told also when it only has a later number: some wait until they have been told of a snapshot's revision.
+    fn publish(&self, state: State, keys: Vec<Name>, others: Option<&[Name]>) {
         let revision = state.revision;
         let snapshot = Snapshot::new(state);
         let (previous, landed) = {
             let mut pipeline = self.pipeline();
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            let changed = (!lagged).then_some(keys.as_slice());
-            (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot, changed))
+            (std::mem::replace(&mut *current, snapshot.clone()), pipeline.shown(&snapshot, others))
         };
         // No receiver is no error.
-        let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged }));
+        let _ = self.feed.send(Arc::new(Change { revision, snapshot, keys, lagged: others.is_none() }));
         self.applied.send_modify(|applied| applied.revision = revision);
         if let Some((revision, waiters)) = landed {
             waiters.tell(&Landing::Durable(revision));
@@ -179,7 +173,7 @@ impl Mirror {
     async fn reload(&self) -> Result<Box<dyn Watch>, Error> {
         let _air = self.air.lock().await;
         let (state, watch) = load(self.engine.as_ref(), &self.schema).await?;
-        self.publish(state, Vec::new(), true);
+        self.publish(state, Vec::new(), None);
         Ok(watch)
     }
 }
@@ -197,7 +191,7 @@ async fn load(engine: &dyn Engine, schema: &Arc<Schema>) -> Result<(State, Box<d
         }
         newest = newest.max(page.revision);
         for record in &page.records {
-            state.apply(&record.key, record.revision, Some(&record.value)).map_err(Error::Decode)?;
+            state.apply_stored(&record.key, record.revision, Some(&record.value)).map_err(Error::Decode)?;
         }
         match page.records.last() {
             Some(last) if page.more => after.clone_from(&last.key),
@@ -209,7 +203,7 @@ async fn load(engine: &dyn Engine, schema: &Arc<Schema>) -> Result<(State, Box<d
     while state.revision < newest {
         let delivery = watch.next().await.map_err(Error::Engine)?;
         for event in &delivery.events {
-            state.apply(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
+            state.apply_stored(&event.key, event.revision, event.value.as_deref()).map_err(Error::Decode)?;
         }
         state.revision = state.revision.max(delivery.through);
     }

@@ -5,10 +5,14 @@
 //! ```
 //!
 //! A transaction is checked against the newest state the moment it is decided, and joins the last queued group. One group flies at a
-//! time; while its fsync runs, the next fills. Writes that are not durable carry *provisional* revisions; when their group lands, the
-//! checks of later groups that name them are rewritten to the real one. If a group does not land (another headnode was faster, the disk
-//! is full), everything decided on top of it is decided again: nobody is ever answered on the ground of something that did not happen,
-//! and that includes refusals, whose answers wait for what they saw.
+//! time; while its fsync runs, the next fills. Writes that are not durable carry *provisional* revisions; when their group lands, their
+//! entries are given the real one, and so are the checks of later groups that name them. The state that a group leaves is kept until
+//! then: if nobody else has written meanwhile, it becomes the durable one as it is, and no record is read or listed a second time.
+//!
+//! If a group does not land because another headnode was faster, what was decided before anything that is lost stays, and so does what
+//! says that it rests on its checks and saw nothing that is lost; all the rest is decided again. If the disk is full, everything is. So
+//! nobody is ever answered on the ground of something that did not happen, and that includes refusals, whose answers wait for what they
+//! saw.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -18,17 +22,16 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
+    arrival::{Arrival, Name, Writes},
     engine::{Batch, EngineError, Limits},
     snapshot::{Snapshot, State},
     store::CommitError,
     table::Revision,
-    transaction::{Operation, Transaction, Write},
+    transaction::{Operation, Transaction, Write, is_provisional},
 };
 
-/// Changes that are remembered until a group lands: beyond, it is written anew what is queued.
-const UNSEEN_MAX: usize = 10_000;
-/// Changes that are taken over one by one before it is written anew what is queued. A state that is patched shares less and less with the durable
-/// one; that memory, and the time to give it back, are to stay small.
+/// Others' changes that are taken over one by one before it is written anew what is queued. A state that is patched shares less and less
+/// with the durable one; that memory, and the time to give it back, are to stay small.
 const TAKEN_OVER_MAX: usize = 1_000;
 
 /// How a group ended, as each of its callers learns it.
@@ -50,10 +53,10 @@ pub(crate) enum Ticket {
 pub(crate) struct Pipeline {
     limits: Limits,
     newest: Snapshot,
-    /// What has changed in the durable state since `newest` was last one of it and of what is on its way; `None` when that is not known.
-    unseen: Option<Vec<(&'static str, Arc<str>)>>,
-    /// Changes taken over since `newest` was last made of the durable state itself.
+    /// Others' changes taken over since `newest` was last made of the durable state itself.
     taken_over: usize,
+    /// `newest` lacks something that is durable: when the next group lands it is made anew.
+    outdated: bool,
     flying: Option<Flying>,
     queue: VecDeque<Group>,
     /// This many transactions still go alone: a group did not fit on the disk, and it must be found out which of them do.
@@ -63,18 +66,36 @@ pub(crate) struct Pipeline {
 struct Flying {
     /// What the engine made of it, once that is known.
     revision: Option<Revision>,
-    provisional: HashSet<Revision>,
-    waiters: Waiters,
+    writes: Arc<Writes>,
+    group: Group,
 }
 
 #[derive(Default)]
 struct Group {
-    operations: BTreeMap<(&'static str, Arc<str>), Merged>,
+    admitted: Vec<Admitted>,
+    /// Who only looked.
+    watchers: Vec<oneshot::Sender<Landing>>,
     size: usize,
     bytes: usize,
     takes_reserve: bool,
-    waiters: Waiters,
     sealed: bool,
+    /// The state once it has landed, if nobody else writes until then; known when nothing joins it any more.
+    leaves: Option<State>,
+}
+
+/// What becomes of one key in a group.
+struct Merged<'a> {
+    expected: Option<Revision>,
+    write: &'a Write,
+}
+
+/// A transaction that is on its way, and who waits for it.
+struct Admitted {
+    operations: Vec<Operation>,
+    takes_reserve: bool,
+    /// See [`Transaction::rests_on_checks`]: the provisional revisions of what was looked at. `None`: it may rest on anything.
+    rests_on: Option<Vec<Revision>>,
+    waiter: oneshot::Sender<Landing>,
 }
 
 #[derive(Default)]
@@ -85,54 +106,43 @@ pub(crate) struct Waiters {
     watchers: Vec<oneshot::Sender<Landing>>,
 }
 
-struct Merged {
-    expected: Option<Revision>,
-    write: Write,
-}
-
 impl Pipeline {
     pub(crate) fn new(limits: Limits, durable: Snapshot) -> Self {
-        Self {
-            limits,
-            newest: durable,
-            unseen: Some(Vec::new()),
-            taken_over: 0,
-            flying: None,
-            queue: VecDeque::new(),
-            alone: 0,
-        }
+        Self { limits, newest: durable, taken_over: 0, outdated: false, flying: None, queue: VecDeque::new(), alone: 0 }
     }
 
     /// The state to decide on.
     pub(crate) fn newest(&mut self, durable: impl FnOnce() -> Snapshot) -> Snapshot {
         if self.flying.is_none() && self.queue.is_empty() {
-            self.newest = durable();
-            (self.unseen, self.taken_over) = (Some(Vec::new()), 0);
+            self.start_from(durable());
         }
         self.newest.clone()
     }
 
     /// Wait for all that [`Pipeline::newest`] shows.
     pub(crate) fn join(&mut self) -> Ticket {
-        let waiters = match (self.queue.back_mut(), &mut self.flying) {
-            (Some(group), _) => &mut group.waiters,
-            (None, Some(flying)) => &mut flying.waiters,
+        let group = match (self.queue.back_mut(), &mut self.flying) {
+            (Some(group), _) => group,
+            (None, Some(flying)) => &mut flying.group,
             (None, None) => return Ticket::Now(self.newest.revision()),
         };
         let (sender, receiver) = oneshot::channel();
-        waiters.watchers.push(sender);
+        group.watchers.push(sender);
         Ticket::Wait(receiver)
     }
 
-    /// Take a transaction that was decided on the newest state, or check one that was decided earlier.
-    pub(crate) fn admit(&mut self, transaction: &Transaction) -> Result<Ticket, CommitError> {
-        if let Some(problem) = &transaction.problem {
-            return Err(CommitError::Invalid(problem.clone()));
+    /// Take a transaction that was decided on the newest state, of which it looked at what has these provisional revisions, or check one that
+    /// was decided earlier.
+    pub(crate) fn admit(
+        &mut self,
+        mut transaction: Transaction,
+        looked_at: Vec<Revision>,
+    ) -> Result<Ticket, CommitError> {
+        if let Some(problem) = transaction.problem.take() {
+            return Err(CommitError::Invalid(problem));
         }
-        for operation in &transaction.operations {
-            if self.newest.revision_of(operation.table, &operation.key) != operation.expected {
-                return Err(CommitError::Conflict { table: operation.table, key: operation.key.to_string() });
-            }
+        if let Some(operation) = transaction.operations.iter().find(|operation| !self.holds(operation)) {
+            return Err(CommitError::Conflict { table: operation.table, key: operation.key.to_string() });
         }
         if !transaction.writes() {
             return Ok(self.join());
@@ -141,31 +151,17 @@ impl Pipeline {
         if size > self.limits.operations || bytes > self.limits.bytes {
             return Err(CommitError::TooLarge { operations: size, bytes });
         }
-        // In place where nobody holds this state, so that one transaction after the other copies little.
-        let state = self.newest.state_mut();
-        for operation in &transaction.operations {
-            write(state, operation.table, &operation.key, &operation.write);
-        }
-
-        let group = self.group_for(size, bytes);
-        if group.waiters.writers.is_empty() {
-            group.takes_reserve = true;
-        }
-        group.takes_reserve &= transaction.takes_reserve();
-        group.size += size;
-        group.bytes += bytes;
-        for operation in &transaction.operations {
-            group.merge(operation);
-        }
-        let (sender, receiver) = oneshot::channel();
-        group.waiters.writers.push(sender);
+        let (waiter, receiver) = oneshot::channel();
+        let takes_reserve = transaction.takes_reserve();
+        let rests_on = transaction.rests_on_checks.then_some(looked_at);
+        self.enqueue(Admitted { operations: transaction.operations, takes_reserve, rests_on, waiter });
         Ok(Ticket::Wait(receiver))
     }
 
     /// How many wait for their own writes, flying or queued.
     pub(crate) fn writers(&self) -> usize {
-        let flying = self.flying.as_ref().map_or(0, |flying| flying.waiters.writers.len());
-        flying + self.queue.iter().map(|group| group.waiters.writers.len()).sum::<usize>()
+        let flying = self.flying.as_ref().map_or(0, |flying| flying.group.admitted.len());
+        flying + self.queue.iter().map(|group| group.admitted.len()).sum::<usize>()
     }
 
     /// The next group to commit, if there is one and none is flying.
@@ -173,102 +169,136 @@ impl Pipeline {
         if self.flying.is_some() {
             return None;
         }
-        let group = self.queue.pop_front()?;
+        let mut group = self.queue.pop_front()?;
+        if self.queue.is_empty() && !self.outdated {
+            group.leaves = Some(self.newest.state().clone());
+        }
         let mut batch = Batch { may_use_reserve: group.takes_reserve, ..Batch::default() };
-        let mut provisional_revisions = HashSet::new();
-        for ((table, key), merged) in group.operations {
+        let mut writes = Writes::default();
+        for ((table, key), Merged { expected, write }) in group.merged() {
             let full_key = format!("{table}/{key}");
-            match merged.write {
+            match write {
                 Write::Nothing => {}
-                Write::Put { bytes, provisional, .. } => {
-                    provisional_revisions.insert(provisional);
-                    batch.writes.push((full_key.clone(), Some(bytes)));
-                }
+                Write::Put { bytes, .. } => batch.writes.push((full_key.clone(), Some(bytes.clone()))),
                 Write::Delete => batch.writes.push((full_key.clone(), None)),
             }
-            batch.checks.push((full_key, merged.expected));
+            if !matches!(write, Write::Nothing) {
+                writes.push(table, key, write);
+            }
+            batch.checks.push((full_key, expected));
         }
-        self.flying = Some(Flying { revision: None, provisional: provisional_revisions, waiters: group.waiters });
+        self.flying = Some(Flying { revision: None, writes: Arc::new(writes), group });
         Some(batch)
     }
 
-    /// The flying group is durable as `revision`; it lands when the mirror shows it.
+    /// The flying group is durable as `revision`: its entries, and whatever was decided on them, are given that. It lands when the
+    /// mirror shows it.
     pub(crate) fn committed(&mut self, revision: Revision) {
-        if let Some(flying) = &mut self.flying {
-            flying.revision = Some(revision);
+        let Some(flying) = &mut self.flying else { return };
+        flying.revision = Some(revision);
+        let mut provisional = HashSet::new();
+        for operation in flying.group.admitted.iter().flat_map(|admitted| &admitted.operations) {
+            if let Write::Put { entry, provisional: known, .. } = &operation.write {
+                entry.settle(revision);
+                provisional.insert(*known);
+            }
+        }
+        let queued = self.queue.iter_mut().flat_map(|group| &mut group.admitted);
+        for operation in queued.flat_map(|admitted| &mut admitted.operations) {
+            if operation.expected.is_some_and(|expected| provisional.contains(&expected)) {
+                operation.expected = Some(revision);
+            }
         }
     }
 
-    /// The mirror is about to show `durable`, in which `keys` have changed; `None` when it is not known what has. If the flying group is
-    /// part of it, the group has landed: its waiters may be told.
-    pub(crate) fn shown(
-        &mut self,
-        durable: &Snapshot,
-        keys: Option<&[(&'static str, Arc<str>)]>,
-    ) -> Option<(Revision, Waiters)> {
+    /// The flying group, if what the engine delivers up to `through` has it in it.
+    pub(crate) fn arrival(&self, through: Revision) -> Option<Arrival> {
+        let flying = self.flying.as_ref().filter(|flying| flying.is_part_of(through))?;
+        let (revision, leaves) = (flying.revision?, flying.group.leaves.clone());
+        Some(Arrival { revision, writes: flying.writes.clone(), leaves })
+    }
+
+    /// The mirror is about to show `durable`, in which others have changed `keys`; `None` when it is not known what has changed. If the flying
+    /// group is part of it, the group has landed: its waiters may be told.
+    pub(crate) fn shown(&mut self, durable: &Snapshot, keys: Option<&[Name]>) -> Option<(Revision, Waiters)> {
         if self.flying.is_none() && self.queue.is_empty() {
             // The next to decide takes the durable state as it is.
             return None;
         }
-        match (&mut self.unseen, keys) {
-            (Some(unseen), Some(keys)) if unseen.len() + keys.len() <= UNSEEN_MAX => {
-                unseen.extend(keys.iter().cloned());
+        let is_landed = self.flying.as_ref().is_some_and(|flying| flying.is_part_of(durable.revision()));
+        let landed = self.flying.take_if(|_| is_landed);
+        match keys {
+            Some([]) => {}
+            Some(keys) if !self.outdated && self.taken_over + keys.len() <= TAKEN_OVER_MAX => {
+                self.take_over(durable, keys)
             }
-            (unseen, _) => *unseen = None,
+            _ => self.outdated = true,
         }
-        let landed = self.flying.as_ref()?.revision.filter(|revision| *revision <= durable.revision())?;
-        let flying = self.flying.take()?;
-        for group in &mut self.queue {
-            for merged in group.operations.values_mut() {
-                if merged.expected.is_some_and(|expected| flying.provisional.contains(&expected)) {
-                    merged.expected = Some(landed);
+        if keys.is_none_or(|keys| !keys.is_empty()) {
+            let flying = self.flying.iter_mut().map(|flying| &mut flying.group);
+            flying.chain(&mut self.queue).for_each(|group| group.leaves = None);
+        }
+        if landed.is_some() && self.outdated {
+            self.start_from(durable.clone());
+            for group in std::mem::take(&mut self.queue) {
+                if let Some(before) = self.queue.back_mut() {
+                    before.leaves = Some(self.newest.state().clone());
                 }
+                group.admitted.iter().for_each(|admitted| write(self.newest.state_mut(), &admitted.operations));
+                self.queue.push_back(group);
             }
         }
-        self.catch_up(durable);
-        Some((landed, flying.waiters))
+        self.newest.state_mut().revision = durable.revision();
+        landed.and_then(|flying| Some((flying.revision?, flying.group.into_waiters())))
     }
 
-    /// Makes the newest state one of `durable` and what is queued: by writing what is queued on top of `durable`, or, where that is more
-    /// than what has changed in `durable`, by taking that over from it. Among a crowd much is queued, and a change would be written anew
-    /// with each group that lands before its own.
-    fn catch_up(&mut self, durable: &Snapshot) {
-        let queued: usize = self.queue.iter().map(|group| group.operations.len()).sum();
-        let unseen = self.unseen.replace(Vec::new());
-        match unseen.filter(|unseen| unseen.len() < queued && self.taken_over + unseen.len() <= TAKEN_OVER_MAX) {
-            None => {
-                self.taken_over = 0;
-                self.newest = durable.clone();
-                let state = self.newest.state_mut();
-                for ((table, key), merged) in self.queue.iter().flat_map(|group| &group.operations) {
-                    write(state, table, key, &merged.write);
-                }
-            }
-            Some(unseen) => {
-                self.taken_over += unseen.len();
-                let state = self.newest.state_mut();
-                state.revision = durable.revision();
-                for (table, key) in unseen {
-                    let known = (table, key);
-                    let merged = self.queue.iter().filter_map(|group| group.operations.get(&known));
-                    if merged.map(|merged| &merged.write).all(|write| matches!(write, Write::Nothing)) {
-                        state.take_from(durable.state(), known.0, &known.1);
-                    }
-                }
+    /// Makes the newest state show what others have changed, but for what is about to be changed here: that will not land.
+    fn take_over(&mut self, durable: &Snapshot, keys: &[Name]) {
+        self.taken_over += keys.len();
+        for (table, key) in keys {
+            if !self.newest.revision_of(table, key).is_some_and(is_provisional) {
+                self.newest.state_mut().take_from(durable.state(), table, key);
             }
         }
+    }
+
+    /// Another headnode was faster than the flying group, and `durable` shows with what: what does not depend on that flies again. Returns
+    /// those who have to decide again.
+    pub(crate) fn overtaken(&mut self, durable: Snapshot) -> Waiters {
+        let flying = self.flying.take().map(|flying| flying.group);
+        let groups: Vec<Group> = flying.into_iter().chain(std::mem::take(&mut self.queue)).collect();
+        self.start_from(durable);
+        let (mut lost, mut again) = (HashSet::new(), Waiters::default());
+        for group in groups {
+            again.watchers.extend(group.watchers);
+            for admitted in group.admitted {
+                let saw_none = |seen: &Vec<Revision>| !seen.iter().any(|revision| lost.contains(revision));
+                let is_good = lost.is_empty() || admitted.rests_on.as_ref().is_some_and(saw_none);
+                if is_good && admitted.operations.iter().all(|operation| self.holds(operation)) {
+                    self.enqueue(admitted);
+                    continue;
+                }
+                lost.extend(admitted.operations.iter().map(|operation| match operation.write {
+                    Write::Put { provisional, .. } => provisional,
+                    // Stands for itself: that something was lost counts, also where nothing can have been seen of it.
+                    Write::Nothing | Write::Delete => Revision::default(),
+                }));
+                again.writers.push(admitted.waiter);
+            }
+        }
+        again
     }
 
     /// The flying group did not land: forget everything that is not durable. Its waiters first, then all the others.
     pub(crate) fn crashed(&mut self, durable: Snapshot) -> (Waiters, Waiters) {
-        let flying = self.flying.take().map(|flying| flying.waiters).unwrap_or_default();
+        let flying = self.flying.take().map(|flying| flying.group.into_waiters()).unwrap_or_default();
         let mut queued = Waiters::default();
         for group in self.queue.drain(..) {
-            queued.writers.extend(group.waiters.writers);
-            queued.watchers.extend(group.waiters.watchers);
+            let waiters = group.into_waiters();
+            queued.writers.extend(waiters.writers);
+            queued.watchers.extend(waiters.watchers);
         }
-        self.newest = durable;
-        (self.unseen, self.taken_over) = (Some(Vec::new()), 0);
+        self.start_from(durable);
         (flying, queued)
     }
 
@@ -277,7 +307,17 @@ impl Pipeline {
         self.alone = transactions;
     }
 
-    fn group_for(&mut self, size: usize, bytes: usize) -> &mut Group {
+    fn start_from(&mut self, durable: Snapshot) {
+        self.newest = durable;
+        (self.taken_over, self.outdated) = (0, false);
+    }
+
+    fn holds(&self, operation: &Operation) -> bool {
+        self.newest.revision_of(operation.table, &operation.key) == operation.expected
+    }
+
+    fn enqueue(&mut self, admitted: Admitted) {
+        let (size, bytes) = weigh(&admitted.operations);
         let alone = self.alone > 0;
         self.alone = self.alone.saturating_sub(1);
         let limits = self.limits;
@@ -285,26 +325,45 @@ impl Pipeline {
             !group.sealed && group.size + size <= limits.operations && group.bytes + bytes <= limits.bytes
         };
         if alone || !self.queue.back().is_some_and(fits) {
-            self.queue.push_back(Group { sealed: alone, ..Group::default() });
+            if let Some(full) = self.queue.back_mut().filter(|_| !self.outdated) {
+                full.leaves = Some(self.newest.state().clone());
+            }
+            self.queue.push_back(Group { sealed: alone, takes_reserve: true, ..Group::default() });
         }
-        self.queue.back_mut().expect("a group was just made sure of")
+        // In place where nobody holds this state, so that one transaction after the other copies little.
+        write(self.newest.state_mut(), &admitted.operations);
+        let group = self.queue.back_mut().expect("a group was just made sure of");
+        group.takes_reserve &= admitted.takes_reserve;
+        group.size += size;
+        group.bytes += bytes;
+        group.admitted.push(admitted);
+    }
+}
+
+impl Flying {
+    fn is_part_of(&self, through: Revision) -> bool {
+        self.revision.is_some_and(|revision| revision <= through)
     }
 }
 
 impl Group {
-    fn merge(&mut self, operation: &Operation) {
-        use std::collections::btree_map::Entry;
-        match self.operations.entry((operation.table, operation.key.clone())) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(Merged { expected: operation.expected, write: operation.write.clone() });
-            }
-            // Checked against the newest state already; towards the engine the first expectation of the group is the one that counts.
-            Entry::Occupied(mut occupied) => {
-                if !matches!(operation.write, Write::Nothing) {
-                    occupied.get_mut().write = operation.write.clone();
-                }
+    /// Each key once: with what the first transaction expects, since what later ones do was checked against the newest state already,
+    /// and what the last one writes.
+    fn merged(&self) -> BTreeMap<(&'static str, &Arc<str>), Merged<'_>> {
+        let mut merged = BTreeMap::new();
+        for operation in self.admitted.iter().flat_map(|admitted| &admitted.operations) {
+            let of_key = merged.entry((operation.table, &operation.key));
+            let key = of_key.or_insert(Merged { expected: operation.expected, write: &operation.write });
+            if !matches!(operation.write, Write::Nothing) {
+                key.write = &operation.write;
             }
         }
+        merged
+    }
+
+    fn into_waiters(self) -> Waiters {
+        let writers = self.admitted.into_iter().map(|admitted| admitted.waiter).collect();
+        Waiters { writers, watchers: self.watchers }
     }
 }
 
@@ -346,162 +405,11 @@ fn weigh(operations: &[Operation]) -> (usize, usize) {
     (size, bytes)
 }
 
-fn write(state: &mut State, table: &'static str, key: &Arc<str>, write: &Write) {
-    match write {
-        Write::Nothing => {}
-        Write::Put { entry, .. } => state.table_named(table).put_entry(key, entry),
-        Write::Delete => state.table_named(table).remove(key),
+fn write(state: &mut State, operations: &[Operation]) {
+    for operation in operations {
+        state.write(operation.table, &operation.key, &operation.write);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-    use serde::{Deserialize, Serialize};
-
-    use super::*;
-    use crate::table::{Index, Schema, Table, encode};
-
-    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-    struct Note {
-        key: String,
-        text: u8,
-    }
-
-    static NOTES: Table<Note> = Table {
-        name: "notes",
-        version: 1,
-        key: |note| note.key.clone(),
-        indexes: &[Index { name: "text", keys: |note| vec![note.text.to_string()] }],
-        upgrade: |_, value| Ok(value),
-    };
-
-    #[derive(Debug, Clone)]
-    enum Act {
-        /// Decide to write, or to delete, and be admitted.
-        Decide(u8, Option<u8>),
-        /// Let the next group fly.
-        Take,
-        /// It is committed, and shown together with what others have done before.
-        Land,
-        /// Another process writes or deletes; shown at once.
-        Foreign(u8, Option<u8>),
-        /// The mirror was loaded anew.
-        Lag,
-    }
-
-    fn act() -> impl Strategy<Value = Act> {
-        let text = || proptest::option::of(0_u8..4);
-        prop_oneof![
-            8 => (0_u8..12, text()).prop_map(|(key, text)| Act::Decide(key, text)),
-            2 => Just(Act::Take),
-            2 => Just(Act::Land),
-            // Keys of its own: else the group would not land.
-            2 => (20_u8..24, text()).prop_map(|(key, text)| Act::Foreign(key, text)),
-            1 => Just(Act::Lag),
-        ]
-    }
-
-    /// The engine and the mirror, without waiting.
-    struct Durable {
-        state: State,
-    }
-
-    impl Durable {
-        fn shown(&self) -> Snapshot {
-            Snapshot::new(self.state.clone())
-        }
-
-        fn apply(&mut self, writes: &[(String, Option<bytes::Bytes>)]) -> Vec<(&'static str, Arc<str>)> {
-            let revision = Revision(self.state.revision.0 + 1);
-            self.state.revision = revision;
-            let apply = |(key, value): &(String, Option<bytes::Bytes>)| {
-                let (_, key) = self.state.apply(key, revision, value.as_deref()).expect("a note");
-                (NOTES.name, key)
-            };
-            writes.iter().map(apply).collect()
-        }
-    }
-
-    fn notes(snapshot: &Snapshot) -> BTreeMap<String, u8> {
-        snapshot.scan(&NOTES).map(|note| (note.key.clone(), note.text)).collect()
-    }
-
-    fn put(notes: &mut BTreeMap<String, u8>, key: String, text: Option<u8>) {
-        match text {
-            Some(text) => notes.insert(key, text),
-            None => notes.remove(&key),
-        };
-    }
-
-    proptest! {
-        #[test]
-        fn the_newest_state_is_the_durable_one_and_what_is_on_its_way(
-            acts in proptest::collection::vec(act(), 1..120),
-            operations in 4_usize..40,
-        ) {
-            let mut durable = Durable { state: State::empty(Arc::new(Schema::new().with(&NOTES))) };
-            let mut pipeline = Pipeline::new(Limits { operations, bytes: 1 << 20 }, durable.shown());
-            // What should be seen: groups in their order, on top of what is durable.
-            let mut flying: Option<Batch> = None;
-            let mut wanted: BTreeMap<String, u8> = BTreeMap::new();
-            for act in acts {
-                let newest = pipeline.newest(|| durable.shown());
-                match act {
-                    Act::Decide(key, text) => {
-                        let key = format!("n{key}");
-                        let known = newest.get(&NOTES, &key);
-                        let note = text.map(|text| Note { key: key.clone(), text });
-                        drop(newest);
-                        let transaction = match (&known, note) {
-                            (Some(known), Some(note)) => Transaction::new().replace(&NOTES, known, note),
-                            (Some(known), None) => Transaction::new().delete(&NOTES, known),
-                            (None, Some(note)) => Transaction::new().create(&NOTES, note),
-                            (None, None) => continue,
-                        };
-                        prop_assert!(pipeline.admit(&transaction).is_ok());
-                        put(&mut wanted, key, text);
-                    }
-                    Act::Take => flying = pipeline.take().or(flying),
-                    Act::Land => {
-                        let Some(batch) = flying.take() else { continue };
-                        for (key, expected) in &batch.checks {
-                            let key = key.strip_prefix("notes/").expect("a note");
-                            prop_assert_eq!(durable.shown().revision_of("notes", key), *expected, "{}", key);
-                        }
-                        let keys = durable.apply(&batch.writes);
-                        pipeline.committed(durable.state.revision);
-                        prop_assert!(pipeline.shown(&durable.shown(), Some(&keys)).is_some());
-                    }
-                    Act::Foreign(key, text) => {
-                        let key = format!("n{key}");
-                        let value = text.map(|text| encode(&NOTES, &Note { key: key.clone(), text }).expect("plain data"));
-                        let keys = durable.apply(&[(format!("notes/{key}"), value)]);
-                        prop_assert!(pipeline.shown(&durable.shown(), Some(&keys)).is_none());
-                        put(&mut wanted, key, text);
-                    }
-                    Act::Lag => prop_assert!(pipeline.shown(&durable.shown(), None).is_none()),
-                }
-            }
-            // Whatever is on its way lands, and then all is seen, under every key of the index too.
-            while let Some(batch) = flying.take().or_else(|| pipeline.take()) {
-                let keys = durable.apply(&batch.writes);
-                pipeline.committed(durable.state.revision);
-                prop_assert!(pipeline.shown(&durable.shown(), Some(&keys)).is_some());
-                let newest = pipeline.newest.clone();
-                prop_assert_eq!(&notes(&newest), &wanted);
-                for text in 0..4 {
-                    let found: Vec<String> =
-                        newest.find(&NOTES, "text", &text.to_string()).map(|note| note.key.clone()).collect();
-                    let listed = wanted.iter().filter(|(_, of)| **of == text).map(|(key, _)| key.clone());
-                    prop_assert_eq!(&found, &listed.collect::<Vec<_>>());
-                    prop_assert_eq!(newest.count_of(&NOTES, "text", &text.to_string()), found.len());
-                }
-            }
-            prop_assert_eq!(notes(&pipeline.newest(|| durable.shown())), wanted.clone());
-            prop_assert_eq!(notes(&durable.shown()), wanted);
-        }
-    }
-}
+mod tests;

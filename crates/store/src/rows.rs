@@ -12,14 +12,14 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     listed::Listed,
-    table::{DecodeError, Entry, Revision, Table, decode, encode},
+    table::{AnyEntry, DecodeError, Entry, Revision, Table, decode, encode},
 };
 
 /// A table whose record type is known only to its callers.
 pub(crate) trait AnyRows: Any + Send + Sync {
     fn put_bytes(&mut self, key: &str, revision: Revision, bytes: &[u8]) -> Result<(), DecodeError>;
     /// `entry` is an `Arc<Entry<T>>` of this table's `T`.
-    fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn Any + Send + Sync>);
+    fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn AnyEntry>);
     /// What `other`, which is this table at another time, has under `key`: a record, or none.
     fn put_as_in(&mut self, other: &dyn AnyRows, key: &str);
     fn remove(&mut self, key: &str);
@@ -155,12 +155,13 @@ fn unlist(map: &mut OrdMap<Arc<str>, Listed>, index_key: &str, key: &str) {
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T> {
     fn put_bytes(&mut self, key: &str, revision: Revision, bytes: &[u8]) -> Result<(), DecodeError> {
         let value = decode(self.table, key, bytes)?;
-        self.put(key, Arc::new(Entry { value, revision }));
+        self.put(key, Arc::new(Entry::new(value, revision)));
         Ok(())
     }
 
-    fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn Any + Send + Sync>) {
-        let entry = entry.clone().downcast::<Entry<T>>().expect("a transaction's entry has the type of its table");
+    fn put_entry(&mut self, key: &Arc<str>, entry: &Arc<dyn AnyEntry>) {
+        let entry: Arc<dyn Any + Send + Sync> = entry.clone();
+        let entry = entry.downcast::<Entry<T>>().expect("a transaction's entry has the type of its table");
         self.put(key, entry);
     }
 
@@ -182,7 +183,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T
     }
 
     fn revision_of(&self, key: &str) -> Option<Revision> {
-        self.rows.get(key).map(|entry| entry.revision)
+        self.rows.get(key).map(|entry| entry.revision())
     }
 
     fn len(&self) -> usize {

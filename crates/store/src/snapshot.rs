@@ -1,18 +1,43 @@
 //! One state of the whole store, forever.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 
 use crate::{
     rows::{AnyRows, Rows},
     table::{DecodeError, Entry, Revision, Schema, Table},
+    transaction::{Write, is_provisional},
 };
 
 /// Every record as of one revision. Cloning it costs a counter; holding it keeps only what has changed since.
 #[derive(Clone)]
 pub struct Snapshot {
     state: Arc<State>,
+    /// For a decision: where it is noted what that looks at.
+    looked_at: Option<Arc<LookedAt>>,
+}
+
+/// The provisional revisions of records that a decision looked at.
+#[derive(Default)]
+pub(crate) struct LookedAt(
+    // A leaf lock, held to add one.
+    Mutex<Vec<Revision>>,
+);
+
+impl LookedAt {
+    fn note(&self, revision: Revision) {
+        if is_provisional(revision) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(revision);
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<Revision> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 #[derive(Clone)]
@@ -30,7 +55,13 @@ impl fmt::Debug for Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(state: State) -> Self {
-        Self { state: Arc::new(state) }
+        Self { state: Arc::new(state), looked_at: None }
+    }
+
+    /// The same for a decision, with the notes of what that looks at.
+    pub(crate) fn noted(self) -> (Self, Arc<LookedAt>) {
+        let looked_at = Arc::new(LookedAt::default());
+        (Self { looked_at: Some(looked_at.clone()), ..self }, looked_at)
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -50,17 +81,17 @@ impl Snapshot {
 
     /// The record under `key`.
     pub fn get<T>(&self, table: &'static Table<T>, key: &str) -> Option<Arc<Entry<T>>> {
-        self.rows(table).get(key).cloned()
+        self.rows(table).get(key).cloned().inspect(|entry| self.note(entry))
     }
 
     /// Whether there is a record under `key`.
     pub fn contains<T>(&self, table: &'static Table<T>, key: &str) -> bool {
-        self.rows(table).get(key).is_some()
+        self.get(table, key).is_some()
     }
 
     /// Every record, in the order of keys.
     pub fn scan<'a, T>(&'a self, table: &'static Table<T>) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
-        self.rows(table).scan()
+        self.rows(table).scan().inspect(|entry| self.note(entry))
     }
 
     /// Records with keys greater than `after`, in the order of keys; `after` may be empty.
@@ -69,7 +100,7 @@ impl Snapshot {
         table: &'static Table<T>,
         after: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
-        self.rows(table).range(after)
+        self.rows(table).range(after).inspect(|entry| self.note(entry))
     }
 
     /// Records that the index named `index` lists under `key`, in the order of their own keys.
@@ -82,7 +113,7 @@ impl Snapshot {
         index: &str,
         key: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
-        self.rows(table).find(index, key)
+        self.rows(table).find(index, key).inspect(|entry| self.note(entry))
     }
 
     /// How many records the index named `index` lists under `key`, without a look at them.
@@ -131,7 +162,7 @@ impl Snapshot {
         index: &str,
         prefix: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
-        self.rows(table).ordered(index, prefix)
+        self.rows(table).ordered(index, prefix).inspect(|entry| self.note(entry))
     }
 
     /// The same, beginning behind those under keys less than `from`, and behind those under `from` itself with a key of their own less than
@@ -147,7 +178,7 @@ impl Snapshot {
         from: &str,
         key: &str,
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'a, T> {
-        self.rows(table).ordered_from(index, prefix, from, key)
+        self.rows(table).ordered_from(index, prefix, from, key).inspect(|entry| self.note(entry))
     }
 
     /// How many records there are.
@@ -175,6 +206,12 @@ impl Snapshot {
     /// The first that `visit` returns.
     pub fn each_stored(&self, visit: &mut dyn FnMut(&str, Bytes) -> io::Result<()>) -> io::Result<()> {
         self.state.tables.iter().try_for_each(|table| table.each_stored(visit))
+    }
+
+    fn note<T>(&self, entry: &Entry<T>) {
+        if let Some(looked_at) = &self.looked_at {
+            looked_at.note(entry.revision());
+        }
     }
 
     fn position(&self, name: &str) -> usize {
@@ -208,20 +245,35 @@ impl State {
         self.table_mut(position.expect("the table was found when the transaction was checked"))
     }
 
+    /// What a transaction writes under `key`.
+    pub(crate) fn write(&mut self, table: &str, key: &Arc<str>, write: &Write) {
+        match write {
+            Write::Nothing => {}
+            Write::Put { entry, .. } => self.table_named(table).put_entry(key, entry),
+            Write::Delete => self.table_named(table).remove(key),
+        }
+    }
+
+    /// Revision of the record under `key`.
+    pub(crate) fn revision_of(&self, table: &str, key: &str) -> Option<Revision> {
+        let position = self.schema.position(table).expect("the table of a change is in the schema");
+        self.tables[position].revision_of(key)
+    }
+
     /// Have under `key` what `other` has there.
     pub(crate) fn take_from(&mut self, other: &Self, table: &str, key: &str) {
         let position = self.schema.position(table).expect("the table of a change is in the schema");
         self.table_mut(position).put_as_in(other.tables[position].as_ref(), key);
     }
 
-    /// Apply one stored change. A change older than what is there is ignored, so replaying history is harmless.
+    /// Apply one change. One older than what is there is ignored, so replaying history is harmless.
     pub(crate) fn apply(
         &mut self,
-        full_key: &str,
+        position: usize,
+        key: &str,
         revision: Revision,
         value: Option<&[u8]>,
-    ) -> Result<(usize, Arc<str>), DecodeError> {
-        let (position, key) = self.schema.split(full_key)?;
+    ) -> Result<(), DecodeError> {
         if self.tables[position].revision_of(key).is_none_or(|present| present < revision) {
             let table = self.table_mut(position);
             match value {
@@ -229,6 +281,18 @@ impl State {
                 None => table.remove(key),
             }
         }
-        Ok((position, key.into()))
+        Ok(())
+    }
+
+    /// The same under a full stored key.
+    pub(crate) fn apply_stored(
+        &mut self,
+        full_key: &str,
+        revision: Revision,
+        value: Option<&[u8]>,
+    ) -> Result<(), DecodeError> {
+        let schema = self.schema.clone();
+        let (position, key) = schema.split(full_key)?;
+        self.apply(position, key, revision, value)
     }
 }

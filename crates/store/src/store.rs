@@ -168,10 +168,12 @@ impl Store {
     /// [`Store::update`], which decides on the newest state.
     pub async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
         let _turn = self.turn().await;
+        // Decided on what is durable: nothing that is lost can have been seen.
+        let transaction = transaction.rests_on_checks();
         for _ in 0..DECISIONS_MAX {
             let (admitted, seen) = {
                 let mut pipeline = self.pipeline()?;
-                let admitted = pipeline.admit(&transaction);
+                let admitted = pipeline.admit(transaction.clone(), Vec::new());
                 (admitted, pipeline.join())
             };
             match admitted {
@@ -227,11 +229,11 @@ impl Store {
         decide: &mut impl FnMut(&Snapshot) -> Result<(Transaction, R), E>,
     ) -> Result<Decided<R, E>, CommitError> {
         let mut pipeline = self.pipeline()?;
-        let newest = pipeline.newest(|| self.inner.mirror.snapshot());
+        let (newest, looked_at) = pipeline.newest(|| self.inner.mirror.snapshot()).noted();
         match decide(&newest) {
             Ok((transaction, answer)) => {
                 drop(newest);
-                let ticket = pipeline.admit(&transaction)?;
+                let ticket = pipeline.admit(transaction, looked_at.take())?;
                 Ok(Decided::Yes(ticket, answer))
             }
             Err(refusal) => Ok(Decided::No(pipeline.join(), refusal)),
@@ -326,9 +328,11 @@ impl Inner {
             Ok(Outcome::Committed(revision)) => self.mirror.reached(revision).await?,
             Ok(Outcome::Conflict(revision)) => {
                 self.mirror.reached(revision).await?;
-                let (flying, queued) = self.mirror.pipeline().crashed(self.mirror.snapshot());
-                flying.tell(&Landing::Again);
-                queued.tell(&Landing::Again);
+                let again = {
+                    let mut pipeline = self.mirror.pipeline();
+                    pipeline.overtaken(self.mirror.snapshot())
+                };
+                again.tell(&Landing::Again);
             }
             Err(error) => {
                 let full = matches!(error, EngineError::Full);

@@ -4,7 +4,15 @@
 //! value into the present one when it is read, and the next write stores the present one. Data of a later version than the program's
 //! are refused: an older program must not half-understand them.
 
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -49,13 +57,56 @@ pub struct Index<T: 'static> {
 }
 
 /// A record with the revision of its last change.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry<T> {
     /// The record.
     pub value: T,
+    revision: AtomicU64,
+}
+
+/// An entry whose record's type is known only to its table.
+pub(crate) trait AnyEntry: Any + Send + Sync {
+    /// The write it came of is durable, as this revision.
+    fn settle(&self, revision: Revision);
+}
+
+impl<T> Entry<T> {
+    /// A record as of a revision.
+    pub const fn new(value: T, revision: Revision) -> Self {
+        Self { value, revision: AtomicU64::new(revision.0) }
+    }
+
     /// Revision of the commit that last changed it. Inside a decision it may be a provisional one, which compares like any other
-    /// but means nothing outside that decision.
-    pub revision: Revision,
+    /// but means nothing outside that decision: it becomes the real one when the write is durable.
+    pub fn revision(&self) -> Revision {
+        // Written once, under the lock under which decisions are made and before anybody else can have the entry.
+        Revision(self.revision.load(Ordering::Relaxed))
+    }
+}
+
+impl<T: Send + Sync + 'static> AnyEntry for Entry<T> {
+    fn settle(&self, revision: Revision) {
+        self.revision.store(revision.0, Ordering::Relaxed);
+    }
+}
+
+impl<T: Clone> Clone for Entry<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.value.clone(), self.revision())
+    }
+}
+
+impl<T: PartialEq> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision() == other.revision() && self.value == other.value
+    }
+}
+
+impl<T: Eq> Eq for Entry<T> {}
+
+impl<T: fmt::Debug> fmt::Debug for Entry<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("value", &self.value).field("revision", &self.revision()).finish()
+    }
 }
 
 impl<T> Deref for Entry<T> {

@@ -1,20 +1,22 @@
 //! What a decision wants changed: writes, each with the state of the record it was decided on.
 
-use std::{
-    any::Any,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::table::{Entry, KEY_BYTES_MAX, Revision, Table, encode};
+use crate::table::{AnyEntry, Entry, KEY_BYTES_MAX, Revision, Table, decode, encode};
 
 /// Provisional revisions have this bit: they name a write that is not durable yet, and never equal a real revision.
 const PROVISIONAL: u64 = 1 << 63;
+
+/// Whether a revision names a write that is not durable yet.
+pub(crate) const fn is_provisional(revision: Revision) -> bool {
+    revision.0 & PROVISIONAL != 0
+}
 
 static NEXT_PROVISIONAL: AtomicU64 = AtomicU64::new(1);
 
@@ -25,6 +27,7 @@ pub struct Transaction {
     pub(crate) operations: Vec<Operation>,
     pub(crate) problem: Option<String>,
     pub(crate) may_use_reserve: bool,
+    pub(crate) rests_on_checks: bool,
 }
 
 #[derive(Clone)]
@@ -39,7 +42,7 @@ pub(crate) struct Operation {
 #[derive(Clone)]
 pub(crate) enum Write {
     Nothing,
-    Put { bytes: Bytes, entry: Arc<dyn Any + Send + Sync>, provisional: Revision },
+    Put { bytes: Bytes, entry: Arc<dyn AnyEntry>, provisional: Revision },
     Delete,
 }
 
@@ -50,12 +53,17 @@ impl Transaction {
     }
 
     /// Add a record; a conflict if its key is taken.
-    pub fn create<T: Serialize + Send + Sync>(self, table: &'static Table<T>, value: T) -> Self {
+    pub fn create<T: Serialize + DeserializeOwned + Send + Sync>(self, table: &'static Table<T>, value: T) -> Self {
         self.put(table, None, value)
     }
 
     /// Put `value` in place of `entry`; a conflict if the record has changed since. The key must be the same.
-    pub fn replace<T: Serialize + Send + Sync>(mut self, table: &'static Table<T>, entry: &Entry<T>, value: T) -> Self {
+    pub fn replace<T: Serialize + DeserializeOwned + Send + Sync>(
+        mut self,
+        table: &'static Table<T>,
+        entry: &Entry<T>,
+        value: T,
+    ) -> Self {
         if (table.key)(&entry.value) != (table.key)(&value) {
             self.refuse(format!(
                 "`{}` cannot become `{}` in table `{}`",
@@ -65,19 +73,19 @@ impl Transaction {
             ));
             return self;
         }
-        self.put(table, Some(entry.revision), value)
+        self.put(table, Some(entry.revision()), value)
     }
 
     /// Remove the record; a conflict if it has changed since.
     pub fn delete<T>(self, table: &'static Table<T>, entry: &Entry<T>) -> Self {
         let key = (table.key)(&entry.value);
-        self.push(table.name, key, Some(entry.revision), Write::Delete)
+        self.push(table.name, key, Some(entry.revision()), Write::Delete)
     }
 
     /// Only check that the record is unchanged.
     pub fn require<T>(self, table: &'static Table<T>, entry: &Entry<T>) -> Self {
         let key = (table.key)(&entry.value);
-        self.push(table.name, key, Some(entry.revision), Write::Nothing)
+        self.push(table.name, key, Some(entry.revision()), Write::Nothing)
     }
 
     /// Only check that there is no record under `key`.
@@ -93,6 +101,14 @@ impl Transaction {
         self
     }
 
+    /// It is as good as it was when an earlier decision is lost to another headnode, as long as its checks hold and no record that was
+    /// looked at came of what is lost: it need not be made again then. To be said only where nothing follows from a record *not* having been
+    /// found, or from how many there are, that is not checked too.
+    pub fn rests_on_checks(mut self) -> Self {
+        self.rests_on_checks = true;
+        self
+    }
+
     /// Both, all or nothing.
     pub fn and(mut self, other: Self) -> Self {
         for operation in other.operations {
@@ -102,6 +118,7 @@ impl Transaction {
             self.refuse(problem);
         }
         self.may_use_reserve |= other.may_use_reserve;
+        self.rests_on_checks &= other.rests_on_checks;
         self
     }
 
@@ -119,7 +136,7 @@ impl Transaction {
         self.may_use_reserve || !self.operations.iter().any(|operation| matches!(operation.write, Write::Put { .. }))
     }
 
-    fn put<T: Serialize + Send + Sync>(
+    fn put<T: Serialize + DeserializeOwned + Send + Sync>(
         mut self,
         table: &'static Table<T>,
         expected: Option<Revision>,
@@ -134,7 +151,12 @@ impl Transaction {
             }
         };
         let provisional = Revision(PROVISIONAL | NEXT_PROVISIONAL.fetch_add(1, Ordering::Relaxed));
-        let entry = Arc::new(Entry { value, revision: provisional });
+        debug_assert!(
+            reads_back(table, &key, &bytes),
+            "record `{}/{key}` is another one when it is read again",
+            table.name
+        );
+        let entry = Arc::new(Entry::new(value, provisional));
         self.push(table.name, key, expected, Write::Put { bytes, entry, provisional })
     }
 
@@ -160,4 +182,10 @@ impl Transaction {
     fn refuse(&mut self, problem: String) {
         self.problem.get_or_insert(problem);
     }
+}
+
+/// Whether what was written means what it was made of. The mirror shows what was decided and not what was stored, so this must be so.
+fn reads_back<T: Serialize + DeserializeOwned>(table: &'static Table<T>, key: &str, bytes: &Bytes) -> bool {
+    let again = decode(table, key, bytes).map(|value| encode(table, &value));
+    again.is_ok_and(|again| again.is_ok_and(|again| again == *bytes))
 }

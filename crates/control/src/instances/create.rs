@@ -285,7 +285,8 @@ impl Plan {
         let begun = flows::begin::<Provision>(&mut instance, caller, "provision", None, decided_at);
         let claim = Claim { name: Claim::alias(self.owner.id, &self.alias), holder: id.to_string() };
         let made = transaction.create(&CLAIMS, claim).replace(&SERVERS, &server, promised);
-        Ok((nics, made.create(&INSTANCES, instance).and(begun)))
+        // Names, addresses and the machine are checked; what else it refers to was looked at.
+        Ok((nics, made.create(&INSTANCES, instance).and(begun).rests_on_checks()))
     }
 }
 

@@ -237,7 +237,7 @@ impl Targets {
     /// Whether a machine that has written down generation `seen` knows what it should know of an instance.
     pub(crate) fn knowledge(&self, server: ServerId, instance: &Entry<Instance>, seen: u64) -> Knowledge {
         let state = self.lock();
-        if instance.revision.0 > state.revision {
+        if instance.revision().0 > state.revision {
             return Knowledge::Unclear;
         }
         let known = state.machines.get(&server).and_then(|machine| Some((machine, machine.zones.get(&instance.id)?)));
@@ -374,7 +374,7 @@ impl Targets {
         let mut keys_of: HashMap<AccountId, String> = HashMap::new();
         for server in snapshot.scan(&SERVERS) {
             let machine = state.machines.entry(server.id).or_default();
-            let mut newest = server.revision.0;
+            let mut newest = server.revision().0;
             machine.count_from(&server);
             machine.role = server.headnode_role;
             machine.zones.clear();
@@ -594,7 +594,7 @@ fn routed(network: &Network) -> Option<(AccountId, u32)> {
 /// The highest revision of any record that goes into the part of `entry`.
 fn newest_revision(snapshot: &Snapshot, entry: &Entry<Instance>) -> u64 {
     let networks = entry.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string()));
-    let image = snapshot.get(&IMAGES, &entry.image.to_string()).map_or(0, |image| image.revision.0);
-    let account = snapshot.get(&ACCOUNTS, &entry.owner.to_string()).map_or(0, |account| account.revision.0);
-    networks.map(|network| network.revision.0).fold(entry.revision.0.max(image).max(account), u64::max)
+    let image = snapshot.get(&IMAGES, &entry.image.to_string()).map_or(0, |image| image.revision().0);
+    let account = snapshot.get(&ACCOUNTS, &entry.owner.to_string()).map_or(0, |account| account.revision().0);
+    networks.map(|network| network.revision().0).fold(entry.revision().0.max(image).max(account), u64::max)
 }

@@ -196,7 +196,7 @@ async fn a_clock_that_goes_wrong_is_in_the_record() {
         assert_eq!((answer.received_at, answer.answered_at), (Some(control.now()), Some(control.now())));
         let view = servers::get(control, world.server).expect("a server");
         assert_eq!(view.clock, Some(reading), "as it was said last");
-        (view.server.clock_ahead_ms, view.server.revision)
+        (view.server.clock_ahead_ms, view.server.revision())
     };
     assert_eq!(says(999, 1).await.0, None);
     assert_eq!(says(5_000, 4_500).await.0, None, "it may be right");

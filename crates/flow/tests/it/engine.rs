@@ -191,8 +191,8 @@ async fn flows_of_one_subject_run_one_after_the_other_in_order() {
         let flow = until(&bench.store, id, ended).await;
         assert_eq!(flow.state, FlowState::Succeeded);
         let entry = bench.store.snapshot().get(&FLOWS, &id.to_string()).unwrap();
-        assert!(entry.revision > revision, "ended before the one in front of it");
-        revision = entry.revision;
+        assert!(entry.revision() > revision, "ended before the one in front of it");
+        revision = entry.revision();
         last_end = last_end.max(flow.ended_at.unwrap());
     }
     // Never interleaved: six times the whole list.

@@ -6,5 +6,6 @@ mod crash;
 mod engines;
 mod full;
 mod model;
+mod overtaken;
 mod records;
 mod stores;

@@ -44,7 +44,7 @@ fn build(acts: &[Act], map: &Map, store: &Store) -> (Transaction, Option<Map>) {
     let mut written = std::collections::BTreeSet::new();
     let entry = |key: &str, fresh: bool| -> Option<Arc<Entry<Boat>>> {
         let entry = snapshot.get(&BOATS, key)?;
-        let stale = Entry { value: entry.value.clone(), revision: Revision(entry.revision.0 + 1000) };
+        let stale = Entry::new(entry.value.clone(), Revision(entry.revision().0 + 1000));
         Some(if fresh { entry } else { Arc::new(stale) })
     };
     for act in acts {
