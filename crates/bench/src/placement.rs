@@ -25,6 +25,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use model::{
     id::{AccountId, ImageId, MacAddr, NetworkId, PackageId, ServerId},
     instance::{Caller, Instance},
+    layout::Layout,
     network::{Address, Nic},
     placement::{Demand, roominess},
     server::{Hardware, Server},
@@ -438,8 +439,7 @@ fn network(number: u32) -> NewNetwork {
         nic_tag: "external".to_owned(),
         // A segment of its own.
         vlan: u16::try_from(number).unwrap_or(0),
-        subnet: Some(ipnet::Ipv4Net::new_assert(subnet, 18)),
-        mtu: 1_500,
+        layout: Layout { subnet: Some(ipnet::Ipv4Net::new_assert(subnet, 18)), ..Layout::default() },
         ..NewNetwork::default()
     }
 }

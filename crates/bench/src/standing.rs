@@ -52,6 +52,7 @@ pub(crate) fn instance(of: Standing, now: Timestamp) -> Instance {
             timeline: Vec::new(),
             limits: Some(of.limits),
             nics: vec![of.nic.mac],
+            addresses6: BTreeMap::new(),
             gave_up: false,
             oom_kills: 0,
             guest_metadata: Vec::new(),

@@ -126,6 +126,18 @@ impl Error {
         Self::Invalid(vec![FieldError { field: field.into(), code, message: message.into() }])
     }
 
+    /// The same where the request calls field `inner` by another name.
+    pub(crate) fn of_field(self, inner: &str, outer: &str) -> Self {
+        let renamed = |fault: FieldError| match fault.field == inner {
+            true => FieldError { field: outer.to_owned(), ..fault },
+            false => fault,
+        };
+        match self {
+            Self::Invalid(fields) => Self::Invalid(fields.into_iter().map(renamed).collect()),
+            other => other,
+        }
+    }
+
     /// There is no such object.
     pub fn not_found(what: &'static str, id: impl ToString) -> Self {
         Self::NotFound { what, id: id.to_string() }

@@ -1,4 +1,4 @@
-//! Which address a new NIC gets, and which layouts of a network make sense.
+//! Which address a new NIC gets.
 //!
 //! A network gives out addresses in the order of its range, continuing after the one it gave last and starting again at
 //! the beginning when it comes to the end. An address that was just returned is therefore the last to be given again,
@@ -9,20 +9,11 @@
 //! the part before. The search then costs as many steps as there are used addresses between the last one given and the
 //! next gap: usually none. The same search serves both families, and the numbers of tenants' VLANs.
 
-use std::{fmt::Display, net::IpAddr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::network::Network;
-
-/// Subnets a tenant may lay out a network in: those of RFC 1918.
-pub const FABRIC_SUBNETS: [Ipv4Net; 3] = [
-    Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8),
-    Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 16, 0, 0), 12),
-    Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 0, 0), 16),
-];
-/// The same for IPv6: unique local addresses, RFC 4193, which mean nothing outside.
-pub const UNIQUE_LOCAL: Ipv6Net = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
 
 /// The addresses of one family that a network may give out automatically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,135 +133,12 @@ fn number(ip: IpAddr) -> u128 {
 }
 
 /// Whether `ip` is neither the subnet's own address nor its broadcast address.
-fn is_host(subnet: IpNet, ip: IpAddr) -> bool {
+pub(crate) fn is_host(subnet: IpNet, ip: IpAddr) -> bool {
     match subnet {
         IpNet::V4(subnet) => subnet.prefix_len() >= 31 || (ip != subnet.network() && ip != subnet.broadcast()),
         // All routers of the subnet answer to its own address.
         IpNet::V6(subnet) => subnet.prefix_len() >= 127 || ip != subnet.network(),
     }
-}
-
-/// What is wrong with a network's addresses, and the field to blame.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct InvalidPlan {
-    /// Name of the field.
-    pub field: &'static str,
-    /// What is wrong and what would be right.
-    pub message: String,
-}
-
-fn invalid(field: &'static str, message: impl Into<String>) -> InvalidPlan {
-    InvalidPlan { field, message: message.into() }
-}
-
-/// Checks that subnets, ranges and gateways of `network` fit together. Every fault is found, at most one a field.
-pub fn check_plan(network: &Network) -> Vec<InvalidPlan> {
-    let mut faults = Vec::new();
-    if network.subnets().next().is_none() {
-        faults.push(invalid("subnet", "a network needs a subnet: of IPv4, of IPv6 (subnet6), or one of each"));
-        return faults;
-    }
-    if let Some(subnet) = network.subnet {
-        let names = ["subnet", "range_start", "range_end", "gateway"];
-        let range = network.range_start.zip(network.range_end).map(|(start, end)| (start.into(), end.into()));
-        faults.extend(check_family(names, subnet.into(), (8, 30), range, network.gateway.map(IpAddr::V4)));
-    } else if network.range_start.is_some() || network.range_end.is_some() || network.gateway.is_some() {
-        faults.push(invalid("subnet", "has to be given when there is an IPv4 range or gateway"));
-    }
-    if !network.has_gateway() && network.host_gateway {
-        faults.push(invalid("gateway", "a network whose gateway the node holds needs a gateway address"));
-    }
-    let translates = network.nat || network.fabric.is_some_and(|fabric| fabric.internet_nat);
-    if !network.has_gateway() && translates {
-        let field = if network.fabric.is_some() { "internet_nat" } else { "nat" };
-        faults.push(invalid(field, "a network without a gateway cannot masquerade; give one"));
-    }
-    faults.extend(check_routes(network));
-    let Some(subnet) = network.subnet6 else {
-        if network.range6.is_some() || network.gateway6.is_some() {
-            faults.push(invalid("subnet6", "has to be given when there is an IPv6 range or gateway"));
-        }
-        return faults;
-    };
-    let names = ["subnet6", "range6_start", "range6_end", "gateway6"];
-    let range = network.range6.map(|(start, end)| (start.into(), end.into()));
-    faults.extend(check_family(names, subnet.into(), (48, 126), range, network.gateway6.map(IpAddr::V6)));
-    let own = subnet.network();
-    if own.is_multicast() || own.is_unicast_link_local() || own.is_loopback() || own.is_unspecified() {
-        faults.push(invalid("subnet6", format!("{subnet} is no range of ordinary addresses")));
-    }
-    faults
-}
-
-fn check_family(
-    [subnet_field, start_field, end_field, gateway_field]: [&'static str; 4],
-    subnet: IpNet,
-    (shortest, longest): (u8, u8),
-    range: Option<(IpAddr, IpAddr)>,
-    gateway: Option<IpAddr>,
-) -> Vec<InvalidPlan> {
-    if subnet.addr() != subnet.network() {
-        let message = format!("{subnet} has host bits set; write {}", subnet.trunc());
-        return vec![invalid(subnet_field, message)];
-    }
-    if !(shortest..=longest).contains(&subnet.prefix_len()) {
-        let message = format!("{subnet} must have a prefix length from {shortest} to {longest}");
-        return vec![invalid(subnet_field, message)];
-    }
-    let mut faults = Vec::new();
-    let outside = |ip: &dyn Display| format!("{ip} does not lie in {subnet}");
-    if let Some((start, end)) = range {
-        if !subnet.contains(&start) {
-            faults.push(invalid(start_field, outside(&start)));
-        }
-        if !subnet.contains(&end) {
-            faults.push(invalid(end_field, outside(&end)));
-        } else if start > end && subnet.contains(&start) {
-            faults.push(invalid(end_field, format!("{end} comes before the start of the range, {start}")));
-        }
-    }
-    if let Some(gateway) = gateway {
-        if !subnet.contains(&gateway) {
-            faults.push(invalid(gateway_field, outside(&gateway)));
-        } else if !is_host(subnet, gateway) {
-            faults.push(invalid(gateway_field, format!("{gateway} is not an address for a host of {subnet}")));
-        }
-    }
-    faults
-}
-
-/// Each route's next hop must be one that instances of the network can reach without it.
-fn check_routes(network: &Network) -> Option<InvalidPlan> {
-    for (to, hop) in &network.routes {
-        let subnet = network.subnet_for(*hop);
-        let why = match subnet {
-            _ if to.addr() != to.network() => format!("{to} has host bits set; write {}", to.trunc()),
-            _ if to.addr().is_ipv4() != hop.is_ipv4() => format!("the next hop to {to}, {hop}, is of the other family"),
-            None => {
-                let family = if hop.is_ipv4() { "IPv4" } else { "IPv6" };
-                format!("the next hop to {to}, {hop}, is an {family} address, and there is no {family} subnet")
-            }
-            Some(subnet) if !subnet.contains(hop) => format!("the next hop to {to}, {hop}, does not lie in {subnet}"),
-            Some(_) => continue,
-        };
-        return Some(invalid("routes", why));
-    }
-    None
-}
-
-/// Checks what holds for a tenant's own network alone: private addresses.
-pub fn check_fabric(network: &Network) -> Vec<InvalidPlan> {
-    let mut faults = Vec::new();
-    let is_private = |subnet: &Ipv4Net| FABRIC_SUBNETS.iter().any(|private| private.contains(subnet));
-    if let Some(subnet) = network.subnet.filter(|subnet| !is_private(subnet)) {
-        let message = format!("{subnet} must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16");
-        faults.push(invalid("subnet", message));
-    }
-    if let Some(subnet) = network.subnet6.filter(|subnet| !UNIQUE_LOCAL.contains(subnet)) {
-        faults.push(invalid("subnet6", format!("{subnet} must lie in {UNIQUE_LOCAL}")));
-    }
-    faults
 }
 
 /// The subnet of `other` that overlaps one of `network`'s.

@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
-    address::UNIQUE_LOCAL,
     image::Image,
     instance::Instance,
+    layout::UNIQUE_LOCAL,
     network::Network,
     rules,
     target::{FabricTarget, ImageTarget, NetworkTarget, NicTarget, Outside6, ZoneTarget},

@@ -7,7 +7,7 @@
 //! [`instance`], [`server`], [`headnode`] and [`repeat`] are the records; [`target`] is the document a node receives and the facts it returns, made of
 //! [`part`]s, and [`delta`] what is new in one since another;
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
-//! [`placement`], [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
+//! [`placement`], [`layout`] and [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
 //! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`role`] whether a machine
 //! runs a headnode, [`quorum`] whether it may; [`rules`] says what
 //! names, tags and metadata may be.
@@ -31,6 +31,7 @@ pub mod compile;
 pub mod delta;
 pub mod diff;
 pub mod firewall;
+pub mod layout;
 pub mod part;
 pub mod path;
 pub mod peers;

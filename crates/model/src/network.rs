@@ -88,6 +88,33 @@ pub struct Fabric {
 }
 
 impl Network {
+    /// One of which nothing is said yet: everybody's, on no wire, without a subnet.
+    pub fn bare(id: NetworkId, name: impl Into<String>, created_at: Timestamp) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            description: None,
+            owners: Vec::new(),
+            public: false,
+            nic_tag: String::new(),
+            vlan: 0,
+            subnet: None,
+            range_start: None,
+            range_end: None,
+            gateway: None,
+            resolvers: Vec::new(),
+            routes: BTreeMap::new(),
+            mtu: 1_500,
+            host_gateway: false,
+            nat: false,
+            fabric: None,
+            subnet6: None,
+            range6: None,
+            gateway6: None,
+            created_at,
+        }
+    }
+
     /// Its subnets, IPv4 first.
     pub fn subnets(&self) -> impl Iterator<Item = IpNet> + use<> {
         self.subnet.map(IpNet::V4).into_iter().chain(self.subnet6.map(IpNet::V6))

@@ -111,6 +111,7 @@ mod tests {
             timeline: Vec::new(),
             limits: None,
             nics: Vec::new(),
+            addresses6: BTreeMap::new(),
             gave_up: false,
             oom_kills: 0,
             guest_metadata: Vec::new(),

@@ -250,6 +250,12 @@ impl NicTarget {
         self.address.map(IpNet::V4).into_iter().chain(self.addresses6.iter().copied().map(IpNet::V6))
     }
 
+    /// What a fact says of its IPv6 addresses ([`ZoneFact::addresses6`]), if it has any.
+    pub fn held6(&self) -> Option<(MacAddr, Vec<Ipv6Addr>)> {
+        let held: Vec<Ipv6Addr> = self.addresses6.iter().map(Ipv6Net::addr).collect();
+        (!held.is_empty()).then_some((self.mac, held))
+    }
+
     /// Its link-local address, which the kernel needs for neighbour discovery; only where there is IPv6.
     pub fn link_local(&self) -> Option<Ipv6Net> {
         let address = (!self.addresses6.is_empty()).then(|| self.mac.link_local())?;
@@ -329,6 +335,9 @@ pub struct ZoneFact {
     pub limits: Option<Limits>,
     /// MACs of the NICs in force.
     pub nics: Vec<MacAddr>,
+    /// IPv6 addresses in force, by NIC, of those that have any: they may change while the NIC stays.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses6: BTreeMap<MacAddr, Vec<Ipv6Addr>>,
     /// The node tries no longer to make it what it should be, until its target changes: see `error`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub gave_up: bool,

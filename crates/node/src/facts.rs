@@ -56,6 +56,7 @@ pub(crate) fn post_rest(shared: &Shared, id: InstanceId, held: &Held) {
 pub(crate) fn fact(held: &Held, state: ZoneState, error: Option<String>) -> ZoneFact {
     let (ledger, remembered) = (&held.ledger, &held.ledger.remembered);
     let macs = |wiring: &Wiring| wiring.nics.iter().map(|(nic, _)| nic.mac).collect();
+    let addresses6 = |wiring: &Wiring| wiring.nics.iter().filter_map(|(nic, _)| nic.held6()).collect();
     ZoneFact {
         state,
         starts_done: remembered.starts_done,
@@ -66,6 +67,7 @@ pub(crate) fn fact(held: &Held, state: ZoneState, error: Option<String>) -> Zone
         timeline: ledger.timeline.clone(),
         limits: remembered.limits.clone(),
         nics: remembered.wiring.as_ref().map(macs).unwrap_or_default(),
+        addresses6: remembered.wiring.as_ref().map(addresses6).unwrap_or_default(),
         gave_up: held.given_up,
         // Both are added when the report is made.
         oom_kills: 0,

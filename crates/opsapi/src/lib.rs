@@ -61,7 +61,7 @@ pub use firewall::{
     FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,
     SilentServer,
 };
-pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicTagView};
+pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicChange, NicTagView, NicView};
 pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use model::{
-    id::{AccountId, ServerId},
-    network::{Address, FabricVlan, Network, NicTag, Pool},
+    id::{AccountId, MacAddr, ServerId},
+    network::{Address, FabricVlan, Network, Nic, NicTag, Pool},
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,38 @@ pub struct NewPool {
     pub networks: Vec<String>,
 }
 
+/// A NIC of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicView {
+    /// The record.
+    #[serde(flatten)]
+    pub nic: Nic,
+    /// What its network is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_name: Option<String>,
+    /// `running`, or `provisioning` while its machine makes it.
+    pub state: String,
+}
+
+/// What to change of a NIC.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicChange {
+    /// All its IPv6 addresses from now on, 1 to 8.
+    pub ipv6_ips: Vec<std::net::Ipv6Addr>,
+}
+
 impl Client {
+    /// NICs of an instance, in the order of their interfaces.
+    pub async fn nics(&self, instance: &str) -> Result<Vec<NicView>, Error> {
+        self.get(&format!("/v1/instances/{}/nics", segment(instance))).await
+    }
+
+    /// Changes a NIC of an instance, which runs on.
+    pub async fn change_nic(&self, instance: &str, mac: MacAddr, change: &NicChange) -> Result<NicView, Error> {
+        self.post(&format!("/v1/instances/{}/nics/{mac}", segment(instance)), change).await
+    }
+
     /// Every NIC tag.
     pub async fn nic_tags(&self) -> Result<Vec<NicTagView>, Error> {
         self.get("/v1/nic-tags").await

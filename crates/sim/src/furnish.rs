@@ -7,6 +7,7 @@ use control::{Control, accounts, images, networks, packages, servers};
 use model::{
     id::{AccountId, ImageId, NetworkId, ServerId},
     image::{Compression, ImageKind, Requirements, manifest},
+    layout::Layout,
     unit::{CpuShares, Mib},
 };
 
@@ -80,20 +81,16 @@ fn network(name: &str, tag: &str, vlan: u16, subnet: &str) -> networks::NewNetwo
     let is_external = tag == "ext";
     networks::NewNetwork {
         name: name.to_owned(),
-        description: None,
-        owners: Vec::new(),
-        public: false,
         nic_tag: tag.to_owned(),
         vlan,
-        subnet: Some(subnet),
-        range_start: None,
-        range_end: None,
-        gateway: subnet.hosts().next().filter(|_| is_external || vlan == 0),
-        resolvers: vec![Ipv4Addr::new(192, 0, 2, 53).into()],
-        routes: BTreeMap::new(),
-        mtu: 1500,
         host_gateway: is_external,
         nat: is_external,
+        layout: Layout {
+            subnet: Some(subnet),
+            gateway: subnet.hosts().next().filter(|_| is_external || vlan == 0),
+            resolvers: vec![Ipv4Addr::new(192, 0, 2, 53).into()],
+            ..Layout::default()
+        },
         ..networks::NewNetwork::default()
     }
 }

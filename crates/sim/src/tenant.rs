@@ -12,6 +12,7 @@ use control::{
 use model::{
     id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::{Caller, TagValue},
+    layout::Layout,
 };
 
 use crate::{chance::Chance, datacenter::Datacenter, furnish::PACKAGES};
@@ -257,10 +258,9 @@ impl Asker {
             (2..=4, Some(vlan), _) | (_, Some(vlan), None) => {
                 let new = fabrics::NewFabricNetwork {
                     name: format!("net{}", chance.below(100)),
-                    subnet: Some(subnet),
-                    gateway: subnet.hosts().next(),
                     internet_nat: nat,
                     routed,
+                    layout: Layout { subnet: Some(subnet), gateway: subnet.hosts().next(), ..Layout::default() },
                     ..fabrics::NewFabricNetwork::default()
                 };
                 request(format!("{account}: make a network on VLAN {vlan}"), async move {

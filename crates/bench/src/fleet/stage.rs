@@ -20,6 +20,7 @@ use headnode::{Settings, pki};
 use model::{
     id::{ImageId, NetworkId, ServerId},
     image::{Compression, ImageKind, Requirements, manifest},
+    layout::Layout,
     time::Timestamp,
     unit::{CpuShares, Mib},
 };
@@ -218,9 +219,11 @@ fn network() -> networks::NewNetwork {
     networks::NewNetwork {
         name: "wide".to_owned(),
         nic_tag: "wide".to_owned(),
-        subnet: Some("10.0.0.0/12".parse().expect("the constant is a subnet")),
-        gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
-        mtu: 1500,
+        layout: Layout {
+            subnet: Some("10.0.0.0/12".parse().expect("the constant is a subnet")),
+            gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+            ..Layout::default()
+        },
         ..networks::NewNetwork::default()
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::Ipv6Addr,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -367,6 +368,18 @@ impl Client {
     /// Adds a NIC.
     pub async fn nic_add(&self, id: InstanceId, network: &NetworkChoice) -> Result<Nic, ClientError> {
         self.post(&format!("/machines/{id}/nics"), &json!({ "network": network })).await
+    }
+
+    /// Makes the IPv6 addresses of a NIC those of a list. Our addition.
+    pub async fn nic_set_addresses6(
+        &self,
+        id: InstanceId,
+        mac: MacAddr,
+        ipv6_ips: &[Ipv6Addr],
+    ) -> Result<Nic, ClientError> {
+        let body = json!({ "ipv6_ips": ipv6_ips });
+        let path = format!("/machines/{id}/nics/{}", mac.bare());
+        self.send(Method::PUT, &path, &[], Some(to_bytes(&body))).await?.read()
     }
 
     /// Removes a NIC.

@@ -171,7 +171,7 @@ pub enum NetworkChoice {
         /// At most one address.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         ipv4_ips: Vec<Ipv4Addr>,
-        /// At most one address. Our addition.
+        /// At most 8 addresses. Our addition.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         ipv6_ips: Vec<Ipv6Addr>,
         /// The default route goes here.

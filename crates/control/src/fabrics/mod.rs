@@ -9,10 +9,11 @@ mod vlans;
 
 use std::ops::RangeInclusive;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     account::Account,
     id::NetworkId,
+    layout::Layout,
     network::{FabricVlan, VNIS, VXLAN_PORT},
     time::Timestamp,
 };
@@ -46,8 +47,10 @@ pub struct FabricConfig {
 pub struct FirstFabric {
     /// Number of the VLAN.
     pub vlan: u16,
-    /// Subnet of the network; its first address is the gateway.
-    pub subnet: Ipv4Net,
+    /// IPv4 subnet of the network; its first address is the gateway. Of one family at least there is a subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// IPv6 subnet of the network, likewise.
+    pub subnet6: Option<Ipv6Net>,
     /// Name servers.
     pub resolvers: Vec<std::net::IpAddr>,
 }
@@ -62,7 +65,14 @@ impl Default for FabricConfig {
 impl Default for FirstFabric {
     fn default() -> Self {
         let subnet = Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 128, 0), 22);
-        Self { vlan: 2, subnet, resolvers: Vec::new() }
+        Self { vlan: 2, subnet: Some(subnet), subnet6: None, resolvers: Vec::new() }
+    }
+}
+
+impl FirstFabric {
+    /// How the network is laid out.
+    pub fn layout(&self) -> Layout {
+        Layout { resolvers: self.resolvers.clone(), ..Layout::with_first_gateways(self.subnet, self.subnet6) }
     }
 }
 
@@ -85,9 +95,7 @@ pub(crate) fn first(
     };
     let new = NewFabricNetwork {
         name: "My-Fabric-Network".to_owned(),
-        subnet: Some(first.subnet),
-        gateway: first.subnet.hosts().next(),
-        resolvers: first.resolvers.clone(),
+        layout: first.layout(),
         internet_nat: true,
         ..NewFabricNetwork::default()
     };

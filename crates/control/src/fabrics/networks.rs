@@ -6,10 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use model::{
     address,
     id::{AccountId, NetworkId},
+    layout::{Layout, Leads},
     network::{Fabric, FabricVlan, Network},
     time::Timestamp,
 };
@@ -32,21 +33,8 @@ const NETWORKS_MAX: usize = 1_000;
 pub struct NewFabricNetwork {
     pub name: String,
     pub description: Option<String>,
-    /// Of one family at least there is a subnet.
-    pub subnet: Option<Ipv4Net>,
-    /// The first address after the gateway unless given.
-    pub range_start: Option<Ipv4Addr>,
-    /// The last address of the subnet unless given.
-    pub range_end: Option<Ipv4Addr>,
-    pub gateway: Option<Ipv4Addr>,
-    pub subnet6: Option<Ipv6Net>,
-    /// The first address after subnet and gateway unless given.
-    pub range6_start: Option<Ipv6Addr>,
-    /// The last address of the subnet unless given.
-    pub range6_end: Option<Ipv6Addr>,
-    pub gateway6: Option<Ipv6Addr>,
-    pub resolvers: Vec<IpAddr>,
-    pub routes: BTreeMap<IpNet, IpAddr>,
+    /// Its MTU is that of all fabrics, whatever it says.
+    pub layout: Layout,
     pub internet_nat: bool,
     pub routed: bool,
 }
@@ -111,8 +99,7 @@ pub async fn network_update(
     control
         .update(|snapshot| {
             let entry = recorded(snapshot, owner, vlan, id)?;
-            let changed = changed(&entry, &change);
-            judge(&changed)?;
+            let changed = changed(&entry, &change)?;
             beside_others(snapshot, owner, &changed)?;
             Ok::<_, Error>((Transaction::new().replace(&NETWORKS, &entry, changed), ()))
         })
@@ -155,44 +142,26 @@ pub(super) fn check(
     new: NewFabricNetwork,
     now: Timestamp,
 ) -> Result<Network> {
-    let (range_start, range_end) = networks::range(new.subnet, new.gateway, new.range_start, new.range_end);
-    let network = Network {
-        id,
-        name: new.name,
+    let layout = Layout { mtu, ..new.layout }.filled();
+    let fabric = Fabric { vni: vlan.vni, internet_nat: new.internet_nat, routed: new.routed };
+    let mut network = Network {
         description: new.description,
         owners: vec![vlan.owner],
-        public: false,
         nic_tag: Fabric::tag(vlan.vni),
         vlan: vlan.vlan,
-        subnet: new.subnet,
-        range_start,
-        range_end,
-        gateway: new.gateway,
-        resolvers: new.resolvers,
-        routes: new.routes,
-        mtu,
-        // What a fabric's gateway does is told by `fabric`; these are about bridges of the machine's own.
-        host_gateway: false,
-        nat: false,
-        fabric: Some(Fabric { vni: vlan.vni, internet_nat: new.internet_nat, routed: new.routed }),
-        subnet6: new.subnet6,
-        range6: networks::range6(new.subnet6, new.gateway6, new.range6_start, new.range6_end),
-        gateway6: new.gateway6,
-        created_at: now,
+        fabric: Some(fabric),
+        ..Network::bare(id, new.name, now)
     };
-    judge(&network)?;
+    judge(&network, &layout)?;
+    layout.lay_out(&mut network);
     Ok(network)
 }
 
-fn judge(network: &Network) -> Result<()> {
+/// Whether `network`, which is not laid out so yet, may be.
+fn judge(network: &Network, layout: &Layout) -> Result<()> {
     let mut faults = Faults::default();
-    networks::check_record(network, &mut faults);
-    for plan in address::check_fabric(network) {
-        faults.add(plan.field, FieldCode::Invalid, plan.message);
-    }
-    if !network.has_gateway() && network.fabric.is_some_and(|fabric| fabric.routed) {
-        faults.check("routed", Err("a network without a gateway cannot be routed; give one".to_owned()));
-    }
+    let (name, description) = (&network.name, network.description.as_deref());
+    networks::check_layout(name, description, layout, Leads::of(network), &mut faults);
     faults.finish_as(|field| match field {
         "range_start" => "provision_start_ip",
         "range_end" => "provision_end_ip",
@@ -202,7 +171,7 @@ fn judge(network: &Network) -> Result<()> {
     })
 }
 
-fn changed(network: &Network, change: &NetworkChange) -> Network {
+fn changed(network: &Network, change: &NetworkChange) -> Result<Network> {
     let mut changed = network.clone();
     if let Some(name) = &change.name {
         changed.name.clone_from(name);
@@ -210,24 +179,23 @@ fn changed(network: &Network, change: &NetworkChange) -> Network {
     if change.description.is_some() {
         changed.description.clone_from(&change.description);
     }
-    changed.range_start = change.range_start.or(changed.range_start);
-    changed.range_end = change.range_end.or(changed.range_end);
-    let (start6, end6) = (change.range6_start, change.range6_end);
-    changed.range6 = match changed.range6 {
-        Some((start, end)) => Some((start6.unwrap_or(start), end6.unwrap_or(end))),
-        None => networks::range6(None, None, start6, end6),
-    };
-    if let Some(resolvers) = &change.resolvers {
-        changed.resolvers.clone_from(resolvers);
-    }
-    if let Some(routes) = &change.routes {
-        changed.routes.clone_from(routes);
-    }
     if let Some(fabric) = &mut changed.fabric {
         fabric.internet_nat = change.internet_nat.unwrap_or(fabric.internet_nat);
         fabric.routed = change.routed.unwrap_or(fabric.routed);
     }
-    changed
+    let held = Layout::of(network);
+    let layout = Layout {
+        range_start: change.range_start.or(held.range_start),
+        range_end: change.range_end.or(held.range_end),
+        range6_start: change.range6_start.or(held.range6_start),
+        range6_end: change.range6_end.or(held.range6_end),
+        resolvers: change.resolvers.clone().unwrap_or(held.resolvers),
+        routes: change.routes.clone().unwrap_or(held.routes),
+        ..held
+    };
+    judge(&changed, &layout)?;
+    layout.lay_out(&mut changed);
+    Ok(changed)
 }
 
 /// Whether `network` fits beside what else its owner has and sees.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use model::{
     instance::{Instance, Wanted},
+    network::Nic,
     placement::Demand,
     server::Server,
     target::{Phase, ZoneFact, ZoneState},
@@ -191,8 +192,9 @@ impl Work for Nics {
             return Verdict::Failed("overtaken by the deletion of the instance".to_owned());
         }
         let Some(fact) = &instance.fact else { return Verdict::NotYet("the machine to report on the instance") };
-        let same =
-            fact.nics.len() == instance.nics.len() && instance.nics.iter().all(|nic| fact.nics.contains(&nic.mac));
+        let six = |nic: &Nic| fact.addresses6.get(&nic.mac).into_iter().flatten().copied().eq(nic.addresses6());
+        let is_there = |nic: &Nic| fact.nics.contains(&nic.mac) && six(nic);
+        let same = fact.nics.len() == instance.nics.len() && instance.nics.iter().all(is_there);
         match fact.state {
             _ if same => Verdict::Done,
             _ if gave_up(fact, input) => Verdict::Failed(reason(fact)),

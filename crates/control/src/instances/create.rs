@@ -100,14 +100,18 @@ impl NetworkChoice {
 
     /// What is wrong with the addresses it names, before any network is looked at.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.ips6.len() > IPS6_MAX {
-            return Err(format!("has more than {IPS6_MAX} IPv6 addresses for one NIC"));
-        }
-        let twice = (1..self.ips6.len()).find(|at| self.ips6[..*at].contains(&self.ips6[*at]));
-        match twice {
-            Some(at) => Err(format!("names {} twice", self.ips6[at])),
-            None => Ok(()),
-        }
+        check_ips6(&self.ips6)
+    }
+}
+
+/// What is wrong with a list of IPv6 addresses of one NIC, before any network is looked at.
+pub(super) fn check_ips6(ips6: &[Ipv6Addr]) -> Result<(), String> {
+    if ips6.len() > IPS6_MAX {
+        return Err(format!("has more than {IPS6_MAX} IPv6 addresses for one NIC"));
+    }
+    match (1..ips6.len()).find(|at| ips6[..*at].contains(&ips6[*at])) {
+        Some(at) => Err(format!("names {} twice", ips6[at])),
+        None => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! NICs of an instance, added and removed while it runs.
 
+use std::net::Ipv6Addr;
+
 use model::{
     id::{InstanceId, MacAddr},
     instance::Caller,
@@ -10,7 +12,7 @@ use store::Transaction;
 use super::{
     InstanceView, NicView,
     change::{usable, with_flow},
-    create::{HELD_MAX, NICS_MAX, NetworkChoice},
+    create::{HELD_MAX, NICS_MAX, NetworkChoice, check_ips6},
     decide, decide_on,
 };
 use crate::{
@@ -99,6 +101,56 @@ pub async fn add(
         .into_iter()
         .find(|view| view.nic.mac == added)
         .ok_or_else(|| Error::Conflict("the NIC was removed again meanwhile".to_owned()))
+}
+
+/// Makes the IPv6 addresses of a NIC those of `wanted`, in that order, 1 to 8 of them; the instance runs on.
+///
+/// One that is taken away is free again when the machine says that it is no longer in force.
+pub async fn set_addresses6(
+    control: &Control,
+    caller: &Caller,
+    scope: Scope,
+    id: InstanceId,
+    mac: MacAddr,
+    wanted: &[Ipv6Addr],
+) -> Result<NicView> {
+    const FIELD: &str = "ipv6_ips";
+    if wanted.is_empty() {
+        return Err(Error::invalid(FIELD, "must name at least one address; a NIC without any is to be removed"));
+    }
+    check_ips6(wanted).map_err(|why| Error::invalid(FIELD, why))?;
+    let view = decide(control, scope, id, |snapshot, entry| {
+        let state = InstanceView::of(control, snapshot, entry.clone()).state;
+        usable("change a NIC of", entry, state)?;
+        let mut instance = entry.value.clone();
+        let Some(nic) = instance.nics.iter_mut().find(|nic| nic.mac == mac) else {
+            return Err(Error::not_found("NIC", mac));
+        };
+        if nic.addresses6().eq(wanted.iter().copied()) {
+            return Ok(None);
+        }
+        let network = networks::visible(snapshot, Scope::All, nic.network)
+            .ok_or_else(|| Error::not_found("network", nic.network))?;
+        if network.public && scope != Scope::All {
+            let why = format!("network \"{}\" is public; its addresses cannot be chosen", network.name);
+            return Err(Error::invalid(FIELD, why));
+        }
+        let new: Vec<Ipv6Addr> = wanted.iter().copied().filter(|ip| nic.addresses6().all(|held| held != *ip)).collect();
+        let holder = Holder { instance: id, owner: entry.owner, now: control.now() };
+        let mut taken = Taken::default();
+        let transaction = allocate::these(control, snapshot, &network, &new, holder, &mut taken, Transaction::new())
+            .map_err(|error| error.of_field("networks", FIELD))?;
+        (nic.ip6, nic.more6) = (wanted.first().copied(), wanted.get(1..).unwrap_or_default().to_vec());
+        if held(&instance.nics) > HELD_MAX {
+            let why = format!("an instance can hold {HELD_MAX} addresses at most, Ethernet addresses among them");
+            return Err(Error::invalid(FIELD, why));
+        }
+        let mut decision = with_flow::<flows::Nics>(control, instance, caller, "update_nics");
+        decision.transaction = decision.transaction.and(transaction);
+        Ok(Some(decision))
+    })
+    .await?;
+    view.nics.into_iter().find(|view| view.nic.mac == mac).ok_or_else(|| Error::not_found("NIC", mac))
 }
 
 /// Removes a NIC.

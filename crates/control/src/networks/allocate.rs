@@ -145,6 +145,21 @@ fn any(
     Ok((ip, transaction.create(&ADDRESSES, held(network.id, ip, false, holder))))
 }
 
+/// Takes certain addresses of `network` for `holder`.
+pub(crate) fn these(
+    control: &Control,
+    snapshot: &Snapshot,
+    network: &Network,
+    ips: &[Ipv6Addr],
+    holder: Holder,
+    taken: &mut Taken,
+    transaction: Transaction,
+) -> Result<Transaction> {
+    ips.iter().try_fold(transaction, |transaction, ip| {
+        named(control, snapshot, network, IpAddr::V6(*ip), holder, taken, transaction)
+    })
+}
+
 /// Takes the address that was asked for.
 fn named(
     control: &Control,

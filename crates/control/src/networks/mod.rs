@@ -7,16 +7,13 @@ mod ips;
 pub mod pools;
 pub mod tags;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use model::{
     address,
     id::{AccountId, NetworkId, PoolId, ServerId},
+    layout::{Layout, Leads},
     network::Network,
     placement::wiring,
     rules,
@@ -33,14 +30,8 @@ use crate::{
 pub(crate) use ips::addresses;
 pub use ips::{IpView, ip, ips, reserve_ip};
 
-/// Name servers of a network at most.
-const RESOLVERS_MAX: usize = model::compile::RESOLVERS_MAX;
-/// Static routes of a network at most.
-const ROUTES_MAX: usize = 64;
 /// Reserved addresses that go with their network: what one commit takes.
 const RESERVED_MAX: usize = 32;
-/// Bytes of the MTU at least where there is IPv6: what the protocol demands of every link.
-const MTU_MIN_6: u16 = 1_280;
 /// Bytes of a description at most.
 const DESCRIPTION_MAX_BYTES: usize = 1_024;
 
@@ -54,22 +45,7 @@ pub struct NewNetwork {
     pub public: bool,
     pub nic_tag: String,
     pub vlan: u16,
-    /// Of one family at least there is a subnet.
-    pub subnet: Option<Ipv4Net>,
-    /// The first address after the gateway unless given.
-    pub range_start: Option<Ipv4Addr>,
-    /// The last address of the subnet unless given.
-    pub range_end: Option<Ipv4Addr>,
-    pub gateway: Option<Ipv4Addr>,
-    pub subnet6: Option<Ipv6Net>,
-    /// The first address after subnet and gateway unless given.
-    pub range6_start: Option<Ipv6Addr>,
-    /// The last address of the subnet unless given.
-    pub range6_end: Option<Ipv6Addr>,
-    pub gateway6: Option<Ipv6Addr>,
-    pub resolvers: Vec<IpAddr>,
-    pub routes: BTreeMap<IpNet, IpAddr>,
-    pub mtu: u16,
+    pub layout: Layout,
     pub host_gateway: bool,
     pub nat: bool,
 }
@@ -270,84 +246,35 @@ fn check(id: NetworkId, control: &Control, new: NewNetwork) -> Result<Network> {
     if new.vlan > 4_094 {
         faults.check("vlan_id", Err("must be between 0 and 4094".to_owned()));
     }
-    let (range_start, range_end) = range(new.subnet, new.gateway, new.range_start, new.range_end);
-    let network = Network {
-        id,
-        name: new.name,
+    let layout = new.layout.filled();
+    check_layout(
+        &new.name,
+        new.description.as_deref(),
+        &layout,
+        Leads::Operators { host_gateway: new.host_gateway, nat: new.nat },
+        &mut faults,
+    );
+    faults.finish()?;
+    let mut network = Network {
         description: new.description,
         owners: new.owners,
         public: new.public,
         nic_tag: new.nic_tag,
         vlan: new.vlan,
-        subnet: new.subnet,
-        range_start,
-        range_end,
-        gateway: new.gateway,
-        resolvers: new.resolvers,
-        routes: new.routes,
-        mtu: new.mtu,
         host_gateway: new.host_gateway,
         nat: new.nat,
-        fabric: None,
-        subnet6: new.subnet6,
-        range6: range6(new.subnet6, new.gateway6, new.range6_start, new.range6_end),
-        gateway6: new.gateway6,
-        created_at: control.now(),
+        ..Network::bare(id, new.name, control.now())
     };
-    check_record(&network, &mut faults);
-    faults.finish()?;
+    layout.lay_out(&mut network);
     Ok(network)
 }
 
-/// The range that is asked for, or all of the subnet but a gateway at its beginning. Without a subnet only what is asked for.
-pub(crate) fn range(
-    subnet: Option<Ipv4Net>,
-    gateway: Option<Ipv4Addr>,
-    start: Option<Ipv4Addr>,
-    end: Option<Ipv4Addr>,
-) -> (Option<Ipv4Addr>, Option<Ipv4Addr>) {
-    let Some(subnet) = subnet else { return (start, end) };
-    let (first, last) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
-    let before = gateway.map(Ipv4Addr::to_bits).filter(|gateway| *gateway == first.saturating_add(1)).unwrap_or(first);
-    (
-        start.or(Some(Ipv4Addr::from_bits(before.saturating_add(1)))),
-        end.or(Some(Ipv4Addr::from_bits(last.saturating_sub(1)))),
-    )
-}
-
-/// The same for IPv6, where there may be no subnet: then there is a range only if somebody asks for one.
-pub(crate) fn range6(
-    subnet: Option<Ipv6Net>,
-    gateway: Option<Ipv6Addr>,
-    start: Option<Ipv6Addr>,
-    end: Option<Ipv6Addr>,
-) -> Option<(Ipv6Addr, Ipv6Addr)> {
-    let Some(subnet) = subnet else {
-        let one = start.or(end)?;
-        return Some((start.unwrap_or(one), end.unwrap_or(one)));
-    };
-    let first = subnet.network().to_bits();
-    let before = gateway.map(Ipv6Addr::to_bits).filter(|gateway| *gateway == first.saturating_add(1)).unwrap_or(first);
-    Some((start.unwrap_or(Ipv6Addr::from_bits(before.saturating_add(1))), end.unwrap_or(subnet.broadcast())))
-}
-
 /// What holds for every network, whoever makes it.
-pub(crate) fn check_record(network: &Network, faults: &mut Faults) {
-    faults.check("name", rules::check_name(&network.name));
-    if network.resolvers.len() > RESOLVERS_MAX {
-        faults.check("resolvers", Err(format!("has more than {RESOLVERS_MAX} entries")));
-    }
-    if network.routes.len() > ROUTES_MAX {
-        faults.check("routes", Err(format!("has more than {ROUTES_MAX} entries")));
-    }
-    check_description(network.description.as_deref(), faults);
-    if !(576..=9_000).contains(&network.mtu) {
-        faults.check("mtu", Err("must be between 576 and 9000 bytes".to_owned()));
-    } else if network.subnet6.is_some() && network.mtu < MTU_MIN_6 {
-        faults.check("mtu", Err(format!("must be at least {MTU_MIN_6} bytes where there is IPv6")));
-    }
-    for plan in address::check_plan(network) {
-        faults.add(plan.field, FieldCode::Invalid, plan.message);
+pub(crate) fn check_layout(name: &str, description: Option<&str>, layout: &Layout, leads: Leads, faults: &mut Faults) {
+    faults.check("name", rules::check_name(name));
+    check_description(description, faults);
+    for fault in layout.faults(leads) {
+        faults.add(fault.field, FieldCode::Invalid, fault.message);
     }
 }
 

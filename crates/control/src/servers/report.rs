@@ -317,12 +317,15 @@ fn matters(instance: &Instance, fact: &ZoneFact) -> bool {
     comparable != *known
 }
 
-/// Whether the instance still holds addresses of NICs it has lost on its machine too.
+/// Whether the instance still holds addresses that it has lost on its machine too.
 fn has_strays(snapshot: &Snapshot, instance: &Instance, fact: &ZoneFact) -> bool {
     let in_force = |mac| instance.nics.iter().any(|nic| nic.mac == mac);
+    let is_given = |mac, ip| instance.nics.iter().any(|nic| nic.mac == mac && nic.addresses6().any(|own| own == ip));
+    let mut six = fact.addresses6.iter().flat_map(|(mac, ips)| ips.iter().map(|ip| (*mac, *ip)));
     let addresses: usize = instance.nics.iter().map(|nic| nic.addresses().count()).sum();
     snapshot.find(&ADDRESSES, BY_HOLDER, &instance.id.to_string()).count() > addresses
         && fact.nics.iter().all(|mac| in_force(*mac))
+        && six.all(|(mac, ip)| is_given(mac, ip))
 }
 
 /// The record with `news` in it; what else goes with that is added to `transaction`.

@@ -87,13 +87,13 @@ async fn networks_are_checked() {
     let taken = control::networks::create(&world.control, crate::world::network("external", last)).await;
     assert!(matches!(taken, Err(Error::AlreadyExists { what: "network", .. })));
     let mut overlapping = crate::world::network("other", last);
-    overlapping.subnet = "10.9.0.0/16".parse().ok();
+    overlapping.layout.subnet = "10.9.0.0/16".parse().ok();
     let refused = control::networks::create(&world.control, overlapping).await.expect_err("it overlaps");
     assert!(refused.to_string().starts_with("subnet: overlaps"), "{refused}");
     let mut second = crate::world::network("other", last);
-    second.subnet = "10.20.0.0/24".parse().ok();
-    (second.range_start, second.range_end, second.gateway) =
-        (None, None, second.subnet.and_then(|subnet| subnet.hosts().next()));
+    second.layout.subnet = "10.20.0.0/24".parse().ok();
+    (second.layout.range_start, second.layout.range_end, second.layout.gateway) =
+        (None, None, second.layout.subnet.and_then(|subnet| subnet.hosts().next()));
     let refused = control::networks::create(&world.control, second.clone()).await.expect_err("the segment is taken");
     assert!(refused.to_string().starts_with("nic_tag: network \"external\" is on this segment"), "{refused}");
     second.vlan = 7;

@@ -7,9 +7,9 @@ use control::{
     instances::{self, NetworkChoice},
     networks,
 };
-use model::{id::AccountId, state::PublicState};
+use model::{id::AccountId, layout::Layout, state::PublicState};
 
-use crate::world::{Choices, Machine, World, caller};
+use crate::world::{Choices, Laid as _, Machine, World, caller};
 
 fn vlan(vlan: u16, name: &str) -> NewVlan {
     NewVlan { vlan, name: name.to_owned(), description: None }
@@ -19,9 +19,8 @@ fn new(name: &str, subnet: &str) -> NewFabricNetwork {
     let subnet: ipnet::Ipv4Net = subnet.parse().expect("a subnet");
     NewFabricNetwork {
         name: name.to_owned(),
-        subnet: Some(subnet),
-        gateway: subnet.hosts().next(),
         internet_nat: true,
+        layout: Layout { subnet: Some(subnet), gateway: subnet.hosts().next(), ..Layout::default() },
         ..NewFabricNetwork::default()
     }
 }
@@ -69,32 +68,39 @@ async fn what_makes_no_sense_is_refused_by_the_name_of_its_field() {
         ("subnet: 8.8.8.0/24 must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", new("x", "8.8.8.0/24")),
         ("subnet: 172.32.0.0/16 must lie in", new("x", "172.32.0.0/16")),
         ("subnet: 10.0.0.0/7 must have a prefix length from 8 to 30", {
-            NewFabricNetwork { gateway: None, internet_nat: false, ..new("x", "10.0.0.0/7") }
+            NewFabricNetwork {
+                internet_nat: false,
+                layout: Layout { gateway: None, ..new("x", "10.0.0.0/7").layout },
+                ..new("x", "10.0.0.0/7")
+            }
         }),
         ("subnet: overlaps 10.3.0.0/24 of network \"first\" on the same VLAN", new("x", "10.3.0.128/25")),
         ("provision_start_ip: 10.5.0.1 does not lie in", {
-            NewFabricNetwork { range_start: address("10.5.0.1"), ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.range_start = address("10.5.0.1"))
         }),
         ("provision_end_ip: 10.4.0.5 comes before the start of the range, 10.4.0.9", {
             let (range_start, range_end) = (address("10.4.0.9"), address("10.4.0.5"));
-            NewFabricNetwork { range_start, range_end, ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| {
+                layout.range_start = range_start;
+                layout.range_end = range_end;
+            })
         }),
         ("gateway: 10.5.0.1 does not lie in 10.4.0.0/24", {
-            NewFabricNetwork { gateway: address("10.5.0.1"), ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.gateway = address("10.5.0.1"))
         }),
         ("internet_nat: a network without a gateway cannot masquerade", {
-            NewFabricNetwork { gateway: None, ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.gateway = None)
         }),
         ("routes: the next hop to 10.9.0.0/16, 10.5.0.2, does not lie in 10.4.0.0/24", {
             let routes = [("10.9.0.0/16".parse().expect("a subnet"), "10.5.0.2".parse().expect("an address"))];
-            NewFabricNetwork { routes: routes.into(), ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.routes = routes.into())
         }),
         ("resolvers: has more than 4 entries", {
             let resolvers = (1..=5).map(|last| std::net::Ipv4Addr::new(9, 9, 9, last).into()).collect();
-            NewFabricNetwork { resolvers, ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.resolvers = resolvers)
         }),
         ("subnet6: 2001:db8::/64 must lie in fc00::/7", {
-            NewFabricNetwork { subnet6: "2001:db8::/64".parse().ok(), ..new("x", "10.4.0.0/24") }
+            new("x", "10.4.0.0/24").laid(|layout| layout.subnet6 = "2001:db8::/64".parse().ok())
         }),
         ("network \"first\" already exists", new("first", "10.4.0.0/24")),
     ];
@@ -184,6 +190,15 @@ async fn nothing_goes_while_it_is_used() {
 
 #[tokio::test]
 async fn a_new_account_may_get_a_fabric_of_its_own() {
+    for (subnet, subnet6) in [(FirstFabric::default().subnet, "fd00:5::/64"), (None, "fd00:5::/64")] {
+        let first = FirstFabric { subnet, subnet6: subnet6.parse().ok(), ..FirstFabric::default() };
+        let world = World::with(Choices { first: Some(first), ..Choices::default() }).await;
+        let id = account(&world, "six").await;
+        let own = accounts::get(&world.control, id).expect("an account").default_network.expect("a network");
+        let own = control::networks::get(&world.control, control::Scope::All, own).expect("it is there");
+        assert_eq!((own.subnet, own.subnet6, own.gateway6), (subnet, subnet6.parse().ok(), "fd00:5::1".parse().ok()));
+        assert!(own.fabric.is_some_and(|fabric| fabric.internet_nat));
+    }
     let world = World::with(Choices { first: Some(FirstFabric::default()), ..Choices::default() }).await;
     let (control, owner) = (&world.control, world.owner);
     let own = fabrics::network_list(control, owner, 2).expect("the first VLAN");
@@ -210,8 +225,11 @@ async fn both_families_are_given_and_given_back() {
     let (control, owner) = (&world.control, world.owner);
     fabrics::vlan_create(control, owner, vlan(2, "two")).await.expect("a VLAN");
     let dual = NewFabricNetwork {
-        subnet6: "fd00:7::/64".parse().ok(),
-        gateway6: "fd00:7::1".parse().ok(),
+        layout: Layout {
+            subnet6: "fd00:7::/64".parse().ok(),
+            gateway6: "fd00:7::1".parse().ok(),
+            ..new("dual", "10.7.0.0/24").layout
+        },
         ..new("dual", "10.7.0.0/24")
     };
     let network = fabrics::network_create(control, owner, 2, dual).await.expect("made").id;

@@ -14,9 +14,9 @@ use crate::world::{Machine, World, caller, network};
 async fn second_network(world: &World) -> NetworkId {
     let mut new = network("private", Ipv4Addr::new(10, 8, 0, 9));
     new.nic_tag = "priv".to_owned();
-    new.subnet = "10.8.0.0/24".parse().ok();
-    new.range_start = Some(Ipv4Addr::new(10, 8, 0, 5));
-    (new.gateway, new.host_gateway) = (None, false);
+    new.layout.subnet = "10.8.0.0/24".parse().ok();
+    new.layout.range_start = Some(Ipv4Addr::new(10, 8, 0, 5));
+    (new.layout.gateway, new.host_gateway) = (None, false);
     networks::create(&world.control, new).await.expect("a network").id
 }
 

@@ -21,6 +21,7 @@ use control::{
 use model::{
     id::{NetworkId, ServerId},
     instance::TagValue,
+    layout::Layout,
     server::{Hardware, Trait},
     state::PublicState,
     target::Report,
@@ -173,14 +174,18 @@ async fn a_question_makes_nothing_and_a_refusal_is_remembered() {
 
 /// A network of its own on a NIC tag, with so many addresses.
 async fn on_tag(control: &Control, number: u8, tag: &str, addresses: u8) -> NetworkId {
+    let base = network(&format!("{tag}-{number}"), Ipv4Addr::new(10, 40, number, 9 + addresses));
     let new = NewNetwork {
         nic_tag: tag.to_owned(),
         vlan: number.into(),
-        subnet: Some(format!("10.40.{number}.0/24").parse().expect("a subnet")),
-        range_start: Some(Ipv4Addr::new(10, 40, number, 10)),
-        gateway: None,
         host_gateway: false,
-        ..network(&format!("{tag}-{number}"), Ipv4Addr::new(10, 40, number, 9 + addresses))
+        layout: Layout {
+            subnet: Some(format!("10.40.{number}.0/24").parse().expect("a subnet")),
+            range_start: Some(Ipv4Addr::new(10, 40, number, 10)),
+            gateway: None,
+            ..base.layout
+        },
+        ..base
     };
     networks::create(control, new).await.expect("made").id
 }

@@ -11,21 +11,25 @@ use control::{
         tags,
     },
 };
-use model::id::NetworkId;
+use model::{id::NetworkId, layout::Layout};
 
 use crate::world::{Machine, World, caller, network};
 
 /// A network with one address to give.
 async fn narrow(world: &World, number: u8) -> NetworkId {
     let ip = |last| Some(Ipv4Addr::new(10, 20, number, last));
+    let base = network(&format!("rack{number}"), Ipv4Addr::UNSPECIFIED);
     let new = NewNetwork {
         nic_tag: format!("rack{number}"),
-        subnet: Some(format!("10.20.{number}.0/24").parse().expect("a subnet")),
-        range_start: ip(5),
-        range_end: ip(5),
-        gateway: ip(1),
         host_gateway: false,
-        ..network(&format!("rack{number}"), Ipv4Addr::UNSPECIFIED)
+        layout: Layout {
+            subnet: Some(format!("10.20.{number}.0/24").parse().expect("a subnet")),
+            range_start: ip(5),
+            range_end: ip(5),
+            gateway: ip(1),
+            ..base.layout
+        },
+        ..base
     };
     networks::create(&world.control, new).await.expect("made").id
 }
@@ -90,12 +94,15 @@ async fn a_tag_carries_what_its_networks_need() {
     tags::create(control, "big", 9_000, None).await.expect("made");
     let jumbo = |tag: &str| NewNetwork {
         nic_tag: tag.to_owned(),
-        mtu: 8_900,
-        subnet: Some("10.30.0.0/24".parse().expect("a subnet")),
-        gateway: None,
         host_gateway: false,
-        range_start: None,
-        range_end: None,
+        layout: Layout {
+            mtu: 8_900,
+            subnet: Some("10.30.0.0/24".parse().expect("a subnet")),
+            gateway: None,
+            range_start: None,
+            range_end: None,
+            ..network("jumbo", Ipv4Addr::UNSPECIFIED).layout
+        },
         ..network("jumbo", Ipv4Addr::UNSPECIFIED)
     };
     let small = NewNetwork { vlan: 9, ..jumbo("ext") };

@@ -9,22 +9,26 @@ use control::{
     networks::{self, NewNetwork, pools},
 };
 use ipnet::IpNet;
-use model::{id::NetworkId, state::PublicState, target::Outside6};
+use model::{id::NetworkId, layout::Layout, state::PublicState, target::Outside6};
 
-use crate::world::{Machine, World, caller, network};
+use crate::world::{Laid as _, Machine, World, caller, network};
 
 /// A network beside that of the world, numbered.
 fn dual(number: u8, subnet6: &str) -> NewNetwork {
     let subnet6: ipnet::Ipv6Net = subnet6.parse().expect("a subnet");
+    let base = network(&format!("dual{number}"), Ipv4Addr::UNSPECIFIED);
     NewNetwork {
         nic_tag: format!("dual{number}"),
-        subnet: Some(format!("10.20.{number}.0/24").parse().expect("a subnet")),
-        range_start: None,
-        range_end: None,
-        gateway: Some(Ipv4Addr::new(10, 20, number, 1)),
-        subnet6: Some(subnet6),
-        gateway6: subnet6.hosts().nth(1),
-        ..network(&format!("dual{number}"), Ipv4Addr::UNSPECIFIED)
+        layout: Layout {
+            subnet: Some(format!("10.20.{number}.0/24").parse().expect("a subnet")),
+            range_start: None,
+            range_end: None,
+            gateway: Some(Ipv4Addr::new(10, 20, number, 1)),
+            subnet6: Some(subnet6),
+            gateway6: subnet6.hosts().nth(1),
+            ..base.layout
+        },
+        ..base
     }
 }
 
@@ -40,9 +44,9 @@ async fn machines_are_told_of_both_families() {
     for (number, subnet6, nat) in [(1, "fd00:1::/64", true), (2, "2001:db8:2::/64", true), (3, "fd00:3::/64", false)] {
         let mut new = dual(number, subnet6);
         new.nat = nat;
-        new.routes = [route("10.99.0.0/16", &format!("10.20.{number}.9"))].into();
+        new.layout.routes = [route("10.99.0.0/16", &format!("10.20.{number}.9"))].into();
         if number == 1 {
-            new.routes.extend([route("fd99::/16", "fd00:1::9")]);
+            new.layout.routes.extend([route("fd99::/16", "fd00:1::9")]);
         }
         ids.push(networks::create(&world.control, new).await.expect("a network").id);
     }
@@ -103,14 +107,20 @@ async fn routes_nobody_could_take_are_refused() {
         ("10.99.0.0/16", "fd00:1::9", "the next hop to 10.99.0.0/16, fd00:1::9, is of the other family"),
         ("fd99::/16", "fd00:2::9", "the next hop to fd99::/16, fd00:2::9, does not lie in fd00:1::/64"),
     ] {
-        let new = NewNetwork { routes: [route(to, via)].into(), ..dual(1, "fd00:1::/64") };
+        let new = NewNetwork {
+            layout: Layout { routes: [route(to, via)].into(), ..dual(1, "fd00:1::/64").layout },
+            ..dual(1, "fd00:1::/64")
+        };
         let refused = networks::create(&world.control, new).await.expect_err(words);
         assert_eq!(refused.to_string(), format!("routes: {words}"));
     }
     let four = NewNetwork {
-        subnet6: None,
-        gateway6: None,
-        routes: [route("fd99::/16", "fd00:1::9")].into(),
+        layout: Layout {
+            subnet6: None,
+            gateway6: None,
+            routes: [route("fd99::/16", "fd00:1::9")].into(),
+            ..dual(1, "fd00:1::/64").layout
+        },
         ..dual(1, "fd00:1::/64")
     };
     let refused = networks::create(&world.control, four).await.expect_err("no IPv6 there");
@@ -120,15 +130,19 @@ async fn routes_nobody_could_take_are_refused() {
 /// A network of the operator's without IPv4.
 fn six(name: &str, subnet6: &str) -> NewNetwork {
     let subnet6: ipnet::Ipv6Net = subnet6.parse().expect("a subnet");
+    let base = dual(1, "fd00::/64");
     NewNetwork {
-        subnet: None,
-        gateway: None,
         nic_tag: name.to_owned(),
         name: name.to_owned(),
-        subnet6: Some(subnet6),
-        gateway6: subnet6.hosts().nth(1),
         nat: true,
-        ..dual(1, "fd00::/64")
+        layout: Layout {
+            subnet: None,
+            gateway: None,
+            subnet6: Some(subnet6),
+            gateway6: subnet6.hosts().nth(1),
+            ..base.layout
+        },
+        ..base
     }
 }
 
@@ -154,11 +168,14 @@ async fn a_network_may_have_nothing_but_ipv6() {
     vlan(&world).await;
     let external = networks::create(&world.control, six("six", "fd00:6::/64")).await.expect("a network").id;
     let layout = NewFabricNetwork {
-        subnet6: "fd00:7::/64".parse().ok(),
-        gateway6: Some(ip6("fd00:7::1")),
         internet_nat: true,
         routed: true,
-        routes: [route("fd99::/16", "fd00:7::9")].into(),
+        layout: Layout {
+            subnet6: "fd00:7::/64".parse().ok(),
+            gateway6: Some(ip6("fd00:7::1")),
+            routes: [route("fd99::/16", "fd00:7::9")].into(),
+            ..Layout::default()
+        },
         ..NewFabricNetwork::default()
     };
     let fabric = fabric6(&world, "own", layout).await.expect("a network");
@@ -193,14 +210,80 @@ async fn a_network_may_have_nothing_but_ipv6() {
     assert_eq!(world.held().2, held - 2, "both come back");
 }
 
+/// The list of a NIC that is there: the machine is told, what is taken away is free when it says so, and the rest stays.
+#[tokio::test]
+async fn the_ipv6_addresses_of_a_nic_change_while_it_runs() {
+    let world = World::new().await;
+    let mut machine = Machine::new(&world);
+    vlan(&world).await;
+    let layout =
+        Layout { subnet: "10.7.0.0/24".parse().ok(), subnet6: "fd00:7::/64".parse().ok(), ..Layout::default() };
+    let own =
+        fabric6(&world, "own", NewFabricNetwork { layout, ..NewFabricNetwork::default() }).await.expect("a network");
+    let id = world.running(&mut machine, "web").await;
+    let control = &world.control;
+    let added = nics::add(control, &caller(), world.scope, id, NetworkChoice::any(own)).await.expect("added").nic;
+    assert_eq!(added.ip6, Some(ip6("fd00:7::1")));
+    let set = async |ips: &[&str]| {
+        let ips: Vec<Ipv6Addr> = ips.iter().map(|ip| ip6(ip)).collect();
+        nics::set_addresses6(control, &caller(), world.scope, id, added.mac, &ips).await
+    };
+    let settle = async |machine: &mut Machine, count: usize| {
+        while machine.told(id).is_none_or(|zone| zone.nics.last().is_none_or(|nic| nic.addresses6.len() != count)) {
+            machine.fetch(&world).await;
+        }
+        machine.converge();
+        machine.report(&world).await;
+        world.until(id, |view| view.instance.flow.is_none()).await;
+    };
+    settle(&mut machine, 1).await;
+    let held = world.held().2;
+
+    let changed = set(&["fd00:7::b", "fd00:7::1", "fd00:7::a"]).await.expect("changed").nic;
+    assert_eq!(changed.ip, added.ip, "the other family stays");
+    assert_eq!(changed.addresses6().collect::<Vec<_>>(), ["fd00:7::b", "fd00:7::1", "fd00:7::a"].map(ip6));
+    let last = |view: &instances::InstanceView| view.instance.history.last().map(|entry| entry.action.clone());
+    assert_eq!(world.held().2, held + 2);
+    settle(&mut machine, 3).await;
+    assert_eq!(last(&world.view(id)).as_deref(), Some("update_nics"));
+    set(&["fd00:7::b", "fd00:7::1", "fd00:7::a"]).await.expect("nothing to do");
+    assert_eq!(world.view(id).instance.flow, None, "and nothing is done");
+
+    // What is taken away is not free before the machine says so, however often it reports.
+    set(&["fd00:7::a"]).await.expect("changed");
+    machine.report(&world).await;
+    assert_eq!(world.held().2, held + 2, "they may be in force still");
+    let choice = NetworkChoice { ips6: vec![ip6("fd00:7::b")], ..NetworkChoice::any(own) };
+    let mut request = world.request("other");
+    request.networks = vec![choice];
+    let taken = instances::create(control, &caller(), world.owner, request.clone()).await.expect_err("in use");
+    assert!(taken.to_string().contains("fd00:7::b is in use"), "{taken}");
+    settle(&mut machine, 1).await;
+    assert_eq!(world.held().2, held, "and come back then");
+    instances::create(control, &caller(), world.owner, request).await.expect("it is free");
+
+    for (ips, words) in [
+        (&[][..], "ipv6_ips: must name at least one address"),
+        (&["fd00:7::b"], "ipv6_ips: fd00:7::b is in use on network \"own\""),
+        (&["fd00:8::1"], "ipv6_ips: fd00:8::1 cannot be held by an instance of network \"own\""),
+        (&["fd00:7::c", "fd00:7::c"], "ipv6_ips: names fd00:7::c twice"),
+        (&["fd00:7::c"; 9], "ipv6_ips: has more than 8"),
+    ] {
+        let refused = set(ips).await.expect_err(words).to_string();
+        assert!(refused.starts_with(words), "{refused}");
+    }
+    let primary = world.view(id).instance.nics[0].mac;
+    let none = nics::set_addresses6(control, &caller(), world.scope, id, primary, &[ip6("fd00::1")]).await;
+    assert!(none.expect_err("IPv4 alone").to_string().contains("has no IPv6 subnet"));
+}
+
 #[tokio::test]
 async fn a_nic_may_have_a_list_of_ipv6_addresses() {
     let world = World::new().await;
     let mut machine = Machine::new(&world);
     vlan(&world).await;
     let layout = NewFabricNetwork {
-        subnet: "10.7.0.0/24".parse().ok(),
-        subnet6: "fd00:7::/64".parse().ok(),
+        layout: Layout { subnet: "10.7.0.0/24".parse().ok(), subnet6: "fd00:7::/64".parse().ok(), ..Layout::default() },
         ..NewFabricNetwork::default()
     };
     let network = fabric6(&world, "own", layout).await.expect("a network");
@@ -259,8 +342,10 @@ async fn no_instance_holds_more_than_one_commit_gives_back() {
     let mut request = world.request("greedy");
     request.networks = Vec::new();
     for number in 0..7 {
-        let layout =
-            NewFabricNetwork { subnet6: format!("fd00:{number}::/64").parse().ok(), ..NewFabricNetwork::default() };
+        let layout = NewFabricNetwork {
+            layout: Layout { subnet6: format!("fd00:{number}::/64").parse().ok(), ..Layout::default() },
+            ..NewFabricNetwork::default()
+        };
         let network = fabric6(&world, &format!("own{number}"), layout).await.expect("a network");
         let ips6 = (1..9).map(|last| ip6(&format!("fd00:{number}::{last}"))).collect();
         request.networks.push(NetworkChoice { ips6, ..NetworkChoice::any(network) });
@@ -275,7 +360,10 @@ async fn no_instance_holds_more_than_one_commit_gives_back() {
 #[tokio::test]
 async fn an_exhausted_ipv6_range_is_said() {
     let world = World::new().await;
-    let new = NewNetwork { range6_end: Some(ip6("fd00:6::3")), ..six("six", "fd00:6::/64") };
+    let new = NewNetwork {
+        layout: Layout { range6_end: Some(ip6("fd00:6::3")), ..six("six", "fd00:6::/64").layout },
+        ..six("six", "fd00:6::/64")
+    };
     let network = networks::create(&world.control, new).await.expect("a network").id;
     let mut request = world.request("one");
     request.networks = vec![NetworkChoice::any(network)];
@@ -291,58 +379,79 @@ async fn an_exhausted_ipv6_range_is_said() {
 #[tokio::test]
 async fn layouts_of_ipv6_that_make_no_sense_are_refused_by_the_name_of_their_field() {
     let world = World::new().await;
-    vlan(&world).await;
     let good = || six("six", "fd00:6::/64");
     let net6 = |text: &str| text.parse().ok();
     for (words, new) in [
-        ("subnet: a network needs a subnet", NewNetwork { subnet6: None, gateway6: None, ..good() }),
+        (
+            "subnet: a network needs a subnet",
+            good().laid(|layout| {
+                layout.subnet6 = None;
+                layout.gateway6 = None;
+            }),
+        ),
         (
             "subnet: has to be given when there is an IPv4 range or gateway",
-            NewNetwork { gateway: Some(Ipv4Addr::new(10, 0, 0, 1)), ..good() },
+            good().laid(|layout| layout.gateway = Some(Ipv4Addr::new(10, 0, 0, 1))),
         ),
         (
             "subnet6: fd00:6::1/64 has host bits set; write fd00:6::/64",
-            NewNetwork { subnet6: net6("fd00:6::1/64"), ..good() },
+            good().laid(|layout| layout.subnet6 = net6("fd00:6::1/64")),
         ),
         (
             "subnet6: fd00::/47 must have a prefix length from 48 to 126",
-            NewNetwork { subnet6: net6("fd00::/47"), ..good() },
+            good().laid(|layout| layout.subnet6 = net6("fd00::/47")),
         ),
         (
             "subnet6: ff02::/64 is no range of ordinary addresses",
-            NewNetwork { subnet6: net6("ff02::/64"), gateway6: Some(ip6("ff02::1")), ..good() },
+            good().laid(|layout| {
+                layout.subnet6 = net6("ff02::/64");
+                layout.gateway6 = Some(ip6("ff02::1"));
+            }),
         ),
         (
             "range6_start: fd00:5::5 does not lie in fd00:6::/64",
-            NewNetwork { range6_start: Some(ip6("fd00:5::5")), ..good() },
+            good().laid(|layout| layout.range6_start = Some(ip6("fd00:5::5"))),
         ),
         (
             "range6_end: fd00:6::4 comes before the start of the range",
-            NewNetwork { range6_start: Some(ip6("fd00:6::5")), range6_end: Some(ip6("fd00:6::4")), ..good() },
+            good().laid(|layout| {
+                layout.range6_start = Some(ip6("fd00:6::5"));
+                layout.range6_end = Some(ip6("fd00:6::4"));
+            }),
         ),
-        ("gateway6: fd00:7::1 does not lie in", NewNetwork { gateway6: Some(ip6("fd00:7::1")), ..good() }),
-        ("gateway: a network whose gateway the node holds needs", NewNetwork { gateway6: None, ..good() }),
-        ("mtu: must be at least 1280", NewNetwork { mtu: 1_000, ..good() }),
+        ("gateway6: fd00:7::1 does not lie in", good().laid(|layout| layout.gateway6 = Some(ip6("fd00:7::1")))),
+        ("gateway: a network whose gateway the node holds needs", good().laid(|layout| layout.gateway6 = None)),
+        ("mtu: must be at least 1280", good().laid(|layout| layout.mtu = 1_000)),
         (
             "routes: the next hop to 10.0.0.0/8, 10.1.0.1, is an IPv4 address, and there is no IPv4 subnet",
-            NewNetwork { routes: [route("10.0.0.0/8", "10.1.0.1")].into(), ..good() },
+            good().laid(|layout| layout.routes = [route("10.0.0.0/8", "10.1.0.1")].into()),
         ),
     ] {
         let refused = networks::create(&world.control, new).await.expect_err(words);
         assert!(refused.to_string().contains(words), "{refused}, not {words}");
     }
-    let good = || NewFabricNetwork { subnet6: net6("fd00:7::/64"), ..NewFabricNetwork::default() };
+}
+
+#[tokio::test]
+async fn layouts_of_tenants_ipv6_that_make_no_sense_are_refused_likewise() {
+    let world = World::new().await;
+    vlan(&world).await;
+    let net6 = |text: &str| text.parse().ok();
+    let good = || NewFabricNetwork {
+        layout: Layout { subnet6: net6("fd00:7::/64"), ..Layout::default() },
+        ..NewFabricNetwork::default()
+    };
     fabric6(&world, "first", good()).await.expect("made");
     for (words, new) in [
         ("subnet: a network needs a subnet", NewFabricNetwork::default()),
-        ("subnet6: 2001:db8::/64 must lie in fc00::/7", NewFabricNetwork { subnet6: net6("2001:db8::/64"), ..good() }),
+        ("subnet6: 2001:db8::/64 must lie in fc00::/7", good().laid(|layout| layout.subnet6 = net6("2001:db8::/64"))),
         (
             "subnet6: overlaps fd00:7::/64 of network \"first\" on the same VLAN",
-            NewFabricNetwork { subnet6: net6("fd00:7::/96"), ..good() },
+            good().laid(|layout| layout.subnet6 = net6("fd00:7::/96")),
         ),
         (
             "provision_end_ip6: fd00:8::1 does not lie in",
-            NewFabricNetwork { range6_end: Some(ip6("fd00:8::1")), ..good() },
+            good().laid(|layout| layout.range6_end = Some(ip6("fd00:8::1"))),
         ),
         ("internet_nat: a network without a gateway", NewFabricNetwork { internet_nat: true, ..good() }),
         ("routed: a network without a gateway cannot be routed", NewFabricNetwork { routed: true, ..good() }),

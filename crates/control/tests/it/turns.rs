@@ -15,7 +15,7 @@ use control::{
     networks::{self, NewNetwork},
     servers,
 };
-use model::{id::NetworkId, server::Ratios};
+use model::{id::NetworkId, layout::Layout, server::Ratios};
 
 use crate::world::{Machine, World, caller, network};
 
@@ -23,13 +23,17 @@ use crate::world::{Machine, World, caller, network};
 const FLOOD: usize = 600;
 
 async fn wide_network(world: &World) -> NetworkId {
+    let base = network("wide", Ipv4Addr::new(10, 77, 255, 250));
     let new = NewNetwork {
         vlan: 77,
-        subnet: Some("10.77.0.0/16".parse().expect("a subnet")),
-        range_start: Some(Ipv4Addr::new(10, 77, 0, 10)),
-        gateway: None,
         host_gateway: false,
-        ..network("wide", Ipv4Addr::new(10, 77, 255, 250))
+        layout: Layout {
+            subnet: Some("10.77.0.0/16".parse().expect("a subnet")),
+            range_start: Some(Ipv4Addr::new(10, 77, 0, 10)),
+            gateway: None,
+            ..base.layout
+        },
+        ..base
     };
     networks::create(&world.control, new).await.expect("made").id
 }

@@ -14,7 +14,7 @@ use base::{
 use control::{
     Control, ControlConfig, Result, Scope,
     accounts::{self, NewAccount},
-    fabrics::FirstFabric,
+    fabrics::{FirstFabric, NewFabricNetwork},
     images,
     instances::{self, CreateInstance, InstanceView, NetworkChoice},
     networks::{self, NewNetwork},
@@ -25,6 +25,7 @@ use model::{
     delta::{ReportNews, Said},
     id::{AccountId, ImageId, InstanceId, NetworkId, ServerId},
     instance::{Caller, Wanted},
+    layout::Layout,
     network::VNIS,
     server::Hardware,
     state::PublicState,
@@ -231,21 +232,36 @@ pub(crate) fn package(name: &str, memory: u64) -> NewPackage {
 pub(crate) fn network(name: &str, range_end: Ipv4Addr) -> NewNetwork {
     NewNetwork {
         name: name.to_owned(),
-        description: None,
-        owners: Vec::new(),
-        public: false,
         nic_tag: "ext".to_owned(),
-        vlan: 0,
-        subnet: Some("10.9.0.0/24".parse().expect("a subnet")),
-        range_start: Some(Ipv4Addr::new(10, 9, 0, 2)),
-        range_end: Some(range_end),
-        gateway: Some(Ipv4Addr::new(10, 9, 0, 1)),
-        resolvers: vec![Ipv4Addr::new(9, 9, 9, 9).into()],
-        routes: BTreeMap::new(),
-        mtu: 1500,
         host_gateway: true,
-        nat: false,
+        layout: Layout {
+            subnet: Some("10.9.0.0/24".parse().expect("a subnet")),
+            range_start: Some(Ipv4Addr::new(10, 9, 0, 2)),
+            range_end: Some(range_end),
+            gateway: Some(Ipv4Addr::new(10, 9, 0, 1)),
+            resolvers: vec![Ipv4Addr::new(9, 9, 9, 9).into()],
+            ..Layout::default()
+        },
         ..NewNetwork::default()
+    }
+}
+
+/// A wish for a network, laid out a little differently.
+pub(crate) trait Laid: Sized {
+    fn laid(self, change: impl FnOnce(&mut Layout)) -> Self;
+}
+
+impl Laid for NewNetwork {
+    fn laid(mut self, change: impl FnOnce(&mut Layout)) -> Self {
+        change(&mut self.layout);
+        self
+    }
+}
+
+impl Laid for NewFabricNetwork {
+    fn laid(mut self, change: impl FnOnce(&mut Layout)) -> Self {
+        change(&mut self.layout);
+        self
     }
 }
 
@@ -400,6 +416,7 @@ pub(crate) fn blank() -> ZoneFact {
         timeline: Vec::new(),
         limits: None,
         nics: Vec::new(),
+        addresses6: BTreeMap::new(),
         gave_up: false,
         oom_kills: 0,
         guest_metadata: Vec::new(),
@@ -424,6 +441,7 @@ fn obey(fact: &mut ZoneFact, zone: &ZoneTarget) {
     fact.reboots_done = zone.reboots;
     fact.limits = Some(zone.limits.clone());
     fact.nics = zone.nics.iter().map(|nic| nic.mac).collect();
+    fact.addresses6 = zone.nics.iter().filter_map(model::target::NicTarget::held6).collect();
     fact.guest_metadata.retain(|change| change.sequence > zone.guest_metadata_seen);
     if first {
         let phase = |name: &str, ms| Phase { name: name.to_owned(), at: zone.created_at, ms };

@@ -6,7 +6,7 @@ use cloudapi::types::{FabricVlan, Network};
 use control::fabrics::{self, NetworkChange, NewFabricNetwork, NewVlan, VlanChange};
 use http::{StatusCode, header};
 use ipnet::IpNet;
-use model::{id::NetworkId, network::FABRIC_VLAN_MAX};
+use model::{id::NetworkId, layout::Layout, network::FABRIC_VLAN_MAX};
 use serde_json::Value;
 
 use super::{
@@ -144,19 +144,22 @@ fn read(params: &Params, faults: &mut Faults) -> NewFabricNetwork {
     NewFabricNetwork {
         name: faults.take(params.required("name")),
         description: faults.take(params.text("description")),
-        subnet: match is_four {
-            true => faults.take(demanded(params, "subnet", "a subnet like 10.0.0.0/24")),
-            false => None,
+        layout: Layout {
+            subnet: match is_four {
+                true => faults.take(demanded(params, "subnet", "a subnet like 10.0.0.0/24")),
+                false => None,
+            },
+            range_start: faults.take(four("provision_start_ip")),
+            range_end: faults.take(four("provision_end_ip")),
+            gateway,
+            subnet6,
+            range6_start: faults.take(params.parsed("provision_start_ip6", v6)),
+            range6_end: faults.take(params.parsed("provision_end_ip6", v6)),
+            gateway6,
+            resolvers: faults.take(resolvers(params)),
+            routes: faults.take(routes(params)).unwrap_or_default(),
+            ..Layout::default()
         },
-        range_start: faults.take(four("provision_start_ip")),
-        range_end: faults.take(four("provision_end_ip")),
-        gateway,
-        subnet6,
-        range6_start: faults.take(params.parsed("provision_start_ip6", v6)),
-        range6_end: faults.take(params.parsed("provision_end_ip6", v6)),
-        gateway6,
-        resolvers: faults.take(resolvers(params)),
-        routes: faults.take(routes(params)).unwrap_or_default(),
         // The contract's default; without a gateway there is nothing that could translate.
         internet_nat: faults.take(params.flag("internet_nat")).unwrap_or(gateway.is_some() || gateway6.is_some()),
         routed: faults.take(params.flag("routed")).unwrap_or(false),

@@ -1,8 +1,11 @@
 //! NICs of an instance.
 
+use std::net::Ipv6Addr;
+
 use control::instances::nics;
 use http::{StatusCode, header};
 use model::id::{InstanceId, MacAddr};
+use serde_json::Value;
 
 use super::{
     call::Call,
@@ -46,6 +49,23 @@ pub(super) async fn add(call: Call) -> Result<Reply, ApiError> {
 pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
     let view = nics::get(call.control(), call.scope(), call.machine()?, call.id("NIC", 1)?)?;
     Ok(Reply::json(&nic(&view)))
+}
+
+/// `PUT /:account/machines/:machine/nics/:mac`. Ours: Triton changes NICs by taking them away and adding others.
+pub(super) async fn update(call: Call) -> Result<Reply, ApiError> {
+    let (id, mac) = (call.machine()?, call.id("NIC", 1)?);
+    let wait = enforced::wanted(&call.query)?;
+    if call.params.get("ipv6_ips").is_none() {
+        return Err(ApiError::missing("ipv6_ips"));
+    }
+    let one = |value: &Value| {
+        let ip = value.as_str().and_then(|text| text.parse::<Ipv6Addr>().ok());
+        ip.ok_or_else(|| ApiError::invalid("ipv6_ips", format!("ipv6_ips: {value} is not an IPv6 address")))
+    };
+    let wanted: Vec<Ipv6Addr> = call.params.list("ipv6_ips").iter().map(one).collect::<Result<_, _>>()?;
+    let view = nics::set_addresses6(call.control(), &call.caller(), call.scope(), id, mac, &wanted).await?;
+    let reply = Reply::json(&nic(&view)).status(StatusCode::ACCEPTED);
+    Ok(enforced::answered(&call, id, wait, reply).await)
 }
 
 /// `DELETE /:account/machines/:machine/nics/:mac`.

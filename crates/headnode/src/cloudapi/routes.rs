@@ -106,6 +106,7 @@ routes! {
     GET "/:account/machines/:machine/nics" ListNics Nics nics::list;
     POST "/:account/machines/:machine/nics" AddNic Nics nics::add;
     GET "/:account/machines/:machine/nics/:mac" GetNic Nics nics::get;
+    PUT "/:account/machines/:machine/nics/:mac" UpdateNic Nics nics::update;
     DELETE "/:account/machines/:machine/nics/:mac" RemoveNic Nics nics::remove;
     GET "/:account/machines/:machine/tags" ListMachineTags Machines tags::list;
     POST "/:account/machines/:machine/tags" AddMachineTags Machines tags::add;

@@ -9,6 +9,7 @@ use axum::{
 };
 use control::{Control, Scope, networks, packages};
 use model::{
+    layout::Layout,
     network::{Address, Network},
     package::Package,
     unit::{CpuCap, CpuShares, Mib},
@@ -113,17 +114,19 @@ async fn create_network(State(ops): State<Ops>, Body(new): Body<NewNetwork>) -> 
         public: new.public,
         nic_tag: new.nic_tag,
         vlan: new.vlan,
-        subnet: new.subnet,
-        range_start: new.range_start,
-        range_end: new.range_end,
-        gateway: new.gateway,
-        subnet6: new.subnet6,
-        range6_start: new.range6_start,
-        range6_end: new.range6_end,
-        gateway6: new.gateway6,
-        resolvers: new.resolvers,
-        routes: new.routes,
-        mtu: new.mtu.unwrap_or(MTU),
+        layout: Layout {
+            subnet: new.subnet,
+            range_start: new.range_start,
+            range_end: new.range_end,
+            gateway: new.gateway,
+            subnet6: new.subnet6,
+            range6_start: new.range6_start,
+            range6_end: new.range6_end,
+            gateway6: new.gateway6,
+            resolvers: new.resolvers,
+            routes: new.routes,
+            mtu: new.mtu.unwrap_or(MTU),
+        },
         host_gateway: new.host_gateway,
         nat: new.nat,
     };

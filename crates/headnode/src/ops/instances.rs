@@ -11,17 +11,19 @@ use control::{
     tables::{INSTANCES, SERVERS},
 };
 use flow::{FLOWS, FlowRecord, FlowState};
-use model::{instance::Caller, time::Timestamp};
+use model::{id::MacAddr, instance::Caller, time::Timestamp};
 use nodeapi::inquiry::{CONSOLE_MAX_BYTES, Console, Question};
-use opsapi::{ConsoleView, FlowView, InstanceView, LastSeen, StepView};
+use opsapi::{ConsoleView, FlowView, InstanceView, LastSeen, NicChange, NicView, StepView};
 use serde::Deserialize;
 
-use super::{Answer, AskError, Ops, Refusal, accounts};
+use super::{Answer, AskError, Body, Ops, Refusal, accounts};
 
 pub(super) fn routes() -> Router<Ops> {
     Router::new()
         .route("/v1/instances", get(list))
         .route("/v1/instances/{instance}", get(one).delete(remove))
+        .route("/v1/instances/{instance}/nics", get(list_nics))
+        .route("/v1/instances/{instance}/nics/{mac}", post(set_nic))
         .route("/v1/instances/{instance}/console", get(console))
         .route("/v1/instances/{instance}/start", post(start))
         .route("/v1/instances/{instance}/stop", post(stop))
@@ -91,6 +93,28 @@ pub(super) fn find(control: &Control, instance: &str) -> Result<Found, Refusal> 
 
 async fn one(State(ops): State<Ops>, Path(instance): Path<String>) -> Answer<InstanceView> {
     Ok(Json(view(&ops.control, &find(&ops.control, &instance)?)))
+}
+
+fn nic(found: instances::NicView) -> NicView {
+    let (network, state) = (found.network.map(|network| network.name.clone()), found.state.as_str().to_owned());
+    NicView { nic: found.nic, network_name: network, state }
+}
+
+async fn list_nics(State(ops): State<Ops>, Path(instance): Path<String>) -> Answer<Vec<NicView>> {
+    let found = find(&ops.control, &instance)?;
+    let nics = instances::nics::list(&ops.control, Scope::All, found.instance.id)?;
+    Ok(Json(nics.into_iter().map(nic).collect()))
+}
+
+async fn set_nic(
+    State(ops): State<Ops>,
+    Extension(caller): Extension<Caller>,
+    Path((instance, mac)): Path<(String, MacAddr)>,
+    Body(NicChange { ipv6_ips }): Body<NicChange>,
+) -> Answer<NicView> {
+    let id = find(&ops.control, &instance)?.instance.id;
+    let changed = instances::nics::set_addresses6(&ops.control, &caller, Scope::All, id, mac, &ipv6_ips).await?;
+    Ok(Json(nic(changed)))
 }
 
 /// Which part of a console.

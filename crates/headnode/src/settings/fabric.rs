@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use control::fabrics::{FabricConfig, FirstFabric};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use model::{
+    layout::{Layout, LayoutFault, Leads},
     network::{FABRIC_VLAN_MAX, VNIS, VXLAN_PORT},
     rules::check_nic_tag,
 };
@@ -14,9 +15,6 @@ use serde::{Deserialize, Serialize};
 const MTU_MIN: u16 = 1_280;
 /// Largest packet of a NIC tag less what VXLAN over IPv6 adds, bytes.
 const MTU_MAX: u16 = 9_000 - 70;
-/// Name servers an instance can have.
-const RESOLVERS_MAX: usize = 4;
-
 /// See the head of this file. On a machine without a headnode only the address and the NIC tags count; the rest is the headnode's to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,8 +36,11 @@ pub struct Fabric {
     pub first_network: bool,
     /// That VLAN's number.
     pub first_vlan: u16,
-    /// That network's subnet; its first address is the gateway.
-    pub first_subnet: Ipv4Net,
+    /// That network's subnet, of IPv4 or of IPv6; its first address (after IPv6's own) is the gateway.
+    pub first_subnet: IpNet,
+    /// Its IPv6 subnet beside one of IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_subnet6: Option<Ipv6Net>,
     /// That network's name servers.
     pub first_resolvers: Vec<IpAddr>,
 }
@@ -55,7 +56,8 @@ impl Default for Fabric {
             vxlan_port: VXLAN_PORT,
             first_network: config.first.is_some(),
             first_vlan: first.vlan,
-            first_subnet: first.subnet,
+            first_subnet: first.subnet.map_or_else(IpNet::default, IpNet::V4),
+            first_subnet6: first.subnet6,
             first_resolvers: first.resolvers,
         }
     }
@@ -82,18 +84,30 @@ impl Fabric {
         if self.first_vlan > FABRIC_VLAN_MAX {
             return Err(format!("fabric.first_vlan must be {FABRIC_VLAN_MAX} at most, not {}", self.first_vlan));
         }
-        let subnet = self.first_subnet;
-        let private = subnet.network().is_private() && subnet.broadcast().is_private();
-        if !private || !(8..=29).contains(&subnet.prefix_len()) {
+        if let (IpNet::V6(subnet), Some(other)) = (self.first_subnet, self.first_subnet6) {
             return Err(format!(
-                "fabric.first_subnet must be between /8 and /29 and lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, not {subnet}"
+                "fabric.first_subnet6 is {other}, and fabric.first_subnet is of IPv6 too: {subnet}; leave one out"
             ));
         }
-        if self.first_resolvers.len() > RESOLVERS_MAX {
-            let count = self.first_resolvers.len();
-            return Err(format!("fabric.first_resolvers may be {RESOLVERS_MAX} at most, not {count}"));
+        let layout = Layout { mtu: self.mtu, ..self.first().layout() }.filled();
+        let faults = layout.faults(Leads::Fabric { internet_nat: true, routed: false });
+        match faults.first() {
+            Some(LayoutFault { field: "resolvers", message }) => Err(format!("fabric.first_resolvers {message}")),
+            Some(LayoutFault { field: "subnet6", message }) if self.first_subnet6.is_some() => {
+                Err(format!("fabric.first_subnet6: {message}"))
+            }
+            Some(fault) => Err(format!("fabric.first_subnet: {fault}")),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What every new account gets, if it gets anything.
+    fn first(&self) -> FirstFabric {
+        let (subnet, subnet6) = match self.first_subnet {
+            IpNet::V4(subnet) => (Some(subnet), self.first_subnet6),
+            IpNet::V6(subnet) => (None, Some(subnet)),
+        };
+        FirstFabric { vlan: self.first_vlan, subnet, subnet6, resolvers: self.first_resolvers.clone() }
     }
 
     /// What the control plane needs of it.
@@ -103,11 +117,7 @@ impl Fabric {
             vnis: first..=last,
             mtu: self.mtu,
             vxlan_port: self.vxlan_port,
-            first: self.first_network.then(|| FirstFabric {
-                vlan: self.first_vlan,
-                subnet: self.first_subnet,
-                resolvers: self.first_resolvers.clone(),
-            }),
+            first: self.first_network.then(|| self.first()),
         }
     }
 }
@@ -140,7 +150,14 @@ mod tests {
         let text = text.replace("192.168.128.0/22", "10.9.0.0/24").replace("first_vlan = 2", "first_vlan = 5");
         let config = Settings::parse(&text).unwrap().fabric.config();
         let first = config.first.unwrap();
-        assert_eq!((first.vlan, first.subnet.to_string().as_str()), (5, "10.9.0.0/24"));
+        assert_eq!((first.vlan, first.subnet, first.subnet6), (5, "10.9.0.0/24".parse().ok(), None));
+        let both = text.replace("first_vlan = 5", "first_vlan = 5\nfirst_subnet6 = \"fd00:5::/64\"");
+        let first = Settings::parse(&both).unwrap().fabric.config().first.unwrap();
+        assert_eq!(first.layout().gateway6, "fd00:5::1".parse().ok());
+        assert_eq!(first.layout().gateway, "10.9.0.1".parse().ok());
+        let alone = text.replace("10.9.0.0/24", "fd00:5::/64");
+        let first = Settings::parse(&alone).unwrap().fabric.config().first.unwrap();
+        assert_eq!((first.subnet, first.subnet6), (None, "fd00:5::/64".parse().ok()));
     }
 
     #[test]
@@ -155,6 +172,17 @@ mod tests {
             ("first_vlan = 2", "first_vlan = 4096", "fabric.first_vlan"),
             ("192.168.128.0/22", "8.8.8.0/24", "fabric.first_subnet"),
             ("192.168.128.0/22", "10.0.0.0/7", "fabric.first_subnet"),
+            ("192.168.128.0/22", "2001:db8::/64", "fabric.first_subnet: 2001:db8::/64 must lie in fc00::/7"),
+            (
+                "first_vlan = 2",
+                "first_vlan = 2\nfirst_subnet6 = \"fd00::/20\"",
+                "fabric.first_subnet6: fd00::/20 must have",
+            ),
+            (
+                "first_subnet = \"192.168.128.0/22\"",
+                "first_subnet = \"fd00::/64\"\nfirst_subnet6 = \"fd01::/64\"",
+                "leave one out",
+            ),
             (
                 "first_resolvers = []",
                 "first_resolvers = [\"::1\", \"::2\", \"::3\", \"::4\", \"::5\"]",

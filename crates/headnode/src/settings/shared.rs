@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use model::part::Digest;
 use nodeapi::kit::SharedSections;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,10 @@ pub struct SharedFabric {
     /// See [`Fabric::first_vlan`].
     pub first_vlan: u16,
     /// See [`Fabric::first_subnet`].
-    pub first_subnet: Ipv4Net,
+    pub first_subnet: IpNet,
+    /// See [`Fabric::first_subnet6`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_subnet6: Option<Ipv6Net>,
     /// See [`Fabric::first_resolvers`].
     pub first_resolvers: Vec<IpAddr>,
 }
@@ -120,6 +123,7 @@ impl Settings {
             first_network,
             first_vlan,
             first_subnet,
+            first_subnet6,
             first_resolvers,
         } = self.fabric.clone();
         let Backup { every_hours, keep_days, directory: _, copies: _, key_file } = self.backup.clone();
@@ -127,7 +131,16 @@ impl Settings {
             datacenter: self.datacenter.clone(),
             cloudapi: self.cloudapi.clone(),
             placement: self.placement.clone(),
-            fabric: SharedFabric { vnis, mtu, vxlan_port, first_network, first_vlan, first_subnet, first_resolvers },
+            fabric: SharedFabric {
+                vnis,
+                mtu,
+                vxlan_port,
+                first_network,
+                first_vlan,
+                first_subnet,
+                first_subnet6,
+                first_resolvers,
+            },
             external: self.external.clone(),
             private: self.private.clone(),
             backup: SharedBackup { every_hours, keep_days, key_file },
@@ -137,8 +150,16 @@ impl Settings {
 
     /// These settings with what all headnodes share.
     fn adopting(&self, shared: &Shared) -> Self {
-        let SharedFabric { vnis, mtu, vxlan_port, first_network, first_vlan, first_subnet, first_resolvers } =
-            shared.fabric.clone();
+        let SharedFabric {
+            vnis,
+            mtu,
+            vxlan_port,
+            first_network,
+            first_vlan,
+            first_subnet,
+            first_subnet6,
+            first_resolvers,
+        } = shared.fabric.clone();
         let SharedBackup { every_hours, keep_days, key_file } = shared.backup.clone();
         Self {
             datacenter: shared.datacenter.clone(),
@@ -151,6 +172,7 @@ impl Settings {
                 first_network,
                 first_vlan,
                 first_subnet,
+                first_subnet6,
                 first_resolvers,
                 ..self.fabric.clone()
             },

@@ -194,6 +194,7 @@ fn fact(state: ZoneState, starts_done: u64) -> ZoneFact {
         timeline: Vec::new(),
         limits: None,
         nics: Vec::new(),
+        addresses6: BTreeMap::new(),
         gave_up: false,
         oom_kills: 0,
         guest_metadata: Vec::new(),

@@ -1,7 +1,9 @@
 //! `neso adm instance|flow|loops …`: what runs, and what is being done.
 
-use model::target::Phase;
-use opsapi::{Client, FlowView, InstanceView};
+use std::net::Ipv6Addr;
+
+use model::{id::MacAddr, target::Phase};
+use opsapi::{Client, FlowView, InstanceView, NicChange, NicView};
 
 use super::{Output, console, details, or_dash, table};
 use crate::failure::Outcome;
@@ -23,6 +25,14 @@ pub(crate) enum Instances {
     Get {
         /// Id, short id, or alias.
         instance: String,
+    },
+    /// List the NICs of an instance, or change the IPv6 addresses of one; the instance runs on.
+    Nics {
+        /// Id, short id, or alias.
+        instance: String,
+        /// All IPv6 addresses of a NIC from now on, 1 to 8, between commas.
+        #[arg(long, value_name = "MAC=IPV6,…", value_parser = crate::tenant::wishes::addresses6)]
+        set: Option<(MacAddr, Vec<Ipv6Addr>)>,
     },
     /// Print what an instance wrote to its console; one that is stopped has it too.
     Console {
@@ -68,6 +78,12 @@ pub(crate) async fn instances(client: &Client, output: Output, command: Instance
             output.show(&client.instances(account.as_deref(), server.as_deref()).await?, |found| listing(found))
         }
         Instances::Get { instance } => output.show(&client.instance(&instance).await?, one),
+        Instances::Nics { instance, set } => {
+            if let Some((mac, ipv6_ips)) = set {
+                client.change_nic(&instance, mac, &NicChange { ipv6_ips }).await?;
+            }
+            output.show(&client.nics(&instance).await?, |nics| nic_listing(nics))
+        }
         Instances::Console { instance, kib, follow, raw } => {
             console::run(client, output, &instance, console::Options { max_bytes: kib << 10, follow, raw }).await
         }
@@ -79,6 +95,24 @@ pub(crate) async fn instances(client: &Client, output: Output, command: Instance
             output.say(format!("Deleting instance {instance}."))
         }
     }
+}
+
+fn nic_listing(nics: &[NicView]) -> comfy_table::Table {
+    table(
+        &["interface", "mac", "network", "addresses", "primary", "state"],
+        nics.iter().map(|view| {
+            let nic = &view.nic;
+            let addresses: Vec<String> = nic.addresses().map(|ip| ip.to_string()).collect();
+            vec![
+                nic.interface.clone(),
+                nic.mac.to_string(),
+                view.network_name.clone().unwrap_or_else(|| nic.network.to_string()),
+                addresses.join(" "),
+                if nic.primary { "yes" } else { "no" }.to_owned(),
+                view.state.clone(),
+            ]
+        }),
+    )
 }
 
 fn listing(instances: &[InstanceView]) -> comfy_table::Table {

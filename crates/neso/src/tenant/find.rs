@@ -2,7 +2,7 @@
 
 use cloudapi::{
     client::MachineFilter,
-    types::{Image, Machine, Network, Package},
+    types::{Image, Machine, Network, NetworkChoice, Package},
 };
 use model::id::InstanceId;
 
@@ -80,9 +80,15 @@ impl Tenant {
         Ok(self.find_package(package).await?.id.to_string())
     }
 
-    /// The id of a network, see [`Self::find_network`].
-    pub(super) async fn network(&self, network: &str) -> Outcome<model::id::NetworkId> {
-        Ok(self.find_network(network).await?.id)
+    /// The network of `NETWORK[=IP,…]`, and what to ask for on it.
+    pub(super) async fn choice(&self, asked: &str) -> Outcome<(model::id::NetworkId, NetworkChoice)> {
+        let (network, ipv4_ips, ipv6_ips) = super::wishes::wish(asked)?;
+        let id = self.find_network(network).await?.id;
+        let choice = match ipv4_ips.is_empty() && ipv6_ips.is_empty() {
+            true => NetworkChoice::Id(id),
+            false => NetworkChoice::Object { ipv4_uuid: id, ipv4_ips, ipv6_ips, primary: None },
+        };
+        Ok((id, choice))
     }
 }
 

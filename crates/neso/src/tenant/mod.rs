@@ -7,8 +7,10 @@ pub(crate) mod call;
 mod find;
 pub(crate) mod nouns;
 mod show;
+pub(crate) mod wishes;
 
 use std::{
+    net::Ipv6Addr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -16,7 +18,7 @@ use std::{
 use base::{clock::Clock as _, clock::SystemClock};
 use cloudapi::{
     client::{Client, ClientError, MachineFilter, Profile, Signer},
-    types::{Audit, CreateMachine, Machine, NetworkChoice},
+    types::{Audit, CreateMachine, Machine},
 };
 use headnode::Settings;
 use model::{
@@ -132,12 +134,16 @@ enum Verb {
     Nics {
         /// Id, short id or name.
         instance: String,
-        /// Add a NIC on this network (id or name), unless there is one.
-        #[arg(long, value_name = "NETWORK")]
+        /// Add a NIC on this network (id or name), unless there is one; with certain addresses, at most one of IPv4 and 8 of IPv6,
+        /// when they follow a `=`.
+        #[arg(long, value_name = "NETWORK[=IP,…]")]
         add: Option<String>,
         /// Remove the NIC with this Ethernet address.
         #[arg(long, value_name = "MAC")]
         remove: Option<MacAddr>,
+        /// All IPv6 addresses of a NIC from now on, 1 to 8, between commas.
+        #[arg(long, value_name = "MAC=IPV6,…", value_parser = wishes::addresses6)]
+        set: Option<(MacAddr, Vec<Ipv6Addr>)>,
     },
     /// List images that can be used.
     Images,
@@ -157,8 +163,9 @@ struct Create {
     /// Name; `{{shortId}}` is replaced.
     #[arg(long, short)]
     name: Option<String>,
-    /// Network: id or name; repeatable, the first is the primary one.
-    #[arg(long = "network", short = 'N')]
+    /// Network: id or name; repeatable, the first is the primary one. With certain addresses, at most one of IPv4 and 8 of IPv6, when
+    /// they follow a `=`: `-N web=10.3.0.9,fd00:3::9`.
+    #[arg(long = "network", short = 'N', value_name = "NETWORK[=IP,…]")]
     networks: Vec<String>,
     /// Metadata, `key=value`; repeatable.
     #[arg(long = "metadata", short = 'm')]
@@ -230,15 +237,18 @@ async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
         }
         Verb::Tags { instance, changes } => tags(tenant, output, &instance, &changes).await,
         Verb::Metadata { instance, changes } => metadata(tenant, output, &instance, &changes).await,
-        Verb::Nics { instance, add, remove } => {
+        Verb::Nics { instance, add, remove, set } => {
             let machine = tenant.find_one(&instance).await?;
             if let Some(mac) = remove {
                 tenant.client.nic_delete(machine.id, mac).await?;
             }
-            if let Some(network) = add {
-                let network = tenant.network(&network).await?;
+            if let Some((mac, ipv6_ips)) = set {
+                tenant.client.nic_set_addresses6(machine.id, mac, &ipv6_ips).await?;
+            }
+            if let Some(asked) = add {
+                let (network, choice) = tenant.choice(&asked).await?;
                 if !tenant.client.nics(machine.id).await?.iter().any(|nic| nic.network == network) {
-                    tenant.client.nic_add(machine.id, &NetworkChoice::Id(network)).await?;
+                    tenant.client.nic_add(machine.id, &choice).await?;
                 }
             }
             show::nics(output, &tenant.client.nics(machine.id).await?)
@@ -288,9 +298,10 @@ fn tenant_ip(machine: &Machine<'_>) -> Outcome<String> {
 
 async fn create_and_show(tenant: &Tenant, output: Output, create: Create) -> Outcome {
     let mut networks = Vec::new();
-    for name in &create.networks {
-        networks.push(NetworkChoice::Id(tenant.network(name).await?));
+    for asked in &create.networks {
+        networks.push(tenant.choice(asked).await?.1);
     }
+    wishes::same_form(&mut networks);
     let mut metadata: std::collections::BTreeMap<_, _> = pairs(&create.metadata)?.into_iter().collect();
     if let Some(path) = &create.script {
         let script = std::fs::read_to_string(path)

@@ -117,13 +117,20 @@ pub(super) fn nics(output: Output, nics: &Vec<Nic>) -> Outcome {
                     nic.ip.to_string(),
                     nic.netmask.to_string(),
                     or_dash(nic.gateway),
-                    or_dash(nic.ip6),
+                    six(nic),
                     nic.network.to_string(),
                     or_dash(nic.state.as_ref()),
                 ]
             }),
         )
     })
+}
+
+fn six(nic: &Nic) -> String {
+    match nic.ips6.as_slice() {
+        [] => or_dash(nic.ip6),
+        all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    }
 }
 
 /// Images.

@@ -26,6 +26,7 @@ fn instances_speak_ipv6_in_their_own_name() {
     site.spoofing();
     site.powers();
     site.repair();
+    site.relist();
     for name in ["ada", "ben"] {
         datacenter.good(&["instance", "delete", name]);
     }
@@ -194,6 +195,46 @@ impl<'a> Site<'a> {
             let (done, said) = self.ada.shell(&line);
             assert!(!done, "ada may `{line}`: {said}");
         }
+    }
+
+    /// The IPv6 addresses of a NIC change while the instance runs: by its owner, then by an operator.
+    fn relist(&self) {
+        let Self { datacenter, ada, ben, .. } = self;
+        let old = ada.nic(1);
+        let [one, two] = [0x77, 0x88].map(|last| Ipv6Addr::from_bits((old.six().to_bits() & !0xffff_u128) + last));
+        let mac = old.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let boot = || datacenter.json(&["adm", "-j", "instance", "get", "ada"])["fact"]["started_at"].clone();
+        let before = boot();
+        let refused = |list: String| {
+            let output = datacenter.run(&["instance", "nics", "ada", "--set", &format!("{mac}={list}")]);
+            assert!(!output.status.success(), "{list} was taken");
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        let strange = refused(format!("{one},fd00:dead::1"));
+        assert!(strange.contains("fd00:dead::1 cannot be held by an instance of network \"lone\""), "{strange}");
+        let taken = refused(ben.nic(1).six().to_string());
+        assert!(taken.contains("is in use on network \"lone\""), "{taken}");
+        datacenter.good(&["instance", "nics", "ada", "--set", &format!("{mac}={},{one},{two}", old.six())]);
+        datacenter.wait("the new addresses to answer", || ben.pings(one) && ben.pings(two) && ben.pings(old.six()));
+
+        let shown = datacenter.good(&["adm", "instance", "nics", "ada", "--set", &format!("{mac}={two}")]);
+        assert!(shown.contains(&two.to_string()) && !shown.contains(&one.to_string()), "{shown}");
+        datacenter.wait("the old ones to be gone", || !ben.pings(one) && !ben.pings(old.six()));
+        assert!(ben.pings(two), "the one that stays answers");
+        assert_eq!(boot(), before, "it ran on");
+        let inside = ada.shell("ip -6 addr show net1").1;
+        assert!(inside.contains(&two.to_string()) && !inside.contains(&one.to_string()), "{inside}");
+
+        // It may speak from what it has, and not from what it had.
+        let host = Wire::open(&format!("{}b-lone", datacenter.settings().kernel.link_prefix));
+        let from = |ip6, text: &[u8]| {
+            let nic = crate::wire::Nic { ip6: Some(ip6), ..old };
+            to_hex(&lies::truth6(nic, lies::BROADCAST, text))
+        };
+        let frames = [from(one, b"lie: an address it had"), from(two, b"the truth of today")];
+        ada.probe(&format!("send net1 {}", frames.join(" ")));
+        let heard = host.hear_until(b"the truth of today");
+        assert!(!heard.iter().any(|frame| contains(frame, b"lie: an address it had")), "it speaks in an old name");
     }
 
     /// Somebody takes away addresses and rules: they come back by themselves.

@@ -48,6 +48,30 @@ async fn from_nothing_to_running_to_nothing() {
 }
 
 #[tokio::test]
+async fn ipv6_addresses_change_while_the_zone_runs() {
+    let world = World::new();
+    let agent = world.start();
+    let id = world.create(2);
+    let before = world.headnode.wait_state(id, ZoneState::Running).await;
+    assert!(before.addresses6.is_empty());
+    let mac = nic(10, 1).mac;
+    for list in [&["fd00:88::5", "fd00:88::6"][..], &["fd00:88::6"]] {
+        let addresses: Vec<std::net::Ipv6Addr> = list.iter().map(|ip| ip.parse().unwrap()).collect();
+        world.headnode.zone(id, |zone| {
+            zone.nics[1].addresses6 = list.iter().map(|ip| format!("{ip}/64").parse().unwrap()).collect();
+        });
+        let held = [(mac, addresses.clone())].into();
+        let fact = world.headnode.wait_fact(id, "the new list", |fact| fact.addresses6 == held).await;
+        assert_eq!((fact.state, fact.started_at), (ZoneState::Running, before.started_at), "it ran on");
+        // What it may send from is exactly what it holds.
+        let allowed = world.machine.filters.current().nics[&mac].addresses.clone();
+        let expected = ["10.88.0.11".parse().unwrap()].into_iter().chain(addresses.into_iter().map(Into::into));
+        assert_eq!(allowed.into_iter().collect::<std::collections::BTreeSet<std::net::IpAddr>>(), expected.collect());
+    }
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn eight_at_once_fetch_their_image_once() {
     let world = World::new();
     let agent = world.start();

@@ -124,7 +124,7 @@ async fn every_change_may_be_sent_again() {
     walk.ana("UpdateFabricVLAN", put.clone(), &format!("{vlans}/3"), json!({"name": "drei"})).await;
     let new = json!({
         "name": "own", "subnet": "10.3.0.0/24", "provision_start_ip": "10.3.0.10", "provision_end_ip": "10.3.0.99",
-        "gateway": "10.3.0.1",
+        "gateway": "10.3.0.1", "subnet6": "fd00:3::/64",
     });
     let own = walk.ana("CreateFabricNetwork", post.clone(), &format!("{vlans}/3/networks"), new).await;
     let own = own["id"].as_str().unwrap();
@@ -185,6 +185,14 @@ async fn change_a_machine(walk: &Walk, own: &str) -> String {
     walk.stage.converge().await;
     settled(&walk.stage, &machine).await;
     let mac = nic["mac"].as_str().unwrap().replace(':', "");
+    let of_nic = format!("{machine}/nics/{mac}");
+    walk.ana("UpdateNic", put.clone(), &of_nic, json!({"ipv6_ips": ["fd00:3::77", "fd00:3::78"]})).await;
+    let wrong = json!({"ipv6_ips": ["10.3.0.9"]});
+    let refused = send(&walk.stage, Who::Ana, "wrong", Method::PUT, &of_nic, &wrong).await;
+    assert_eq!(refused.json()["errors"][0]["field"], "ipv6_ips", "{:?}", refused.body);
+    walk.stage.converge().await;
+    settled(&walk.stage, &machine).await;
+    assert_eq!(walk.stage.get(Who::Ana, &of_nic).await.json()["ips6"], json!(["fd00:3::77", "fd00:3::78"]));
     walk.ana("RemoveNic", delete.clone(), &format!("{machine}/nics/{mac}"), Value::Null).await;
     walk.stage.converge().await;
 

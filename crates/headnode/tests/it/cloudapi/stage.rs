@@ -18,6 +18,7 @@ use model::{
     account::Profile,
     id::ServerId,
     instance::Wanted,
+    layout::Layout,
     server::Hardware,
     target::{Report, Target, ZoneFact, ZoneState},
     unit::{CpuShares, Mib},
@@ -161,20 +162,14 @@ impl Stage {
     async fn network(&self, name: &str, subnet: &str, public: bool) -> String {
         let new = networks::NewNetwork {
             name: name.into(),
-            description: None,
-            owners: Vec::new(),
             public,
             nic_tag: if public { "ext".into() } else { "priv".into() },
-            vlan: 0,
-            subnet: Some(subnet.parse().unwrap()),
-            range_start: None,
-            range_end: None,
-            gateway: public.then(|| "10.88.0.1".parse().unwrap()),
-            resolvers: Vec::new(),
-            routes: BTreeMap::new(),
-            mtu: 1_500,
             host_gateway: public,
-            nat: false,
+            layout: Layout {
+                subnet: Some(subnet.parse().unwrap()),
+                gateway: public.then(|| "10.88.0.1".parse().unwrap()),
+                ..Layout::default()
+            },
             ..networks::NewNetwork::default()
         };
         networks::create(&self.control, new).await.unwrap().id.to_string()
@@ -244,6 +239,7 @@ impl Stage {
             timeline: Vec::new(),
             limits: Some(zone.limits.clone()),
             nics: zone.nics.iter().map(|nic| nic.mac).collect(),
+            addresses6: zone.nics.iter().filter_map(model::target::NicTarget::held6).collect(),
             gave_up: false,
             oom_kills: 0,
             guest_metadata: Vec::new(),
