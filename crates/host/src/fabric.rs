@@ -22,6 +22,8 @@ use model::{
     target::{NetworkTarget, Target},
 };
 
+use crate::filter::BridgeFilter;
+
 /// All fabrics on a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FabricSet {
@@ -33,6 +35,8 @@ pub struct FabricSet {
     pub segments: BTreeMap<u32, Segment>,
     /// Routed networks by their owner; each network's segment is among `segments`.
     pub routers: BTreeMap<AccountId, Vec<NetworkTarget>>,
+    /// Whether the machine tracks connections for something else than these routers: then what machines send each other is exempt.
+    pub tracks: bool,
 }
 
 /// One segment.
@@ -46,14 +50,16 @@ pub struct Segment {
 
 impl Default for FabricSet {
     fn default() -> Self {
-        Self { underlay: None, port: VXLAN_PORT, segments: BTreeMap::new(), routers: BTreeMap::new() }
+        Self { underlay: None, port: VXLAN_PORT, segments: BTreeMap::new(), routers: BTreeMap::new(), tracks: false }
     }
 }
 
 impl FabricSet {
     /// What `target` asks for.
     pub fn of(target: &Target) -> Self {
-        let mut set = Self { underlay: target.underlay, port: target.vxlan_port, ..Self::default() };
+        let tracks = !target.firewall.instances.is_empty()
+            || target.networks.values().any(|network| BridgeFilter::of(network).tracks());
+        let mut set = Self { underlay: target.underlay, port: target.vxlan_port, tracks, ..Self::default() };
         for network in target.networks.values() {
             let Some(fabric) = &network.fabric else { continue };
             set.segments.entry(fabric.vni).or_insert_with(|| Segment {

@@ -67,6 +67,16 @@ impl BridgeFilter {
         }
     }
 
+    /// Whether the host itself takes part: has an address there, or routes. Only then connections are tracked for it.
+    pub(crate) fn tracks(&self) -> bool {
+        self.host_address.is_some() || self.host_address6.is_some() || self.nat || !self.outside6.is_none()
+    }
+
+    /// Whether the host hides the segment behind its own address.
+    pub(crate) fn translates(&self) -> bool {
+        self.nat || self.outside6 == Outside6::Masqueraded
+    }
+
     /// The IPv6 subnet if the host forwards for it as `outside` says.
     pub(crate) fn forwards6(&self, outside: impl Fn(Outside6) -> bool) -> Option<Ipv6Net> {
         self.subnet6.filter(|_| outside(self.outside6)).map(|subnet| subnet.trunc())

@@ -9,6 +9,10 @@
 //!                       forward      what is routed: from a segment with NAT to the outside, and the answers
 //!                       postrouting  masquerade
 //! ```
+//! What is no datagram of UDP is accepted by the second rule it meets; the rest is looked at in order. Where the host has no address on any
+//! segment and routes for none, no rule speaks of connections, so that the kernel tracks none: tracking what machines send each other is
+//! most of what rules may cost a fabric.
+//!
 //! Neighbour discovery is held to the two shapes kernels send, without an option or with the one link-layer address it is about, by
 //! its exact length: so no second option can contradict the first. A first fragment must reach into its transport header, or
 //! nobody could say what it begins. A link-local address is for neighbour discovery alone, since
@@ -215,6 +219,7 @@ fn bridge_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     chain from_nic {{
         type filter hook prerouting priority -300; policy accept;
         iifname != "{nics}*" accept
+        ether type ip meta l4proto != udp iifname . ether saddr . ip saddr @{NIC_IP} accept
         ether type vlan counter name other drop
         ether type arp iifname . ether saddr . arp saddr ether . arp saddr ip @{NIC_ARP} accept
         ether type arp counter name spoofed drop
@@ -241,6 +246,14 @@ const TRANSPORT: &str = "@th,0,16";
 
 fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     let (sets, bridges) = (bridge_sets(set), names.bridge_prefix());
+    // A single mention of connections has the kernel track all of the machine's.
+    let tracked = |text| if set.bridges.values().any(BridgeFilter::tracks) { text } else { "" };
+    let answers = tracked("ct state established,related accept");
+    let odd = tracked("ct state invalid counter name forward_denied drop");
+    let postrouting = match set.bridges.values().any(BridgeFilter::translates) {
+        true => postrouting(&bridges),
+        false => String::new(),
+    };
     format!(
         r#"table inet {table} {{
     counter host_denied {{ }}
@@ -248,7 +261,7 @@ fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
 {sets}    chain input {{
         type filter hook input priority filter - 10; policy accept;
         iifname != "{bridges}*" accept
-        ct state established,related accept
+        {answers}
         icmp type echo-request iifname . ip daddr @host_address accept
         icmpv6 type echo-request iifname . ip6 daddr @host_address6 accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
@@ -262,7 +275,7 @@ fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
     }}
     chain from_segment {{
         oifname "{bridges}*" counter name forward_denied drop
-        ct state invalid counter name forward_denied drop
+        {odd}
         ip daddr 169.254.0.0/16 counter name forward_denied drop
         ip6 daddr {{ {METADATA6} }} counter name forward_denied drop
         iifname . ip saddr @nat_source accept
@@ -270,18 +283,24 @@ fn inet_table(table: &str, names: &LinkNames, set: &FilterSet) -> String {
         counter name forward_denied drop
     }}
     chain to_segment {{
-        ct state established,related accept
+        {answers}
         oifname . ip6 daddr @routed_subnet6 accept
         counter name forward_denied drop
     }}
-    chain postrouting {{
+{postrouting}}}
+"#
+    )
+}
+
+fn postrouting(bridges: &str) -> String {
+    format!(
+        r#"    chain postrouting {{
         type nat hook postrouting priority srcnat - 10; policy accept;
         oifname "{bridges}*" accept
         oifname "lo" accept
         ip saddr @nat_subnet masquerade
         ip6 saddr @nat_subnet6 masquerade
     }}
-}}
 "#
     )
 }

@@ -3,23 +3,19 @@
 //! What differs goes to the kernel in one transaction of netlink messages; should that be refused, or our tables not be the ones we
 //! made, everything is written again with `nft`. Bridges with a filtered NIC hand their frames to the IP hooks, others do not and pay nothing.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use super::{
-    command,
+    bridge_calls, command,
     filter::handle_of,
     filter_watch as watch,
     firewall_change::{Difference, difference},
     firewall_rules::{self as rules, Scope},
-    link::set_sysctl,
     link_wire,
     netlink::Socket,
     nft_wire::{NFPROTO_BRIDGE, NFPROTO_INET},
 };
-use crate::{
-    error::{Error, Result},
-    filter::Firewall,
-};
+use crate::{error::Result, filter::Firewall};
 
 /// What is in the kernel.
 pub(super) struct Enforced {
@@ -74,7 +70,7 @@ pub(super) fn apply(
     // Connections that bear a stamp of ours from before must not pass for judged.
     let stamp = held.as_ref().map_or_else(first_stamp, |held| held.stamp.wrapping_add(1).max(1));
     *held = None;
-    hook_in()?;
+    bridge_calls::make_possible()?;
     command::run("nft", &["-f", "-"], &rules::whole(scope, wanted, stamp))?;
     track(&after, true)?;
     track(&before.difference(&after).cloned().collect(), false)?;
@@ -125,31 +121,6 @@ fn track(bridges: &BTreeSet<String>, on: bool) -> Result<()> {
         let Some(link) = super::link::one_link(&mut socket, bridge)? else { continue };
         super::link::tolerate(socket.request(link_wire::set_bridge_calls(link.index, on)), nix::errno::Errno::ENODEV)
             .map_err(|refusal| refusal.doing(format!("hand frames of bridge `{bridge}` to the packet filter")))?;
-    }
-    Ok(())
-}
-
-/// Switches of the module that hands frames on, for all bridges at once.
-const BRIDGE_SWITCHES: &str = "/proc/sys/net/bridge";
-
-/// Makes sure that bridges can hand frames on. Loading the module turns that on for every bridge of the machine, others' too,
-/// so it is turned off again: ours are told one by one.
-fn hook_in() -> Result<()> {
-    if Path::new(BRIDGE_SWITCHES).exists() {
-        return Ok(());
-    }
-    let loaded = command::run("modprobe", &["br_netfilter"], "");
-    if !Path::new(BRIDGE_SWITCHES).exists() {
-        if let Err(error) = loaded {
-            tracing::warn!(error = %base::errors::chain(&error), "failed to load br_netfilter");
-        }
-        return Err(Error::Lacking {
-            what: "the kernel module `br_netfilter`".to_owned(),
-            remedy: "install the kernel's modules, or load it (`modprobe br_netfilter`)".to_owned(),
-        });
-    }
-    for switch in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"] {
-        set_sysctl(&format!("net/bridge/{switch}"), "0")?;
     }
     Ok(())
 }

@@ -19,7 +19,10 @@ use std::{
     fs::{self, File},
     os::fd::{AsFd, AsRawFd},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -36,6 +39,7 @@ use nix::{
 };
 
 use super::{
+    bridge_calls,
     fabric::Rules,
     link_wire::{self as wire, Link, NewNic, Route},
     netlink::{Message, Refusal, Socket},
@@ -58,12 +62,14 @@ pub struct LinuxLinks {
     attached: Arc<Mutex<HashMap<InstanceId, BTreeSet<String>>>>,
     /// Rules loaded in this life; held while fabrics are made.
     rules: Arc<Mutex<Rules>>,
+    /// Whether bridges were spared the detour in this life; again with each that is made.
+    is_spared: Arc<AtomicBool>,
 }
 
 impl LinuxLinks {
     /// Links with these names.
     pub fn new(names: LinkNames) -> Self {
-        Self { names, attached: Arc::default(), rules: Arc::default() }
+        Self { names, attached: Arc::default(), rules: Arc::default(), is_spared: Arc::default() }
     }
 
     fn attached(&self) -> MutexGuard<'_, HashMap<InstanceId, BTreeSet<String>>> {
@@ -212,9 +218,14 @@ impl Links for LinuxLinks {
             None => {
                 tolerate(host.request(wire::new_bridge(&name, mac, mtu)), Errno::EEXIST)
                     .map_err(|refusal| refusal.doing(doing()))?;
+                self.is_spared.store(false, Ordering::Release);
                 one_link(&mut host, &name)?.ok_or_else(|| Error::Missing(format!("bridge `{name}`")))?
             }
         };
+        if !self.is_spared.load(Ordering::Acquire) {
+            bridge_calls::spare(&self.names)?;
+            self.is_spared.store(true, Ordering::Release);
+        }
         harden(&name, network.fabric.is_some() || network.host_address6.is_some())?;
         let mut changes = Vec::new();
         if bridge.mtu != mtu {

@@ -11,6 +11,7 @@ pub mod pool;
 pub mod zone;
 
 mod archive;
+mod bridge_calls;
 mod command;
 mod dataset_btrfs;
 mod fabric;

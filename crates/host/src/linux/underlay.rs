@@ -4,6 +4,9 @@
 //! Instances can send datagrams to machines where their way out leads there; the machine hides them behind its own address, which the other
 //! machines trust. So VXLAN that comes from an instance is dropped here, and on arrival only machines this one has a peer on are
 //! heard. A sender with a forged address is the operator's network's business.
+//!
+//! Where the machine tracks connections for some other reason, what machines send each other is exempt: each of a tenant's connections would be
+//! another entry in the host's table, which is everybody's, and each packet would be looked up in it on both machines.
 
 use std::{
     collections::BTreeSet,
@@ -34,6 +37,10 @@ fn text(name: &str, names: &LinkNames, wanted: &FabricSet) -> String {
     let (four, six) = (elements(four), elements(six));
     let (bridge, transit, port) = (names.bridge_prefix(), names.transit_prefix(), wanted.port);
     let removal = rules_kept::removal(name);
+    let exempt = match wanted.tracks || !wanted.routers.is_empty() {
+        true => exempt(&bridge, &transit, port),
+        false => String::new(),
+    };
     format!(
         r#"{removal}table inet {name} {{
     counter strangers {{ }}
@@ -54,7 +61,28 @@ fn text(name: &str, names: &LinkNames, wanted: &FabricSet) -> String {
         iifname "{bridge}*" oifname != "{bridge}*" udp dport {port} counter name forged drop
         iifname "{transit}*" udp dport {port} counter name forged drop
     }}
-}}
+{exempt}}}
+"#
+    )
+}
+
+/// What an instance sends may bear a machine's address in its own network, and stays tracked.
+fn exempt(bridge: &str, transit: &str, port: u16) -> String {
+    format!(
+        r#"    chain untracked {{
+        type filter hook prerouting priority raw; policy accept;
+        udp dport != {port} accept
+        iifname "{bridge}*" accept
+        iifname "{transit}*" accept
+        ip saddr @machine4 notrack
+        ip6 saddr @machine6 notrack
+    }}
+    chain untracked_out {{
+        type filter hook output priority raw; policy accept;
+        udp dport != {port} accept
+        ip daddr @machine4 notrack
+        ip6 daddr @machine6 notrack
+    }}
 "#
     )
 }

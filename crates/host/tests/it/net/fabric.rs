@@ -27,7 +27,7 @@ use super::{
     site::{Namespace, PATIENCE, SILENCE, connects, in_host, listen, listen6, nic_on, run, without4},
 };
 
-fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
+pub(super) fn tenant_network(owner: AccountId, vni: u32, subnet: &str) -> NetworkTarget {
     let subnet: ipnet::Ipv4Net = subnet.parse().expect("a subnet");
     NetworkTarget {
         nic_tag: format!("x{vni:06x}"),
@@ -47,18 +47,18 @@ fn tenant_network6(owner: AccountId, vni: u32, subnet: &str, subnet6: &str) -> N
 }
 
 /// A machine of a small fleet.
-struct Machine {
-    space: Namespace,
-    links: LinuxLinks,
+pub(super) struct Machine {
+    pub(super) space: Namespace,
+    pub(super) links: LinuxLinks,
     underlay: Ipv4Addr,
-    set: FabricSet,
+    pub(super) set: FabricSet,
 }
 
 /// A zone with one NIC.
-struct Zone {
-    space: Namespace,
-    mac: MacAddr,
-    address: Ipv4Addr,
+pub(super) struct Zone {
+    pub(super) space: Namespace,
+    pub(super) mac: MacAddr,
+    pub(super) address: Ipv4Addr,
     address6: Option<Ipv6Addr>,
 }
 
@@ -78,12 +78,12 @@ impl Machine {
         Self { space, links: LinuxLinks::new(names), underlay: underlay.into(), set }
     }
 
-    fn program(&self) {
+    pub(super) fn program(&self) {
         self.space.enter(|| self.links.program(&self.set)).expect("fabrics");
     }
 
     /// Makes the segment of a network here, and its router if it has one.
-    fn join(&mut self, network: &NetworkTarget) {
+    pub(super) fn join(&mut self, network: &NetworkTarget) {
         let fabric = network.fabric.clone().expect("a fabric");
         let segment = Segment { network: network.clone(), peers: BTreeMap::new() };
         self.set.segments.entry(fabric.vni).or_insert(segment);
@@ -93,7 +93,7 @@ impl Machine {
         self.program();
     }
 
-    fn zone(&self, network: &NetworkTarget, suffix: u32) -> Zone {
+    pub(super) fn zone(&self, network: &NetworkTarget, suffix: u32) -> Zone {
         let (mut nic, address) = nic_on(network, suffix, suffix as usize % 64 + 8);
         nic.mtu = network.mtu;
         let own = |subnet: Ipv6Net| Ipv6Addr::from_bits(subnet.network().to_bits() + u128::from(suffix % 64) + 8);
@@ -107,7 +107,7 @@ impl Machine {
     }
 
     /// Tells this machine of a zone on another.
-    fn meet(&mut self, vni: u32, zone: &Zone, at: &Machine) {
+    pub(super) fn meet(&mut self, vni: u32, zone: &Zone, at: &Machine) {
         let addresses = std::iter::once(IpAddr::V4(zone.address)).chain(zone.address6.map(IpAddr::V6));
         let addresses = addresses.filter(|ip| !ip.is_unspecified());
         let peer = Peer { addresses: addresses.collect(), underlay: at.underlay.into() };
@@ -136,7 +136,7 @@ pub(super) fn wire(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str
     }
 }
 
-fn two_machines(prefixes: [&str; 2]) -> [Machine; 2] {
+pub(super) fn two_machines(prefixes: [&str; 2]) -> [Machine; 2] {
     let [one, two] = [Machine::new(prefixes[0], [10, 99, 0, 1]), Machine::new(prefixes[1], [10, 99, 0, 2])];
     wire((&one.space, "under1", "10.99.0.1/24"), (&two.space, "under2", "10.99.0.2/24"));
     [one, two]

@@ -2,6 +2,7 @@
 
 mod attach;
 mod changes;
+mod detours;
 mod fabric;
 mod firewall;
 mod frames;
