@@ -39,6 +39,7 @@ fn main() {
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
             headnode: None,
+            headnodes: Vec::new(),
         };
         let mut next = Target { generation: 2, ..target.clone() };
         next.zones.insert(InstanceId::random(), zone(instances, network, image).into());

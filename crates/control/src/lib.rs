@@ -73,7 +73,7 @@ pub struct Inner {
     /// The operator's decisions.
     pub config: ControlConfig,
     /// Who else runs a control plane over this store.
-    pub headnodes: headnodes::Headnodes,
+    pub headnodes: Arc<headnodes::Headnodes>,
     /// Heartbeats.
     pub nodes: Liveness,
     /// The last requests that found no machine.
@@ -102,10 +102,10 @@ impl Control {
     /// A control plane over `store`, whose schema must be [`schema`]'s. Starts the task that keeps the machines' targets up to
     /// date; it ends with `shutdown`.
     pub fn start(store: Store, clock: Arc<dyn Clock>, config: ControlConfig, shutdown: Shutdown) -> Self {
-        let nodes = Liveness::new(Timestamp(clock.now_ms()), config.unreachable_after_ms);
+        let headnodes = Arc::new(headnodes::Headnodes::new(config.headnode));
+        let nodes = Liveness::new(clock.clone(), headnodes.clone(), config.unreachable_after_ms);
         let targets = servers::targets::Targets::new(&config);
         let archive = config.archive_dir.clone().map(flow::Archive::new);
-        let headnodes = headnodes::Headnodes::new(config.headnode);
         let inner = Inner {
             headnodes,
             store,

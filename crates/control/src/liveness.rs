@@ -1,27 +1,38 @@
 //! When each machine was last heard of. Lives in memory, because it changes every few seconds and means nothing after a
 //! restart: then every machine gets the full time to speak again.
+//!
+//! With several headnodes a machine reports to one of them, which writes its own name into the machine's record ([`Server::heard_by`]) when that is
+//! new, and takes it out when the machine falls silent. Everybody else takes its word for as long as it beats: a machine that another one hears was
+//! heard here when the last beat of that one was. So a headnode that dies with its machines' silence unsaid costs nothing: the time begins to run with
+//! its last beat, and ends when the machine speaks to somebody.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
-use base::watch;
+use base::{clock::Clock, watch};
 use model::{
     clock::ClockReading,
     id::{InstanceId, NetworkId, ServerId},
+    server::{Server, Word},
     state::Reachability,
     time::Timestamp,
     wire::Wires,
 };
 
+use crate::headnodes::Headnodes;
+
 /// Heartbeats by machine.
-#[derive(Debug)]
 pub struct Liveness {
     /// When this process began to listen.
     since: Timestamp,
     unreachable_after_ms: i64,
+    clock: Arc<dyn Clock>,
+    headnodes: Arc<Headnodes>,
+    /// Machines that another headnode hears. A leaf lock as the other one.
+    elsewhere: Mutex<HashMap<ServerId, Elsewhere>>,
     // A leaf lock: held for one look-up, never across an await.
     known: Mutex<Known>,
     /// Counts reports of machines that have another firewall in force than before.
@@ -33,6 +44,14 @@ struct Known {
     heard: HashMap<ServerId, Heard>,
     /// Those whose last report named strangers: nearly always none, and every choice of an address asks for them.
     with_strangers: BTreeSet<ServerId>,
+}
+
+/// A machine that another headnode hears, by its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Elsewhere {
+    by: ServerId,
+    target_seen: u64,
+    word: Word,
 }
 
 /// What a machine's last report said of the machine itself.
@@ -68,8 +87,16 @@ pub(crate) const STRANGERS_MAX: usize = 1_000;
 
 impl Liveness {
     /// Nobody was heard of yet.
-    pub(crate) fn new(since: Timestamp, unreachable_after_ms: i64) -> Self {
-        Self { since, unreachable_after_ms, known: Mutex::default(), firewall_news: watch::Sender::new(0) }
+    pub(crate) fn new(clock: Arc<dyn Clock>, headnodes: Arc<Headnodes>, unreachable_after_ms: i64) -> Self {
+        Self {
+            since: Timestamp(clock.now_ms()),
+            unreachable_after_ms,
+            clock,
+            headnodes,
+            elsewhere: Mutex::default(),
+            known: Mutex::default(),
+            firewall_news: watch::Sender::new(0),
+        }
     }
 
     /// When this process began to listen.
@@ -99,9 +126,67 @@ impl Liveness {
         self.firewall_news.subscribe()
     }
 
-    /// The last report of `server` to this process.
+    /// Takes over what the record of a machine says of who hears it; `None` when the record is gone.
+    pub(crate) fn follow(&self, id: ServerId, server: Option<&Server>) {
+        let me = self.headnodes.me();
+        let other = server.filter(|server| me.is_some() && server.heard_by.is_some() && server.heard_by != me);
+        let there = other.and_then(|server| {
+            Some(Elsewhere { by: server.heard_by?, target_seen: server.target_seen, word: server.word })
+        });
+        let before = {
+            let mut elsewhere = self.there();
+            match there {
+                Some(there) => elsewhere.insert(id, there),
+                None => elsewhere.remove(&id),
+            }
+        };
+        if there.is_some() && before.map(|before| before.word) != there.map(|there| there.word) {
+            self.firewall_news.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The last word of `server`, here or, as far as its record tells it, elsewhere.
     pub fn heard(&self, server: ServerId) -> Option<Heard> {
+        let here = self.heard_here(server);
+        match (here, self.heard_elsewhere(server)) {
+            (Some(here), Some(there)) if here.at >= there.at => Some(here),
+            (_, Some(there)) => Some(there),
+            (here, None) => here,
+        }
+    }
+
+    /// The last report of `server` to this process.
+    pub(crate) fn heard_here(&self, server: ServerId) -> Option<Heard> {
         self.lock().heard.get(&server).cloned()
+    }
+
+    fn heard_elsewhere(&self, server: ServerId) -> Option<Heard> {
+        let Elsewhere { by, target_seen, word } = self.there().get(&server).copied()?;
+        let ago_ms = i64::try_from(self.headnodes.heard_ms(by)?).unwrap_or(i64::MAX);
+        Some(Heard {
+            at: Timestamp(self.clock.now_ms().saturating_sub(ago_ms)),
+            target_seen,
+            leaving: word.leaving,
+            goes_down: word.goes_down,
+            firewall_seen: word.firewall_seen,
+            strangers: BTreeMap::new(),
+            wires: Wires::default(),
+            clock: None,
+        })
+    }
+
+    /// Whether `server` has not reported to this process for so long that it counts as unreachable.
+    pub(crate) fn is_silent_here(&self, server: ServerId, now: Timestamp) -> bool {
+        let last = self.heard_here(server).map_or(self.since, |heard| heard.at.max(self.since));
+        self.is_long_ago(last, now)
+    }
+
+    fn is_long_ago(&self, last: Timestamp, now: Timestamp) -> bool {
+        now.0.saturating_sub(last.0) > self.unreachable_after_ms
+    }
+
+    fn there(&self) -> MutexGuard<'_, HashMap<ServerId, Elsewhere>> {
+        self.elsewhere.lock().expect("no holder of this lock panics")
     }
 
     /// Addresses of a network that instances nobody knows hold. Nearly always none.
@@ -121,12 +206,8 @@ impl Liveness {
 
     /// Whether `server` counts as reachable at `now`.
     pub fn reachability(&self, server: ServerId, now: Timestamp) -> Reachability {
-        let last = self.lock().heard.get(&server).map_or(self.since, |heard| heard.at.max(self.since));
-        if now.0.saturating_sub(last.0) > self.unreachable_after_ms {
-            Reachability::Unreachable
-        } else {
-            Reachability::Reachable
-        }
+        let last = self.heard(server).map_or(self.since, |heard| heard.at.max(self.since));
+        if self.is_long_ago(last, now) { Reachability::Unreachable } else { Reachability::Reachable }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -18,7 +18,7 @@ use store::{BoxFuture, Entry, Snapshot, Transaction};
 use crate::{
     Control, Error, Result, images,
     networks::allocate,
-    placement, repeats,
+    placement, repeats, servers,
     tables::{ADDRESSES, BY_SERVER, CLAIMS, Claim, DELETED, INSTANCES, SERVERS},
 };
 
@@ -34,6 +34,8 @@ pub fn add_all(loops: &mut flow::loops::Loops, control: &Control) {
     loops.add(OnFirst(control.clone(), Tombstones(control.clone())));
     loops.add(OnFirst(control.clone(), Leaks(control.clone())));
     loops.add(OnFirst(control.clone(), Repeats(control.clone())));
+    // About what this headnode hears.
+    loops.add(Silence(control.clone()));
     // About this machine's own files.
     loops.add(ImageFiles(control.clone()));
 }
@@ -111,6 +113,23 @@ impl Loop for Repeats {
 
     fn pass(&self) -> Outcome<'_> {
         Box::pin(async move { Ok(said(repeats::trim(&self.0).await?, "named calls forgotten")) })
+    }
+}
+
+/// Says which machines no longer report to this headnode.
+struct Silence(Control);
+
+impl Loop for Silence {
+    fn name(&self) -> &'static str {
+        "silence"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn pass(&self) -> Outcome<'_> {
+        Box::pin(async move { Ok(said(servers::let_go(&self.0).await?, "machines are heard here no more")) })
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! A certificate alone does not let anybody in: the server must still be part of the datacenter, and the machine that shows it the
 //! one it was made for ([`control::servers::check_member`]). Both are looked at with every request, and a wait that is under way when its
-//! server is forgotten ends.
+//! server is forgotten ends. A headnode that is not well ([`control::headnodes::Headnodes::is_out`]) sends everybody to another one.
 
 mod join;
 
@@ -68,6 +68,9 @@ impl Link {
     /// The server behind a request, which is part of the datacenter and on its own machine.
     fn member(&self, peer: Shown, headers: &HeaderMap) -> Result<ServerId, Refusal> {
         let server = server_of(peer)?;
+        if self.control.headnodes.is_out() {
+            return Err(elsewhere());
+        }
         let shown = headers.get(MACHINE_HEADER).and_then(|value| serde_json::from_slice(value.as_bytes()).ok());
         control::servers::check_member(&self.control, server, shown.as_ref())?;
         Ok(server)
@@ -77,6 +80,7 @@ impl Link {
     async fn interrupted(&self, server: ServerId) -> Refusal {
         tokio::select! {
             () = self.shutdown.wait() => Refusal(StatusCode::SERVICE_UNAVAILABLE, "the headnode is stopping".to_owned()),
+            () = self.control.headnodes.going_out() => elsewhere(),
             () = control::servers::forgotten(&self.control, server) => match control::servers::check_member(&self.control, server, None) {
                 Err(error) => error.into(),
                 Ok(()) => Refusal(StatusCode::SERVICE_UNAVAILABLE, "ask again".to_owned()),
@@ -110,12 +114,25 @@ pub fn router(control: Control, settings: Settings, inquiries: Inquiries, shutdo
         .with_state(Link { control, settings, inquiries, shutdown, gate, serials: Arc::default() })
 }
 
+/// Seconds after which a headnode that is not well may be asked again.
+const RETRY_SECONDS: u64 = 5;
+
+/// What a headnode says that is not well, so that others are asked.
+fn elsewhere() -> Refusal {
+    let why = "this headnode is not well or cannot reach the store; ask another one".to_owned();
+    Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
+}
+
 /// A refusal in the contract's shape.
 struct Refusal(StatusCode, String);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(ErrorBody { message: self.1 })).into_response()
+        let mut response = (self.0, Json(ErrorBody { message: self.1 })).into_response();
+        if self.0 == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_SECONDS.into());
+        }
+        response
     }
 }
 

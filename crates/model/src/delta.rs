@@ -37,6 +37,7 @@ pub struct Held {
 
 /// A newer target, in one of two forms.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on its way")]
 pub enum TargetNews {
     /// All of it.
     Whole(Target),
@@ -130,6 +131,9 @@ pub struct TargetDelta {
     /// See [`Target::peers`].
     #[serde(default, skip_serializing_if = "PeersDelta::is_empty")]
     pub peers: PeersDelta,
+    /// See [`Target::headnodes`]; always said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headnodes: Vec<String>,
 }
 
 /// From one firewall to another.
@@ -256,6 +260,7 @@ impl Target {
             vxlan_port,
             peers,
             headnode,
+            headnodes,
         } = self;
         let mut sum = Sum::default();
         sum.value(&(server, datacenter, underlay, vxlan_port, networks, images));
@@ -270,6 +275,10 @@ impl Target {
         // Of a node that does not know of roles, too.
         if let Some(role) = headnode {
             sum.value(role);
+        }
+        // Where there are none, programs that do not know of them come to the same digest.
+        if !headnodes.is_empty() {
+            sum.value(headnodes);
         }
         sum.done()
     }
@@ -290,6 +299,7 @@ impl TargetDelta {
             vxlan_port,
             peers,
             headnode,
+            headnodes,
         } = new;
         Self {
             server: *server,
@@ -309,6 +319,7 @@ impl TargetDelta {
                 FirewallDelta::between(&old.firewall, firewall)
             },
             peers: PeersDelta::between(&old.peers, peers),
+            headnodes: headnodes.clone(),
         }
     }
 
@@ -327,6 +338,7 @@ impl TargetDelta {
             underlay: self.underlay,
             vxlan_port: self.vxlan_port,
             headnode: self.headnode,
+            headnodes: self.headnodes.clone(),
             ..base.clone()
         };
         self.networks.apply(&mut target.networks);

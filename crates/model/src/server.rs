@@ -89,6 +89,12 @@ pub struct Server {
     /// How far its clock is ahead of the headnode's, milliseconds, while it is surely off: see [`crate::clock::noted`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ahead_ms: Option<i64>,
+    /// The headnode its reports arrive at; `None` when they arrive nowhere. Written by headnodes about themselves, when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_by: Option<ServerId>,
+    /// What its last report said that other headnodes must know at once.
+    #[serde(default, skip_serializing_if = "Word::is_default")]
+    pub word: Word,
     /// Since when and why it is being emptied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
@@ -124,9 +130,31 @@ impl Server {
             underlay_mtu: None,
             outside: None,
             clock_ahead_ms: None,
+            heard_by: None,
+            word: Word::default(),
             drain: None,
             created_at,
         }
+    }
+}
+
+/// What a machine's last report said of it, for headnodes that do not hear it themselves. Only written where there are several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// See [`crate::target::Report::firewall_seen`].
+    #[serde(default)]
+    pub firewall_seen: u64,
+    /// See [`crate::target::Report::leaving`].
+    #[serde(default)]
+    pub leaving: bool,
+    /// See [`crate::target::Report::goes_down`].
+    #[serde(default)]
+    pub goes_down: bool,
+}
+
+impl Word {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -62,6 +62,9 @@ pub struct Target {
     /// Whether the machine runs a headnode; without a word that stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headnode: Option<HeadnodeRole>,
+    /// `host:port` of the node link of every headnode, when there are several; none leaves the machine with those it knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headnodes: Vec<String>,
 }
 
 /// How a tenant's own network is carried and where it leads.

@@ -106,6 +106,7 @@ pub(crate) fn link_settings(settings: &Settings, member: &pki::Member) -> Outcom
     let here = || vec![local(settings.listen.node_link)];
     Ok(LinkSettings {
         headnodes: settings.join.as_ref().map_or_else(here, |join| join.headnodes.clone()),
+        is_here: settings.join.is_none(),
         authority_pem: read(&member.authority)?,
         certificate_pem: read(&member.node.certificate)?,
         key_pem: read(&member.node.key)?,

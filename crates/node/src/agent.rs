@@ -101,6 +101,7 @@ impl Agent {
             ending: shared::ending_permits(),
         });
 
+        shared.link.know(server, &shared.target().headnodes);
         open_metadata(&shared, &remembered);
         let connected = connected(&remembered, &survey);
         let filters = base::task::spawn("filters", network::own_filters(shared.clone(), changes, connected.clone()));

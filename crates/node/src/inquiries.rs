@@ -1,9 +1,9 @@
 //! Questions of the headnode, answered: see [`nodeapi::inquiry`].
 //!
-//! One task waits for the next question; each is answered by a task of its own, a few at a time, so that a slow disk or a slow
-//! cable under one answer keeps nobody else waiting. What is answered is never logged: consoles hold what tenants print.
+//! For every headnode one task waits for its next question, so that it does not matter which one an operator asks; each is answered by a task
+//! of its own, a few at a time, so that a slow disk or a slow cable under one answer keeps nobody else waiting. What is answered is never logged: consoles hold what tenants print.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
 use host::zone::ConsoleMark;
@@ -12,7 +12,7 @@ use model::{
     path::{Look, Sight},
 };
 use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{fitness, shared::Shared, wires};
 
@@ -28,25 +28,58 @@ const PAUSE_CEILING: Duration = Duration::from_secs(5);
 /// Bytes of one character in UTF-8 at most.
 const CHARACTER_BYTES: usize = 4;
 
-/// Answers until shutdown.
+/// Answers until shutdown, whichever headnode asks.
 pub(crate) async fn answer_all(shared: Arc<Shared>) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut targets = shared.target.subscribe();
+    let mut asking: BTreeMap<String, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        targets.borrow_and_update();
+        let headnodes = shared.link.headnodes();
+        asking.retain(|headnode, task| {
+            let is_known = headnodes.contains(headnode);
+            if !is_known {
+                // It waits for questions that nobody will ask there any more.
+                task.abort();
+            }
+            is_known
+        });
+        for headnode in headnodes {
+            let (shared, permits, name) = (shared.clone(), permits.clone(), headnode.clone());
+            let answering = || base::task::spawn("inquiries", answer_one(shared, permits, name));
+            asking.entry(headnode).or_insert_with(answering);
+        }
+        tokio::select! {
+            biased;
+            _ = targets.changed() => {}
+            () = shared.shutdown.wait() => break,
+        }
+    }
+    for task in asking.into_values() {
+        // It ends at shutdown; a panic was told where it happened.
+        let _ = task.await;
+    }
+}
+
+/// Answers what one headnode asks until shutdown.
+async fn answer_one(shared: Arc<Shared>, permits: Arc<Semaphore>, headnode: String) {
+    let headnode: Arc<str> = headnode.into();
     let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
     loop {
         let asked = tokio::select! {
             biased;
-            asked = next(&shared, &permits) => asked,
+            asked = next(&shared, &permits, &headnode) => asked,
             () = shared.shutdown.wait() => return,
         };
         match asked {
             Ok(None) => pauses.reset(),
             Ok(Some((inquiry, permit))) => {
                 pauses.reset();
-                let shared = shared.clone();
+                let (shared, headnode) = (shared.clone(), headnode.clone());
                 base::task::spawn("inquiry", async move {
                     tokio::select! {
                         biased;
-                        () = answer(&shared, inquiry) => {}
+                        () = answer(&shared, &headnode, inquiry) => {}
                         () = shared.shutdown.wait() => {}
                     }
                     drop(permit);
@@ -67,13 +100,14 @@ pub(crate) async fn answer_all(shared: Arc<Shared>) {
 
 type Asked = Option<(Inquiry, tokio::sync::OwnedSemaphorePermit)>;
 
-/// The next question, once there is room to answer it.
-async fn next(shared: &Shared, permits: &Arc<Semaphore>) -> Result<Asked, nodeapi::link::LinkError> {
+/// The next question of one headnode, and room to answer it.
+async fn next(shared: &Shared, permits: &Arc<Semaphore>, headnode: &str) -> Result<Asked, nodeapi::link::LinkError> {
+    let Some(inquiry) = shared.link.inquiry(headnode).await? else { return Ok(None) };
     let permit = permits.clone().acquire_owned().await.expect("nobody closes this semaphore");
-    Ok(shared.link.inquiry().await?.map(|inquiry| (inquiry, permit)))
+    Ok(Some((inquiry, permit)))
 }
 
-async fn answer(shared: &Arc<Shared>, inquiry: Inquiry) {
+async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
     let answer = match inquiry.question {
         Question::Console { instance, max_bytes, after } => console(shared, instance, max_bytes, after).await,
         Question::Path(look) => path(shared, *look).await,
@@ -87,7 +121,7 @@ async fn answer(shared: &Arc<Shared>, inquiry: Inquiry) {
         }
     };
     let answer = answer.unwrap_or_else(|why| Answer::Refused { why });
-    if let Err(error) = shared.link.answer(inquiry.id, &answer).await {
+    if let Err(error) = shared.link.answer(headnode, inquiry.id, &answer).await {
         tracing::info!(error = %base::errors::chain(&error), "an answer did not reach whoever asked");
     }
 }

@@ -119,6 +119,7 @@ async fn take(
     })?;
     base::crash::point("node.target.written");
     shared.confirmed.store(true, Ordering::Relaxed);
+    shared.link.know(shared.config.server, &target.headnodes);
     shared.target.send_replace(target);
     Ok(())
 }

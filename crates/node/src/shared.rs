@@ -99,6 +99,7 @@ pub(crate) fn empty_target(server: ServerId) -> Target {
         vxlan_port: model::network::VXLAN_PORT,
         peers: BTreeMap::new(),
         headnode: None,
+        headnodes: Vec::new(),
     }
 }
 

@@ -1,14 +1,11 @@
 //! The link over the network: HTTP/2 in mutually authenticated TLS, to whichever headnode answers.
 //!
 //! One connection carries everything; HTTP/2 pings notice a peer that vanished without a word. When a request fails to
-//! reach the headnode in use, the next address is tried once each; the one that answered is kept. Deadlines are here,
-//! retries are not: the agent's loops own those.
+//! reach the headnode in use, the others are tried once each ([`crate::dial`]); the one that answered is kept. Questions are the exception: they
+//! are waited for at every headnode, each on a connection of its own. Deadlines are here, retries are not: the agent's loops own those.
 
 use std::{
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -23,7 +20,7 @@ use hyper_util::{
 };
 use model::{
     delta::{Held, ReportNews, TargetNews},
-    id::InquiryId,
+    id::{InquiryId, ServerId},
     server::MachineIdentity,
 };
 use rustls::{ClientConfig, RootCertStore};
@@ -32,6 +29,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject
 use crate::{
     DOCUMENT_MAX_BYTES, ErrorBody, HEADNODE_NAME, LONG_POLL_SECONDS, MACHINE_HEADER, REPORT_DELTA, ReportAnswer,
     TARGET_DELTA,
+    dial::Dial,
     inquiry::{Answer, Inquiry},
     join::{JOIN_MAX_BYTES, RenewAnswer, RenewRequest},
     kit::{HeadnodeKit, KIT_MAX_BYTES},
@@ -50,8 +48,8 @@ const CHUNK_SECONDS: u64 = 30;
 /// To open a TCP connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between HTTP/2 pings, and for the answer to one.
-const PING: Duration = Duration::from_secs(10);
+/// Between HTTP/2 pings, and for the answer to one: a headnode that was stopped where it stood is left after twice that.
+const PING: Duration = Duration::from_secs(5);
 
 /// HTTP/2 window of one stream, bytes: an image should fill a fast link, an idle agent should hold little.
 const WINDOW_BYTES: u32 = 1 << 20;
@@ -65,8 +63,10 @@ pub const ADDRESSES_MAX: usize = 16;
 /// Who to call and how to prove who we are; all certificates as PEM text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// `host:port` of every headnode.
+    /// `host:port` of every headnode that is known from the start.
     pub headnodes: Vec<String>,
+    /// The first of them is on this machine, and preferred to all others.
+    pub is_here: bool,
     /// The datacenter's certificate authority.
     pub authority_pem: String,
     /// The node's certificate chain; its common name is the server's id.
@@ -83,11 +83,10 @@ type Http = HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>;
 pub struct Client {
     /// Replaced by [`Client::renew`]. Held to copy or replace one handle.
     http: RwLock<Http>,
-    headnodes: Vec<String>,
+    // Leaf data: held to look an order up, or to note who answered.
+    dial: Mutex<Dial>,
     /// Value of [`MACHINE_HEADER`].
     machine: String,
-    /// Index of the address that answered last; a hint, so relaxed ordering is enough.
-    preferred: AtomicUsize,
 }
 
 impl Client {
@@ -99,9 +98,8 @@ impl Client {
         }
         Ok(Self {
             http: RwLock::new(connections(settings)?),
-            headnodes: settings.headnodes.clone(),
+            dial: Mutex::new(Dial::new(settings.headnodes.clone(), settings.is_here)),
             machine: serde_json::to_string(&settings.machine).map_err(|error| nonsense("connect", &error))?,
-            preferred: AtomicUsize::new(0),
         })
     }
 
@@ -140,6 +138,10 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(nonsense)
     }
 
+    fn dial(&self) -> MutexGuard<'_, Dial> {
+        self.dial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn http(&self) -> Http {
         self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -153,10 +155,11 @@ impl Client {
         body: Bytes,
         seconds: u64,
     ) -> Result<Response<Incoming>, LinkError> {
-        self.send_as(doing, method, path, (JSON, body), seconds).await
+        self.send_as(doing, method, path, (JSON, body), seconds, &[StatusCode::SERVICE_UNAVAILABLE]).await
     }
 
-    /// Sends a request to the preferred headnode, or to the first other one that can be reached.
+    /// Sends a request to the preferred headnode, or to the first other one that can be reached and does not answer with one of `refusals`: what
+    /// one has not or cannot, another may.
     async fn send_as(
         &self,
         doing: &str,
@@ -164,32 +167,51 @@ impl Client {
         path: &str,
         (content_type, body): (&'static str, Bytes),
         seconds: u64,
+        refusals: &[StatusCode],
     ) -> Result<Response<Incoming>, LinkError> {
-        let preferred = self.preferred.load(Ordering::Relaxed);
-        let (mut last, count) = (None, self.headnodes.len());
-        for offset in 0..count {
-            let index = (preferred + offset) % count;
-            let request = Request::builder()
-                .method(method.clone())
-                .uri(format!("https://{}{path}", self.headnodes[index]))
-                .header(CONTENT_TYPE, content_type)
-                .header(MACHINE_HEADER, &self.machine)
-                .body(Full::new(body.clone()))
-                .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
-            match tokio::time::timeout(Duration::from_secs(seconds), self.http().request(request)).await {
-                // One that is stopping says so; another one may not be.
-                Ok(Ok(response)) if response.status() == StatusCode::SERVICE_UNAVAILABLE && offset + 1 < count => {
+        let order = self.dial().order();
+        let (mut last, count) = (None, order.len());
+        for (number, address) in order.into_iter().enumerate() {
+            let is_last = number + 1 == count;
+            match self.send_to(&address, doing, method.clone(), path, (content_type, body.clone()), seconds).await {
+                Ok(response) if refusals.contains(&response.status()) && !is_last => {
                     last = Some(refusal(doing, response).await);
                 }
-                Ok(Ok(response)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+                Ok(response) => {
+                    if !refusals.contains(&response.status()) {
+                        self.dial().answered(&address);
+                    }
                     return Ok(response);
                 }
-                Ok(Err(error)) => last = Some(unreachable(doing, error)),
-                Err(_) => last = Some(LinkError::Slow { doing: doing.to_owned(), seconds }),
+                Err(error @ LinkError::Setup { .. }) => return Err(error),
+                Err(error) => last = Some(error),
             }
         }
         Err(last.expect("a link has at least one headnode"))
+    }
+
+    /// Sends a request to the headnode at `address`.
+    async fn send_to(
+        &self,
+        address: &str,
+        doing: &str,
+        method: Method,
+        path: &str,
+        (content_type, body): (&'static str, Bytes),
+        seconds: u64,
+    ) -> Result<Response<Incoming>, LinkError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{address}{path}"))
+            .header(CONTENT_TYPE, content_type)
+            .header(MACHINE_HEADER, &self.machine)
+            .body(Full::new(body))
+            .map_err(|error| LinkError::Setup { what: "headnode address", why: error.to_string() })?;
+        match tokio::time::timeout(Duration::from_secs(seconds), self.http().request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(unreachable(doing, error)),
+            Err(_) => Err(LinkError::Slow { doing: doing.to_owned(), seconds }),
+        }
     }
 }
 
@@ -362,7 +384,9 @@ impl HeadnodeLink for Client {
                 ReportNews::Delta(delta) => (REPORT_DELTA, serde_json::to_vec(delta)),
             };
             let body = body.map_err(|error| nonsense(doing, &error))?;
-            let response = self.send_as(doing, Method::POST, "/v1/report", (kind, body.into()), ANSWER_SECONDS).await?;
+            let refusals = &[StatusCode::SERVICE_UNAVAILABLE];
+            let response =
+                self.send_as(doing, Method::POST, "/v1/report", (kind, body.into()), ANSWER_SECONDS, refusals).await?;
             if response.status() != StatusCode::OK {
                 return Err(refusal(doing, response).await);
             }
@@ -375,7 +399,10 @@ impl HeadnodeLink for Client {
         Box::pin(async move {
             let doing = format!("fetch image file {sha256}");
             let path = format!("/v1/images/{sha256}");
-            let response = self.send(&doing, Method::GET, &path, Bytes::new(), ANSWER_SECONDS).await?;
+            // A headnode may not have every file.
+            let refusals = &[StatusCode::SERVICE_UNAVAILABLE, StatusCode::NOT_FOUND];
+            let sending = self.send_as(&doing, Method::GET, &path, (JSON, Bytes::new()), ANSWER_SECONDS, refusals);
+            let response = sending.await?;
             if response.status() != StatusCode::OK {
                 return Err(refusal(&doing, response).await);
             }
@@ -384,11 +411,20 @@ impl HeadnodeLink for Client {
         })
     }
 
-    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+    fn know(&self, machine: ServerId, headnodes: &[String]) {
+        self.dial().know(machine, headnodes);
+    }
+
+    fn headnodes(&self) -> Vec<String> {
+        self.dial().all()
+    }
+
+    fn inquiry<'a>(&'a self, headnode: &'a str) -> BoxFuture<'a, Result<Option<Inquiry>, LinkError>> {
         Box::pin(async move {
             let doing = "wait for a question";
             let seconds = LONG_POLL_SECONDS + LONG_POLL_MARGIN_SECONDS;
-            let response = self.send(doing, Method::GET, "/v1/inquiries", Bytes::new(), seconds).await?;
+            let body = (JSON, Bytes::new());
+            let response = self.send_to(headnode, doing, Method::GET, "/v1/inquiries", body, seconds).await?;
             match response.status() {
                 StatusCode::OK => {
                     let bytes = whole(doing, response, DOCUMENT_MAX_BYTES).await?;
@@ -400,12 +436,17 @@ impl HeadnodeLink for Client {
         })
     }
 
-    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+    fn answer<'a>(
+        &'a self,
+        headnode: &'a str,
+        id: InquiryId,
+        answer: &'a Answer,
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async move {
             let doing = "answer a question";
             let body = serde_json::to_vec(answer).map_err(|error| nonsense(doing, &error))?;
-            let path = format!("/v1/inquiries/{id}");
-            let response = self.send(doing, Method::POST, &path, body.into(), ANSWER_SECONDS).await?;
+            let (path, body) = (format!("/v1/inquiries/{id}"), (JSON, body.into()));
+            let response = self.send_to(headnode, doing, Method::POST, &path, body, ANSWER_SECONDS).await?;
             match response.status() {
                 StatusCode::NO_CONTENT => Ok(()),
                 _ => Err(refusal(doing, response).await),

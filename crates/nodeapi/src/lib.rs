@@ -22,6 +22,7 @@
 //! Each request of a node carries [`MACHINE_HEADER`]: a certificate that was copied to another machine serves nobody.
 
 pub mod client;
+mod dial;
 pub mod inquiry;
 pub mod join;
 pub mod kit;

@@ -5,7 +5,7 @@ use std::{future::Future, pin::Pin};
 use bytes::Bytes;
 use model::{
     delta::{Held, ReportNews, TargetNews},
-    id::InquiryId,
+    id::{InquiryId, ServerId},
 };
 
 use crate::{
@@ -93,9 +93,24 @@ pub trait HeadnodeLink: Send + Sync + 'static {
     /// Begins to read an image file by its SHA-256 (lower-case hex).
     fn image<'a>(&'a self, sha256: &'a str) -> BoxFuture<'a, Result<Box<dyn Chunks>, LinkError>>;
 
-    /// Waits for a question; `None` when there was none for [`crate::LONG_POLL_SECONDS`].
-    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>>;
+    /// Takes over which headnodes the document of `machine` speaks of.
+    fn know(&self, machine: ServerId, headnodes: &[String]) {
+        let _ = (machine, headnodes);
+    }
 
-    /// Answers one.
-    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>>;
+    /// Headnodes that may ask questions, each by a name for [`HeadnodeLink::inquiry`]; as of now.
+    fn headnodes(&self) -> Vec<String> {
+        vec!["the headnode".to_owned()]
+    }
+
+    /// Waits for a question of one headnode; `None` when there was none for [`crate::LONG_POLL_SECONDS`].
+    fn inquiry<'a>(&'a self, headnode: &'a str) -> BoxFuture<'a, Result<Option<Inquiry>, LinkError>>;
+
+    /// Answers one, to whoever asked it.
+    fn answer<'a>(
+        &'a self,
+        headnode: &'a str,
+        id: InquiryId,
+        answer: &'a Answer,
+    ) -> BoxFuture<'a, Result<(), LinkError>>;
 }

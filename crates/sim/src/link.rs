@@ -239,11 +239,11 @@ impl HeadnodeLink for SimLink {
     }
 
     // Nobody asks anything here: questions change nothing, and change is what a simulation is about.
-    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+    fn inquiry<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Inquiry>, LinkError>> {
         Box::pin(std::future::pending())
     }
 
-    fn answer<'a>(&'a self, _: InquiryId, _: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+    fn answer<'a>(&'a self, _: &'a str, _: InquiryId, _: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async { Err(broken("answer a question", "nobody asked")) })
     }
 }

@@ -96,6 +96,7 @@ fn identity(settings: &Settings, server: ServerId, authority: &str) -> Result<Li
     let certificate = pki::certify(settings, &request.request_pem, server, now).map_err(|error| error.to_string())?;
     Ok(LinkSettings {
         headnodes: vec![settings.listen.node_link.to_string()],
+        is_here: false,
         authority_pem: authority.to_owned(),
         certificate_pem: certificate,
         key_pem: request.key_pem().to_owned(),
@@ -137,11 +138,24 @@ impl HeadnodeLink for Counted {
         self.inner.image(sha256)
     }
 
-    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
-        self.inner.inquiry()
+    fn know(&self, machine: ServerId, headnodes: &[String]) {
+        self.inner.know(machine, headnodes);
     }
 
-    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
-        self.inner.answer(id, answer)
+    fn headnodes(&self) -> Vec<String> {
+        self.inner.headnodes()
+    }
+
+    fn inquiry<'a>(&'a self, headnode: &'a str) -> BoxFuture<'a, Result<Option<Inquiry>, LinkError>> {
+        self.inner.inquiry(headnode)
+    }
+
+    fn answer<'a>(
+        &'a self,
+        headnode: &'a str,
+        id: InquiryId,
+        answer: &'a Answer,
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
+        self.inner.answer(headnode, id, answer)
     }
 }

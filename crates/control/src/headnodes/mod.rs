@@ -19,14 +19,14 @@ pub mod members;
 mod beating;
 mod roster;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use model::{
     headnode::{Beat, HEADNODES_MAX, Headnode, MemberAddresses, Stage},
     id::ServerId,
     part::Digest,
 };
-use store::{Entry, Transaction};
+use store::{Entry, Snapshot, Transaction};
 
 use crate::{
     Control, Error, Result,
@@ -142,4 +142,19 @@ pub fn list(control: &Control) -> Vec<HeadnodeView> {
         .collect();
     views.sort_by_key(|view| view.headnode.id);
     views
+}
+
+/// Where machines find the headnodes; none when there is only one, which every machine knows.
+pub(crate) fn node_links(snapshot: &Snapshot) -> Vec<String> {
+    let active: Vec<String> = snapshot
+        .scan(&HEADNODES)
+        .filter(|headnode| headnode.stage == Stage::Active && !is_anywhere(&headnode.node_link))
+        .map(|headnode| headnode.node_link.clone())
+        .collect();
+    if active.len() > 1 { active } else { Vec::new() }
+}
+
+/// Whether an address says where somebody listens and not where it is found.
+fn is_anywhere(address: &str) -> bool {
+    address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
 }

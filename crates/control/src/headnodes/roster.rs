@@ -19,9 +19,12 @@ use tokio::time::Instant;
 
 use crate::{
     Control,
-    tables::{BEATS, HEADNODES},
+    tables::{BEATS, HEADNODES, SERVERS},
 };
 
+/// Without a beat of its own for so long a headnode tells nodes and tenants to go elsewhere. Longer than the members of its store take to find
+/// a new leader: sending everybody away for that would only make it worse.
+const OUT_AFTER: Duration = Duration::from_millis(10_000);
 const FRESH: Duration = Duration::from_millis(BEAT_FRESH_MS);
 
 /// Everybody's beats as they arrive here, and what follows from them.
@@ -31,6 +34,7 @@ pub struct Headnodes {
     heard: Mutex<BTreeMap<ServerId, Arrived>>,
     roster: watch::Sender<Arc<Roster>>,
     share: watch::Sender<Arc<dyn Share>>,
+    out: watch::Sender<bool>,
 }
 
 /// A beat that arrived.
@@ -63,6 +67,7 @@ pub(crate) fn start(control: &Control, shutdown: Shutdown) {
     // Listening begins before the first look, so that no change falls between the two.
     let mut changes = control.store.changes();
     control.headnodes.take_in(&control.snapshot(), control.now());
+    follow_servers(control, &control.snapshot());
     let mut next = control.headnodes.look(&control.snapshot());
     let control = control.clone();
     base::task::spawn("roster", async move {
@@ -77,6 +82,14 @@ pub(crate) fn start(control: &Control, shutdown: Shutdown) {
                 biased;
                 () = shutdown.wait() => return,
                 change = changes.next() => {
+                    if change.lagged {
+                        follow_servers(&control, &change.snapshot);
+                    }
+                    for (_, key) in change.keys.iter().filter(|(table, _)| *table == SERVERS.name) {
+                        if let Ok(id) = key.parse() {
+                            control.nodes.follow(id, change.snapshot.get(&SERVERS, key).as_deref().map(|server| &server.value));
+                        }
+                    }
                     if !concerns(&change) {
                         continue;
                     }
@@ -87,6 +100,12 @@ pub(crate) fn start(control: &Control, shutdown: Shutdown) {
             }
         }
     });
+}
+
+fn follow_servers(control: &Control, snapshot: &Snapshot) {
+    for server in snapshot.scan(&SERVERS) {
+        control.nodes.follow(server.id, Some(&server.value));
+    }
 }
 
 fn concerns(change: &Change) -> bool {
@@ -104,6 +123,7 @@ impl Headnodes {
             heard: Mutex::default(),
             share: watch::Sender::new(roster.clone()),
             roster: watch::Sender::new(roster),
+            out: watch::Sender::new(false),
         }
     }
 
@@ -125,6 +145,31 @@ impl Headnodes {
     /// Which flows are this headnode's.
     pub fn share(&self) -> watch::Receiver<Arc<dyn Share>> {
         self.share.subscribe()
+    }
+
+    /// Whether nodes and tenants had better go to another headnode: this one is sick by its own word while others are well, or has not been able to
+    /// commit for long.
+    pub fn is_out(&self) -> bool {
+        *self.out.borrow()
+    }
+
+    /// Resolves when [`Headnodes::is_out`] becomes true.
+    pub async fn going_out(&self) {
+        let mut out = self.out.subscribe();
+        if out.wait_for(|out| *out).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether all that beat run the same release with the same settings, so that they make the same documents of the same records.
+    pub(crate) fn agree(&self, snapshot: &Snapshot) -> bool {
+        let roster = self.roster();
+        let mut says = snapshot
+            .scan(&HEADNODES)
+            .filter(|headnode| Some(headnode.id) == self.me || roster.is_fresh(headnode.id))
+            .map(|headnode| (headnode.shared_settings, headnode.release.clone()));
+        let first = says.next();
+        says.all(|other| Some(other) == first)
     }
 
     /// How long ago a headnode's last beat arrived, milliseconds.
@@ -190,8 +235,27 @@ impl Headnodes {
             tracing::info!(workers = ?roster.workers, alone, "who shares the work has changed");
             self.share.send_replace(roster);
         }
-        // Whoever is alone waits for nobody.
-        next.filter(|_| !alone)
+        // Whoever is alone waits for nobody, and has nobody to send others to.
+        if alone {
+            self.be_out(false);
+            return None;
+        }
+        let mine = self.me.and_then(|me| Some(self.heard().get(&me)?.at + OUT_AFTER));
+        self.be_out(self.roster().is_shunned() || mine.is_some_and(|until| until <= now));
+        let mine = mine.filter(|until| *until > now);
+        match (next, mine) {
+            (Some(next), Some(mine)) => Some(next.min(mine)),
+            (next, mine) => next.or(mine),
+        }
+    }
+
+    fn be_out(&self, is_out: bool) {
+        let is_news = self.out.send_if_modified(|out| std::mem::replace(out, is_out) != is_out);
+        match is_out {
+            true if is_news => tracing::warn!("this headnode sends nodes and tenants to others until it is well again"),
+            false if is_news => tracing::info!("this headnode is well again"),
+            _ => {}
+        }
     }
 
     fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerId, Arrived>> {
@@ -239,10 +303,10 @@ impl Roster {
         self.alone || self.me.is_some() && self.workers.first().copied() == self.me
     }
 
-    /// Whether others work and this one had better not: it is sick by its own word, or cannot commit.
-    pub fn is_out(&self) -> bool {
+    /// Whether others work and this one is sick by its own word.
+    fn is_shunned(&self) -> bool {
         let me = self.seen.iter().find(|one| Some(one.id) == self.me);
-        !self.alone && me.is_none_or(|me| !me.fresh || me.sick && !self.workers.contains(&me.id))
+        me.is_some_and(|me| me.sick && !self.workers.is_empty() && !self.workers.contains(&me.id))
     }
 
     /// Active headnodes other than this one.

@@ -26,6 +26,7 @@ use crate::{Control, Error, Result, placement, tables::SERVERS};
 pub use change::{ServerChange, change, drain, forget};
 use change::{check_rack, check_traits, fresh};
 pub use join::{Candidate, INVITE_HOURS_MAX, NewInvite, admit, invite, invites, returning, withdraw};
+pub(crate) use report::let_go;
 pub use report::{apply_news, apply_report};
 pub use targets::{target_for, watch_news, watch_target};
 

@@ -15,9 +15,14 @@ use std::{
 
 use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
+    instance::Instance,
+    network::Network,
     part::Part,
     peers::{Nics, Segment},
 };
+use store::Snapshot;
+
+use crate::tables::NETWORKS;
 
 /// A NIC on a segment: VNI, Ethernet address, addresses.
 pub(super) type Member = (u32, MacAddr, Vec<IpAddr>);
@@ -300,6 +305,21 @@ impl Peers {
             }
         }
     }
+}
+
+/// What an instance has on tenants' segments.
+pub(super) fn members(snapshot: &Snapshot, instance: &Instance) -> Vec<Member> {
+    let nics = instance.nics.iter().filter_map(|nic| {
+        let network = snapshot.get(&NETWORKS, &nic.network.to_string())?;
+        Some((network.fabric.as_ref()?.vni, nic.mac, nic.addresses().collect()))
+    });
+    nics.collect()
+}
+
+/// The owner and segment of a network that its router leads to from the owner's others.
+pub(super) fn routed(network: &Network) -> Option<(AccountId, u32)> {
+    let fabric = network.fabric.as_ref().filter(|fabric| fabric.routed)?;
+    Some((*network.owners.first()?, fabric.vni))
 }
 
 #[cfg(test)]

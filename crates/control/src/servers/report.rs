@@ -21,7 +21,7 @@ use model::{
     instance::{AuditEntry, Caller, Instance},
     placement::Demand,
     rules,
-    server::{Reserved, Server},
+    server::{Reserved, Server, Word},
     target::{Report, ZoneFact, ZoneState, is_internal_key},
     time::Timestamp,
     wire::WIRES_MAX,
@@ -174,6 +174,11 @@ async fn lift_generation(control: &Control, id: ServerId, seen: u64) -> Result<(
     if !is_foreign(&server) {
         return Ok(());
     }
+    // Another headnode may have told it of commits that are still on their way to the mirror here.
+    control.store.fresh().await.map_err(|stale| Error::Unavailable(stale.to_string()))?;
+    if !is_foreign(&server) {
+        return Ok(());
+    }
     let (_, lifted) = control
         .store
         .update(|snapshot| {
@@ -193,6 +198,31 @@ async fn lift_generation(control: &Control, id: ServerId, seen: u64) -> Result<(
     Ok(())
 }
 
+/// Machines in one commit that says they are silent.
+const SILENT_PER_COMMIT: usize = 50;
+
+/// Takes this headnode's name out of the records of machines that no longer report to it, so that the others know. Returns how many.
+pub(crate) async fn let_go(control: &Control) -> Result<usize> {
+    let roster = control.headnodes.roster();
+    let Some(me) = roster.me().filter(|me| !roster.is_alone() && roster.is_fresh(*me)) else { return Ok(0) };
+    let is_silent =
+        |server: &Server| server.heard_by == Some(me) && control.nodes.is_silent_here(server.id, control.now());
+    let silent: Vec<ServerId> =
+        control.snapshot().scan(&SERVERS).filter(|server| is_silent(server)).map(|server| server.id).collect();
+    for some in silent.chunks(SILENT_PER_COMMIT) {
+        let decided = control.store.update(|snapshot| {
+            let entries = some.iter().filter_map(|id| snapshot.get(&SERVERS, &id.to_string()));
+            let transaction = entries.filter(|entry| is_silent(entry)).fold(Transaction::new(), |all, entry| {
+                let unheard = Server { heard_by: None, ..entry.value.clone() };
+                all.replace(&SERVERS, &entry, unheard)
+            });
+            Ok::<_, Error>((transaction.may_use_reserve(), ()))
+        });
+        decided.await?;
+    }
+    Ok(silent.len())
+}
+
 /// Whether a report has to be looked at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
@@ -210,7 +240,8 @@ async fn take(control: &Control, id: ServerId, report: &Report, worth: &Worth, n
     let known = looked_at_in(report, worth).filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
     let news: Vec<InstanceId> =
         known.filter(|entry| news_of(control, &snapshot, entry, report).is_some()).map(|entry| entry.id).collect();
-    if news.is_empty() && refreshed(&server, report, now).is_some() {
+    let here = Here::of(control);
+    if news.is_empty() && refreshed(&server, report, here, now).is_some() {
         write(control, id, report, &[], now).await?;
     }
     let mut look = Look::Enough;
@@ -232,6 +263,7 @@ async fn take(control: &Control, id: ServerId, report: &Report, worth: &Worth, n
 
 /// Commits what `report` says of the machine itself and of the instances in `some`.
 async fn write(control: &Control, id: ServerId, report: &Report, some: &[InstanceId], now: Timestamp) -> Result<Look> {
+    let here = Here::of(control);
     let (_, look) = control
         .store
         .update(|snapshot| {
@@ -251,7 +283,7 @@ async fn write(control: &Control, id: ServerId, report: &Report, some: &[Instanc
                 left |= entry.is_on_machine() && !instance.is_on_machine();
                 transaction = transaction.replace(&INSTANCES, &entry, instance);
             }
-            let refreshed = refreshed(&server, report, now).unwrap_or_else(|| server.value.clone());
+            let refreshed = refreshed(&server, report, here, now).unwrap_or_else(|| server.value.clone());
             let changed = placement::with_room(control, Server { reserved, ..refreshed });
             // What leaves the machine's document leaves a mark in a record that stays, so that generations never fall.
             if changed != server.value || left {
@@ -418,8 +450,25 @@ fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Times
     }
 }
 
+/// Who takes a report in.
+#[derive(Debug, Clone, Copy)]
+struct Here {
+    headnode: Option<ServerId>,
+    /// Others must be told what only reports say.
+    tells: bool,
+}
+
+impl Here {
+    fn of(control: &Control) -> Self {
+        Self { headnode: control.headnodes.me(), tells: !control.headnodes.roster().is_alone() }
+    }
+}
+
 /// The machine's own part of the record, if the report changes it.
-fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server> {
+fn refreshed(server: &Server, report: &Report, here: Here, now: Timestamp) -> Option<Server> {
+    let heard_by = here.headnode.or(server.heard_by);
+    let said = Word { firewall_seen: report.firewall_seen, leaving: report.leaving, goes_down: report.goes_down };
+    let word = if here.tells { said } else { server.word };
     let (address, mtu) =
         (report.underlay.map(|underlay| underlay.address), report.underlay.map(|underlay| underlay.mtu));
     let same = server.hostname == report.hostname
@@ -428,6 +477,7 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         && server.nic_tags == report.hardware.nic_tags
         && server.identity.is_some()
         && server.clock_ahead_ms == clock::noted(server, report.clock)
+        && (server.heard_by, server.word) == (heard_by, word)
         && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside)
         && server.headnode_fact == report.headnode;
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);
@@ -444,6 +494,8 @@ fn refreshed(server: &Server, report: &Report, now: Timestamp) -> Option<Server>
         clock_ahead_ms: clock::noted(server, report.clock),
         headnode_fact: report.headnode.clone(),
         target_seen: report.target_seen,
+        heard_by,
+        word,
         ..server.clone()
     })
 }
@@ -461,7 +513,8 @@ fn strangers(
         Worth::All => BTreeSet::new(),
         // Those of the report before stay strangers until they are worth a look.
         Worth::Some(_) => {
-            control.nodes.heard(report.server).map(|heard| heard.strangers.into_keys().collect()).unwrap_or_default()
+            let before = control.nodes.heard_here(report.server);
+            before.map(|heard| heard.strangers.into_keys().collect()).unwrap_or_default()
         }
     };
     let candidates: BTreeSet<InstanceId> = looked_at_in(report, worth).chain(known).collect();

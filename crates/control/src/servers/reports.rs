@@ -18,10 +18,11 @@ use model::{
     time::Timestamp,
 };
 
-use super::targets::Stirred;
-
 /// How long what has not changed goes without a look, milliseconds: a heartbeat's time.
 const LOOK_AT_ALL_MS: i64 = nodeapi::HEARTBEAT_SECONDS.cast_signed() * 1_000;
+
+/// Instances whose records changed that are noted for a machine that does not report; beyond, all count as changed.
+const STIRRED_MAX: usize = 10_000;
 
 /// The last reports of all machines.
 #[derive(Debug, Default)]
@@ -39,6 +40,16 @@ pub(crate) struct Taken {
     pub(crate) open: BTreeSet<InstanceId>,
     /// When all instances were looked at.
     pub(crate) looked_at: Timestamp,
+}
+
+/// Instances of a machine whose records changed since its last report was looked at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stirred {
+    /// It is not known which.
+    #[default]
+    All,
+    /// These.
+    Some(BTreeSet<InstanceId>),
 }
 
 /// Which instances of a report are looked at.
@@ -81,6 +92,17 @@ impl Taken {
                 Worth::Some(said.chain(&self.open).copied().chain(stirred).collect())
             }
             _ => Worth::All,
+        }
+    }
+}
+
+impl Stirred {
+    pub(super) fn add(&mut self, id: InstanceId) {
+        if let Self::Some(ids) = self {
+            ids.insert(id);
+            if ids.len() > STIRRED_MAX {
+                *self = Self::All;
+            }
         }
     }
 }

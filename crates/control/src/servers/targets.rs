@@ -16,6 +16,11 @@
 //! What settings and the program itself put in a document has no revision. So each machine's first word after a restart is held
 //! against the document of the same generation; where the contents differ, the machine's base is raised, and with it the generation.
 //!
+//! Several headnodes make the same document of the same records, but not always under the same number: one that has just started counts a
+//! document from a later revision. A machine that moves between them is told nothing twice that matters: who holds a higher number holds the same
+//! content or a newer one. While their settings or programs differ, so do their documents; a machine then keeps
+//! the one it was told last, and each headnode raises a machine's generation for that once at most, so that they do not raise for ever.
+//!
 //! After a store was restored from an older copy, machines have seen generations that this history will make again for other
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
@@ -39,23 +44,25 @@ use model::{
 };
 use store::{Entry, Snapshot, Transaction};
 
-use super::peers::{Member, Peers};
+use super::{
+    peers::{self, Peers},
+    reports::Stirred,
+};
 
 use crate::{
     Control, ControlConfig, Error, Result,
     accounts::keys,
     firewall::{Enforcement, Subject},
+    headnodes,
     servers::walls::Walls,
     tables::{
-        ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
+        ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, HEADNODES, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES,
+        SERVERS,
     },
 };
 
 /// Documents a machine was sent that are kept. It holds the last, or the one before while that is on its way.
 const SENT_MAX: usize = 4;
-
-/// Instances whose records changed that are noted for a machine that does not report; beyond, all count as changed.
-const STIRRED_MAX: usize = 10_000;
 
 /// The documents of all machines.
 #[derive(Debug)]
@@ -78,6 +85,8 @@ struct State {
     place_of: HashMap<InstanceId, ServerId>,
     walls: Walls,
     peers: Peers,
+    /// See [`Target::headnodes`].
+    headnodes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -90,22 +99,14 @@ struct Machine {
     role: Option<HeadnodeRole>,
     /// In this run no generation stood for two contents: what the machine held from a run before was looked at.
     compared: bool,
+    /// Generation of the newest document it was sent from here.
+    sent_generation: u64,
     zones: BTreeMap<InstanceId, Zone>,
     networks: BTreeMap<NetworkId, NetworkTarget>,
     images: BTreeMap<ImageId, ImageTarget>,
     /// What it was sent last, oldest first, by digest.
     sent: VecDeque<(Digest, Target)>,
     stirred: Stirred,
-}
-
-/// Instances of a machine whose records changed since its last report was looked at.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) enum Stirred {
-    /// It is not known which.
-    #[default]
-    All,
-    /// These.
-    Some(BTreeSet<InstanceId>),
 }
 
 #[derive(Debug)]
@@ -134,6 +135,7 @@ impl Default for Machine {
             floor: 0,
             role: None,
             compared: false,
+            sent_generation: 0,
             zones: BTreeMap::new(),
             networks: BTreeMap::new(),
             images: BTreeMap::new(),
@@ -187,7 +189,8 @@ pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Res
 
 /// The same for a machine that may know the document before: then only what is new.
 pub async fn watch_news(control: &Control, server: ServerId, held: Held) -> Result<Option<TargetNews>> {
-    if control.targets.is_other(server, held) {
+    let again = control.headnodes.me().is_some() && control.headnodes.agree(&control.snapshot());
+    if control.targets.is_other(server, held, again) {
         raise_generation(control, server).await?;
         control.targets.note_compared(server);
     }
@@ -300,6 +303,7 @@ impl Targets {
             vxlan_port: self.vxlan_port,
             peers: state.peers.heard(server),
             headnode: machine.role,
+            headnodes: state.headnodes.clone(),
         })
     }
 
@@ -321,6 +325,7 @@ impl Targets {
             None => TargetNews::Whole(target.clone()),
         };
         if let Some(machine) = self.lock().machines.get_mut(&target.server) {
+            machine.sent_generation = target.generation;
             machine.sent.retain(|(sent, _)| *sent != digest);
             machine.sent.push_back((digest, target));
             if machine.sent.len() > SENT_MAX {
@@ -330,10 +335,14 @@ impl Targets {
         news
     }
 
-    /// Whether a machine holds another document than ours under the same generation. True until [`Targets::note_compared`].
-    fn is_other(&self, server: ServerId, held: Held) -> bool {
+    /// Whether a machine holds another document than ours under the same generation. True until [`Targets::note_compared`]; after that, where
+    /// it may be looked at `again`, when it comes from another headnode and not from here.
+    fn is_other(&self, server: ServerId, held: Held, again: bool) -> bool {
         let Some(digest) = held.digest else { return false };
-        let is_open = |machine: &Machine| !machine.compared && *machine.generation.borrow() == held.generation;
+        let is_open = |machine: &Machine| {
+            let is_due = !machine.compared || again && machine.sent_generation != held.generation;
+            is_due && *machine.generation.borrow() == held.generation
+        };
         if !self.lock().machines.get(&server).is_some_and(is_open) {
             return false;
         }
@@ -368,13 +377,16 @@ impl Targets {
         state.peers.clear();
         for network in snapshot.scan(&NETWORKS) {
             // Everybody's document is made anew below, so nobody need be marked.
-            state.peers.lead(network.id, routed(&network), &mut BTreeSet::new());
+            state.peers.lead(network.id, peers::routed(&network), &mut BTreeSet::new());
         }
+        state.headnodes = headnodes::node_links(snapshot);
+        let told = snapshot.scan(&HEADNODES).filter(|_| !state.headnodes.is_empty());
+        let told = told.map(|headnode| headnode.revision().0).max().unwrap_or(0);
         let mut newest_of: HashMap<ServerId, u64> = HashMap::new();
         let mut keys_of: HashMap<AccountId, String> = HashMap::new();
         for server in snapshot.scan(&SERVERS) {
             let machine = state.machines.entry(server.id).or_default();
-            let mut newest = server.revision().0;
+            let mut newest = server.revision().0.max(told);
             machine.count_from(&server);
             machine.role = server.headnode_role;
             machine.zones.clear();
@@ -387,7 +399,7 @@ impl Targets {
                 // Later than any change of this part; the machine is told again at worst.
                 machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
                 state.place_of.insert(entry.id, server.id);
-                let members = members(snapshot, &entry);
+                let members = peers::members(snapshot, &entry);
                 state.peers.place(entry.id, Some((server.id, members)));
             }
             state.peers.meet(server.id, server.underlay);
@@ -462,7 +474,7 @@ impl Targets {
                 dirty.insert(left);
             }
         }
-        let place = entry.as_ref().map(|entry| (entry.server, members(snapshot, entry)));
+        let place = entry.as_ref().map(|entry| (entry.server, peers::members(snapshot, entry)));
         state.peers.place(id, place);
         let (Some(entry), Some(server)) = (entry, now) else { return };
         let target = self.zone(snapshot, &entry, &keys::authorized_keys(snapshot, entry.owner));
@@ -488,17 +500,6 @@ impl Targets {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl Stirred {
-    fn add(&mut self, id: InstanceId) {
-        if let Self::Some(ids) = self {
-            ids.insert(id);
-            if ids.len() > STIRRED_MAX {
-                *self = Self::All;
-            }
-        }
     }
 }
 
@@ -547,7 +548,7 @@ fn touched(
     } else if table == NETWORKS.name {
         if let Ok(id) = key.parse::<NetworkId>() {
             let network = snapshot.get(&NETWORKS, key);
-            state.peers.lead(id, network.as_deref().and_then(|network| routed(network)), dirty);
+            state.peers.lead(id, network.as_deref().and_then(|network| peers::routed(network)), dirty);
         }
         for entry in found(BY_NETWORK, key) {
             instances.insert(entry.id);
@@ -556,6 +557,12 @@ fn touched(
         }
     } else if table == IMAGES.name {
         dirty.extend(found(BY_IMAGE, key).iter().map(|entry| entry.server));
+    } else if table == HEADNODES.name {
+        let links = headnodes::node_links(snapshot);
+        if links != state.headnodes {
+            state.headnodes = links;
+            dirty.extend(state.machines.keys());
+        }
     } else if table == SERVERS.name
         && let Ok(server) = key.parse::<ServerId>()
     {
@@ -574,21 +581,6 @@ fn touched(
             }
         }
     }
-}
-
-/// What an instance has on tenants' segments.
-fn members(snapshot: &Snapshot, instance: &Instance) -> Vec<Member> {
-    let nics = instance.nics.iter().filter_map(|nic| {
-        let network = snapshot.get(&NETWORKS, &nic.network.to_string())?;
-        Some((network.fabric.as_ref()?.vni, nic.mac, nic.addresses().collect()))
-    });
-    nics.collect()
-}
-
-/// The owner and segment of a network that its router leads to from the owner's others.
-fn routed(network: &Network) -> Option<(AccountId, u32)> {
-    let fabric = network.fabric.as_ref().filter(|fabric| fabric.routed)?;
-    Some((*network.owners.first()?, fabric.vni))
 }
 
 /// The highest revision of any record that goes into the part of `entry`.

@@ -4,6 +4,7 @@ mod accounts;
 mod fabrics;
 mod firewall;
 mod flows;
+mod headnodes;
 mod histories;
 mod images;
 mod instances;

@@ -68,6 +68,9 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
     })
 }
 
+/// Seconds after which a headnode that is not well may be asked again.
+const OUT_RETRY_SECONDS: u64 = 5;
+
 async fn handle(
     api: &CloudApi,
     parts: &Parts,
@@ -104,6 +107,11 @@ async fn handle(
         })?;
     }
     maintenance(api, &parts.method)?;
+    if api.control.headnodes.is_out() && !matches!(parts.method, Method::GET | Method::HEAD) {
+        let message = "this headnode cannot change anything at the moment; another one can, or this one again soon";
+        let error = ApiError::new(Code::ServiceUnavailable, message);
+        return Err(error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string()));
+    }
     let body = read(parts, body).await?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let params = Params::merge(parts.uri.query(), content_type, &body)?;

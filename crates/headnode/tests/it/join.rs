@@ -108,6 +108,7 @@ fn link(settings: &Settings, address: &str, machine: MachineIdentity) -> Client 
     let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
     let settings = LinkSettings {
         headnodes: vec![address.to_owned()],
+        is_here: false,
         authority_pem: read(&member.authority),
         certificate_pem: read(&member.node.certificate),
         key_pem: read(&member.node.key),
@@ -217,7 +218,8 @@ async fn only_this_machine_is_served(control: &Control, server: ServerId, own: &
         let given = std::collections::BTreeSet::new();
         servers::forget(control, server, &given, &model::instance::Caller::System).await.unwrap();
     };
-    let (waited, asked, ()) = tokio::join!(own.target(held(target.generation, None)), own.inquiry(), forget);
+    let door = own.headnodes().remove(0);
+    let (waited, asked, ()) = tokio::join!(own.target(held(target.generation, None)), own.inquiry(&door), forget);
     says(waited.unwrap_err(), "an operator forgot it");
     says(asked.unwrap_err(), "an operator forgot it");
     says(own.image(&"0".repeat(64)).await.err().unwrap(), "an operator forgot it");

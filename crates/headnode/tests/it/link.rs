@@ -54,6 +54,7 @@ impl Authority {
         let read = |path| std::fs::read_to_string(path).unwrap();
         LinkSettings {
             headnodes: addresses.iter().map(SocketAddr::to_string).collect(),
+            is_here: false,
             authority_pem: read(&self.pki.ca.certificate),
             certificate_pem: read(&self.pki.node.certificate),
             key_pem: read(&self.pki.node.key),

@@ -105,8 +105,9 @@ fn any_peers() -> impl Strategy<Value = BTreeMap<u32, Segment>> {
 fn any_target() -> impl Strategy<Value = Target> {
     let few = || btree_map(0..6_u8, 0..3_u8, 0..6);
     let name = prop_oneof![Just("here"), Just("there")];
-    (0..9_u64, name, proptest::option::of(0..2_u8), few(), few(), few(), any_firewall(), any_peers()).prop_map(
-        |(generation, name, underlay, networks, images, zones, firewall, peers)| Target {
+    let headnodes = proptest::collection::vec((1..4_u8).prop_map(|n| format!("10.0.0.{n}:8444")), 0..3);
+    (0..9_u64, (name, headnodes), proptest::option::of(0..2_u8), few(), few(), few(), any_firewall(), any_peers())
+        .prop_map(|(generation, (name, headnodes), underlay, networks, images, zones, firewall, peers)| Target {
             server: server(),
             generation,
             datacenter: name.to_owned(),
@@ -136,10 +137,10 @@ fn any_target() -> impl Strategy<Value = Target> {
             underlay: underlay.map(|last| IpAddr::from([192, 0, 2, last])),
             vxlan_port: 4_789 + u16::from(underlay.unwrap_or(0)),
             peers,
+            headnodes,
             headnode: underlay
                 .map(|last| HeadnodeRole { since: Timestamp(i64::from(last)), wanted: HeadnodeWanted::Running }),
-        },
-    )
+        })
 }
 
 fn any_report() -> impl Strategy<Value = Report> {

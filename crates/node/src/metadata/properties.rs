@@ -234,6 +234,7 @@ mod tests {
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
             headnode: None,
+            headnodes: Vec::new(),
         };
         (id, target)
     }

@@ -90,6 +90,7 @@ impl Headnode {
             vxlan_port: model::network::VXLAN_PORT,
             peers: Default::default(),
             headnode: None,
+            headnodes: Vec::new(),
         };
         let (target, report) = (watch::Sender::new(target), watch::Sender::new(None));
         let (question, answer) = (watch::Sender::new(None), watch::Sender::new(None));
@@ -286,7 +287,7 @@ impl HeadnodeLink for Headnode {
         })
     }
 
-    fn inquiry(&self) -> BoxFuture<'_, Result<Option<Inquiry>, LinkError>> {
+    fn inquiry<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Inquiry>, LinkError>> {
         Box::pin(async move {
             self.check("wait for a question")?;
             let mut questions = self.question.subscribe();
@@ -295,7 +296,7 @@ impl HeadnodeLink for Headnode {
         })
     }
 
-    fn answer<'a>(&'a self, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
+    fn answer<'a>(&'a self, _: &'a str, id: InquiryId, answer: &'a Answer) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async move {
             self.check("answer a question")?;
             self.answer.send_replace(Some((id, answer.clone())));
