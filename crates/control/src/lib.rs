@@ -37,7 +37,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     ops::Deref,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
@@ -46,6 +46,8 @@ use model::{
     time::Timestamp,
 };
 use store::{Snapshot, Store};
+
+use crate::headnodes::members::Members;
 
 pub use crate::{
     config::ControlConfig,
@@ -74,6 +76,8 @@ pub struct Inner {
     pub config: ControlConfig,
     /// Who else runs a control plane over this store.
     pub headnodes: Arc<headnodes::Headnodes>,
+    /// What keeps the store, once it was told.
+    members: OnceLock<Arc<dyn Members>>,
     /// Heartbeats.
     pub nodes: Liveness,
     /// The last requests that found no machine.
@@ -108,6 +112,7 @@ impl Control {
         let archive = config.archive_dir.clone().map(flow::Archive::new);
         let inner = Inner {
             headnodes,
+            members: OnceLock::new(),
             store,
             clock,
             config,
@@ -138,6 +143,18 @@ impl Control {
             Some(account) => self.store.in_line(&account.to_string()),
             None => self.store.clone(),
         }
+    }
+
+    /// Says what keeps the store; once, before flows run.
+    pub fn keep_store_with(&self, members: Arc<dyn Members>) {
+        // Whoever says it again is another clone of the same.
+        let _ = self.members.set(members);
+    }
+
+    /// What keeps the store, or why nothing is known that does.
+    pub fn members(&self) -> Result<Arc<dyn Members>, String> {
+        let known = self.members.get().cloned();
+        known.ok_or_else(|| "this control plane was not told what keeps its store".to_owned())
     }
 
     /// The time.

@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(names.0.len(), 2, "listeners and operator: {names:?}");
         assert_eq!(made.authority().unwrap(), ensure(&head.settings(), NOW).unwrap().0.authority().unwrap());
 
-        crate::role::write(&settings, NOW, model::role::HeadnodeState::Leaving).unwrap();
+        crate::role::write(&settings, NOW, model::role::HeadnodeState::Leaving, &[]).unwrap();
         remove(&node.file, &settings, &[]).unwrap();
         for gone in ["ca.key", "server.key"] {
             assert!(!settings.pki_dir().join(gone).exists(), "{gone} is left");

@@ -18,6 +18,7 @@ pub mod role;
 pub mod settings;
 pub mod tls;
 
+mod kept;
 mod run;
 
 pub use run::{RunError, run};

@@ -7,7 +7,8 @@
 //!                 removes files once nobody runs ─────────────► absent
 //! ```
 //! The machine a datacenter began on has no such file, and runs its headnode because it joined nobody. The file is replaced whole and
-//! survives the loss of power; a damaged one counts as none, and the node process writes it anew.
+//! survives the loss of power; a damaged one counts as none, and the node process writes it anew. A headnode that starts and finds that it was
+//! taken out writes `leaving` itself: its node may know nobody else who could tell.
 
 use std::{
     fs, io,
@@ -33,6 +34,9 @@ struct Written {
     version: u32,
     since: Timestamp,
     state: HeadnodeState,
+    /// Where the others' node links are, while it leaves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    headnodes: Vec<String>,
 }
 
 /// Where the file is.
@@ -66,10 +70,21 @@ pub fn read(settings: &Settings) -> Option<HeadnodeFact> {
     }
 }
 
-/// Writes it down.
-pub fn write(settings: &Settings, since: Timestamp, state: HeadnodeState) -> Result<(), PkiError> {
+/// Where other headnodes' node links are, as it was written down when this one was to leave.
+pub fn others(settings: &Settings) -> Vec<String> {
+    let text = fs::read_to_string(path(settings)).unwrap_or_default();
+    serde_json::from_str::<Written>(&text).map(|written| written.headnodes).unwrap_or_default()
+}
+
+/// Writes it down. `headnodes` are where the others' node links are: a machine that leaves turns to them.
+pub fn write(
+    settings: &Settings,
+    since: Timestamp,
+    state: HeadnodeState,
+    headnodes: &[String],
+) -> Result<(), PkiError> {
     let path = path(settings);
-    let written = Written { version: VERSION, since, state };
+    let written = Written { version: VERSION, since, state, headnodes: headnodes.to_vec() };
     let text = serde_json::to_vec(&written).expect("plain data");
     make_directory(path.parent().unwrap_or(Path::new("/")))?;
     write_file(&path, &text, 0o644)
@@ -102,7 +117,8 @@ mod tests {
             (HeadnodeState::Leaving, false),
             (HeadnodeState::Absent, false),
         ] {
-            write(&settings, Timestamp(7), state).unwrap();
+            write(&settings, Timestamp(7), state, &["10.0.0.2:8444".to_owned()]).unwrap();
+            assert_eq!(others(&settings), ["10.0.0.2:8444"]);
             assert_eq!(read(&settings), Some(HeadnodeFact { since: Timestamp(7), state, error: None }));
             assert_eq!(runs_headnode(&settings), runs, "{state:?}");
         }

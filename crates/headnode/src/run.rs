@@ -20,6 +20,7 @@ use etcd::Etcd;
 use flow::loops::{Loop, Loops};
 use model::{
     placement::{Policy, Weights},
+    role::{HeadnodeState, HeadnodeWanted},
     time::Timestamp,
     unit::Mib,
 };
@@ -30,11 +31,13 @@ use crate::{
     backup::TakeBackups,
     cloudapi,
     inquiries::Inquiries,
+    kept::Kept,
     listen::{self, Limits},
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
     presence::{Announce, Measurements},
+    role,
     settings::{Settings, StoreEngine},
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
@@ -92,6 +95,9 @@ pub enum RunError {
     /// The store refused this headnode's own record.
     #[error("failed to register this headnode")]
     Announce(#[source] control::Error),
+    /// It is a headnode no more.
+    #[error("this machine was taken out of the headnodes; its node puts away what is left of one")]
+    TakenOut,
     /// The first firewall rules cannot be written.
     #[error("failed to make the firewall's first rules")]
     Seed(#[source] control::Error),
@@ -103,9 +109,11 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let (pki, _) = pki::ensure(&settings, started_at)?;
     let sockets = Sockets::bind(&settings).await?;
     let control = start_control(&settings, &pki, clock.clone(), &shutdown).await?;
+    control.keep_store_with(Arc::new(Kept::of(&settings)));
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
     control::firewall::seed(&control).await.map_err(RunError::Seed)?;
+    refuse_who_was_taken_out(&settings, &pki, &control)?;
     let announce = announce(&settings, &pki, &control).await?;
     let images_missing = Arc::new(AtomicU64::new(0));
 
@@ -164,6 +172,18 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     }
     tracing::info!("headnode has ended");
     Ok(())
+}
+
+/// One that was taken out while it could not hear of it does not come back: its node is told to put it away.
+fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -> Result<(), RunError> {
+    let server = servers::get(control, pki.server_id).map_err(RunError::Register)?.server;
+    match &server.headnode_role {
+        Some(role) if role.wanted == HeadnodeWanted::Absent => {
+            role::write(settings, role.since, HeadnodeState::Leaving, &role.headnodes)?;
+            Err(RunError::TakenOut)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Registers this headnode.

@@ -37,7 +37,6 @@ pub struct Held {
 
 /// A newer target, in one of two forms.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, on its way")]
 pub enum TargetNews {
     /// All of it.
     Whole(Target),
@@ -115,7 +114,7 @@ pub struct TargetDelta {
     pub vxlan_port: u16,
     /// See [`Target::headnode`]; always said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub headnode: Option<HeadnodeRole>,
+    pub headnode: Option<Box<HeadnodeRole>>,
     /// See [`Target::networks`].
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub networks: Changes<NetworkId, NetworkTarget>,
@@ -309,7 +308,7 @@ impl TargetDelta {
             datacenter: datacenter.clone(),
             underlay: *underlay,
             vxlan_port: *vxlan_port,
-            headnode: *headnode,
+            headnode: headnode.clone(),
             networks: Changes::between(&old.networks, networks),
             images: Changes::between(&old.images, images),
             zones: Changes::between(&old.zones, zones),
@@ -337,7 +336,7 @@ impl TargetDelta {
             datacenter: self.datacenter.clone(),
             underlay: self.underlay,
             vxlan_port: self.vxlan_port,
-            headnode: self.headnode,
+            headnode: self.headnode.clone(),
             headnodes: self.headnodes.clone(),
             ..base.clone()
         };

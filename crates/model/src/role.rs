@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 use crate::time::Timestamp;
 
 /// What a machine is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadnodeRole {
     /// When it was asked for.
     pub since: Timestamp,
     /// What should be.
     pub wanted: HeadnodeWanted,
+    /// Where the others' node links are, `HOST:PORT`, for a machine that knew none but its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headnodes: Vec<String>,
 }
 
 /// Whether there should be a headnode.

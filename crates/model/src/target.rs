@@ -61,7 +61,7 @@ pub struct Target {
     pub peers: BTreeMap<u32, Segment>,
     /// Whether the machine runs a headnode; without a word that stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub headnode: Option<HeadnodeRole>,
+    pub headnode: Option<Box<HeadnodeRole>>,
     /// `host:port` of the node link of every headnode, when there are several; none leaves the machine with those it knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headnodes: Vec<String>,

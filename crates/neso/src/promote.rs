@@ -25,6 +25,8 @@ use crate::{
 const PAUSE_FLOOR: Duration = Duration::from_millis(500);
 /// See [`PAUSE_FLOOR`].
 const PAUSE_CEILING: Duration = Duration::from_secs(15);
+/// How often we look whether a headnode that started here found that it was taken out: reads a small file.
+const LOOK_PERIOD: Duration = Duration::from_secs(2);
 /// The processes of a headnode get this long to end before we say that they do not; then we wait again.
 const END_PATIENCE: Duration = Duration::from_secs(60);
 /// How often we look whether they have.
@@ -63,16 +65,13 @@ impl Promoter {
     pub(crate) async fn run(mut self) {
         let mut pauses = Backoff::new(PAUSE_FLOOR, PAUSE_CEILING);
         loop {
-            let role = *self.roles.borrow_and_update();
-            let followed = match role {
-                Some(role) => self.follow(role).await,
-                None => Ok(Next::Wait),
-            };
+            let role = self.roles.borrow_and_update().clone();
+            let followed = self.follow(role).await;
             let pause = match followed {
                 Ok(Next::Restart) => return,
                 Ok(Next::Wait) => {
                     pauses.reset();
-                    None
+                    LOOK_PERIOD
                 }
                 Err(failure) => {
                     tracing::warn!(error = failure.message, "this machine is not yet what it should be");
@@ -81,13 +80,7 @@ impl Promoter {
                             fact.error = Some(failure.to_string());
                         }
                     });
-                    Some(pauses.next_delay())
-                }
-            };
-            let slept = async {
-                match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => std::future::pending().await,
+                    pauses.next_delay()
                 }
             };
             tokio::select! {
@@ -96,21 +89,29 @@ impl Promoter {
                     // The agent has ended, and so do we when we are told.
                     std::future::pending::<()>().await;
                 },
-                () = slept => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    async fn follow(&self, role: HeadnodeRole) -> Outcome<Next> {
+    async fn follow(&self, role: Option<HeadnodeRole>) -> Outcome<Next> {
         let known = role::read(&self.settings);
-        match role.wanted {
-            HeadnodeWanted::Running if known.is_none() && self.settings.join.is_none() => {
+        let leaving = known.as_ref().filter(|known| known.state == HeadnodeState::Leaving).map(|known| known.since);
+        match (role, leaving) {
+            (Some(role), _) if role.wanted == HeadnodeWanted::Absent => {
+                self.give_up(role.since, known, &role.headnodes).await
+            }
+            // The headnode here found out by itself, and nobody else may be known to this node who could tell.
+            (role, Some(since)) if role.as_ref().is_none_or(|role| role.since <= since) => {
+                self.give_up(since, known, &role::others(&self.settings)).await
+            }
+            (Some(role), _) if known.is_none() && self.settings.join.is_none() => {
                 // The datacenter began here.
                 self.say(role.since, HeadnodeState::Ready);
                 Ok(Next::Wait)
             }
-            HeadnodeWanted::Running => self.take_on(role.since, known).await,
-            HeadnodeWanted::Absent => self.give_up(role.since, known).await,
+            (Some(role), _) => self.take_on(role.since, known).await,
+            (None, _) => Ok(Next::Wait),
         }
     }
 
@@ -119,7 +120,7 @@ impl Promoter {
             Some(fact) if fact.is(since, HeadnodeState::Ready) => {}
             Some(HeadnodeFact { state: HeadnodeState::Ready | HeadnodeState::Leaving, since: before, .. }) => {
                 // What is here is of a role that ended while nobody could say so.
-                self.remove(*before).await?;
+                self.remove(*before, &role::others(&self.settings)).await?;
             }
             _ => {}
         }
@@ -133,7 +134,7 @@ impl Promoter {
             base::task::blocking("kit", move || {
                 kit::take_in(&path, &settings, &kit)?;
                 base::crash::point("neso.kit.taken");
-                role::write(&settings, since, HeadnodeState::Ready)?;
+                role::write(&settings, since, HeadnodeState::Ready, &[])?;
                 Ok::<_, Failure>(())
             })
             .await?;
@@ -144,11 +145,11 @@ impl Promoter {
         Ok(Next::Wait)
     }
 
-    async fn give_up(&self, since: Timestamp, known: Option<HeadnodeFact>) -> Outcome<Next> {
+    async fn give_up(&self, since: Timestamp, known: Option<HeadnodeFact>, others: &[String]) -> Outcome<Next> {
         let was_first = self.settings.join.is_none();
         let is_done = known.as_ref().is_some_and(|fact| fact.is(since, HeadnodeState::Absent));
         if !is_done {
-            self.remove(since).await?;
+            self.remove(since, others).await?;
             tracing::info!("this machine runs no headnode any more");
         }
         self.say(since, HeadnodeState::Absent);
@@ -156,17 +157,17 @@ impl Promoter {
     }
 
     /// Ends what runs of a headnode and puts its files away.
-    async fn remove(&self, since: Timestamp) -> Outcome {
-        role::write(&self.settings, since, HeadnodeState::Leaving)?;
+    async fn remove(&self, since: Timestamp, others: &[String]) -> Outcome {
+        role::write(&self.settings, since, HeadnodeState::Leaving, others)?;
         self.say(since, HeadnodeState::Leaving);
         self.units().await?;
         let _alone = self.wait_ended("headnode").await?;
         let _alone = (_alone, self.wait_ended("member").await?);
         let (path, settings) = (self.place.settings_path(), self.settings.clone());
-        let others: Vec<String> = Vec::new();
+        let others = others.to_vec();
         base::task::blocking("put away", move || {
             kit::remove(&path, &settings, &others)?;
-            role::write(&settings, since, HeadnodeState::Absent)?;
+            role::write(&settings, since, HeadnodeState::Absent, &[])?;
             Ok::<_, Failure>(())
         })
         .await

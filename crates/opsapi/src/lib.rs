@@ -28,6 +28,8 @@
 //! | `GET /v1/firewall/rules?account=`, `POST`, `GET /:rule`, `POST …/enable`, `…/disable`, `DELETE` | [`NewFirewallRule`] | [`FirewallRuleView`] |
 //! | `POST /v1/firewall/rules/:rule` | [`FirewallRuleChange`] | [`FirewallRuleView`] |
 //! | `GET /v1/firewall/log?rule=&instance=&server=&lines=&after=` | | [`FirewallLogView`] |
+//! | `GET /v1/headnodes` | | [`HeadnodesView`] |
+//! | `POST /v1/headnodes` | [`HeadnodesChange`] | the [`FlowView`]s that carry it out |
 //! | `GET /v1/loops` | | [`LoopView`] |
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
@@ -38,6 +40,7 @@ pub const STALE_HEADER: &str = "neso-stale";
 mod backup;
 pub mod client;
 pub mod firewall;
+mod headnodes;
 pub mod networks;
 pub mod path;
 pub mod placement;
@@ -61,6 +64,7 @@ pub use firewall::{
     FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,
     SilentServer,
 };
+pub use headnodes::{HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, StoreKept};
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicChange, NicTagView, NicView};
 pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;

@@ -28,7 +28,11 @@ use model::{
 use serde::{Deserialize, Serialize};
 use store::{Entry, Snapshot, Transaction};
 
-use crate::{Control, Error, Result, tables::INSTANCES};
+use crate::{
+    Control, Error, Result,
+    headnodes::{HeadnodeAdd, HeadnodeRemove},
+    tables::INSTANCES,
+};
 
 pub use works::{Destroy, Metadata, Nics, Provision, Reboot, Resize, Start, Stop};
 
@@ -140,6 +144,8 @@ pub fn register(engine: flow::Engine<Control>) -> flow::Engine<Control> {
         .register::<Waiting<Nics>>()
         .register::<Waiting<Metadata>>()
         .register::<Waiting<Destroy>>()
+        .register::<HeadnodeAdd>()
+        .register::<HeadnodeRemove>()
 }
 
 /// Flows, newest first: all, or those about one subject (an instance's id).

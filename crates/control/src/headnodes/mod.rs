@@ -16,7 +16,10 @@
 
 pub mod members;
 
+mod adding;
 mod beating;
+mod change;
+mod removing;
 mod roster;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -25,15 +28,19 @@ use model::{
     headnode::{Beat, HEADNODES_MAX, Headnode, MemberAddresses, Stage},
     id::ServerId,
     part::Digest,
+    role::HeadnodeWanted,
 };
 use store::{Entry, Snapshot, Transaction};
 
 use crate::{
     Control, Error, Result,
-    tables::{BEATS, HEADNODES},
+    tables::{BEATS, HEADNODES, SERVERS},
 };
 
+pub use adding::HeadnodeAdd;
 pub use beating::{Measure, beat, keep_beating};
+pub use change::{Candidate, Input, MemberPlace, SUBJECT, Wanted, change, under_way};
+pub use removing::HeadnodeRemove;
 pub(crate) use roster::start;
 pub use roster::{Headnodes, Roster};
 
@@ -72,10 +79,16 @@ pub struct HeadnodeView {
 }
 
 /// Writes down that this headnode is one, and how it is reached. A new one is active at once: those that are to join have a record that says so
-/// before they start.
+/// before they start. One that was taken out is refused, also when it was dead then and comes back.
 pub async fn register(control: &Control, id: ServerId, says: &Announcement) -> Result<()> {
     let now = control.now();
     let decided = control.store.update(|snapshot| {
+        let server = snapshot.get(&SERVERS, &id.to_string());
+        let role = server.as_ref().and_then(|server| server.headnode_role.as_ref());
+        if role.is_some_and(|role| role.wanted == HeadnodeWanted::Absent) {
+            let why = "this machine was taken out of the headnodes; its node puts away what is left of one";
+            return Err(Error::Conflict(why.to_owned()));
+        }
         let transaction = match snapshot.get(&HEADNODES, &id.to_string()) {
             Some(entry) => announced(&entry, says),
             None if snapshot.count(&HEADNODES) >= HEADNODES_MAX => {

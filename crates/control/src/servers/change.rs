@@ -93,8 +93,8 @@ pub async fn forget(control: &Control, id: ServerId, given_up: &BTreeSet<Instanc
             let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
             if server.headnode {
                 return Err(Error::InUse(format!(
-                    "server {} runs the headnode; `neso adm server cordon` keeps instances away from it",
-                    server.hostname
+                    "server {} runs a headnode: `neso adm ha remove {}` first; `neso adm server cordon` keeps instances away from it",
+                    server.hostname, server.hostname
                 )));
             }
             let instances: Vec<_> = snapshot.find(&INSTANCES, BY_SERVER, &id.to_string()).collect();

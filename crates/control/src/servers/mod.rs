@@ -131,8 +131,8 @@ pub fn check_member(control: &Control, id: ServerId, identity: Option<&MachineId
 /// Refuses a machine that was not asked to run a headnode; since when one was.
 pub fn check_headnode(control: &Control, id: ServerId) -> Result<Timestamp> {
     let server = control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
-    match server.headnode_role {
-        Some(HeadnodeRole { since, wanted: HeadnodeWanted::Running }) => Ok(since),
+    match &server.headnode_role {
+        Some(HeadnodeRole { since, wanted: HeadnodeWanted::Running, .. }) => Ok(*since),
         _ => Err(Error::NotAuthorized(format!(
             "server {id} ({}) is not to run a headnode; `neso adm ha add {}` asks it to",
             server.hostname, server.hostname

@@ -302,7 +302,7 @@ impl Targets {
             underlay: state.peers.underlay(server),
             vxlan_port: self.vxlan_port,
             peers: state.peers.heard(server),
-            headnode: machine.role,
+            headnode: machine.role.clone().map(Box::new),
             headnodes: state.headnodes.clone(),
         })
     }
@@ -388,7 +388,7 @@ impl Targets {
             let machine = state.machines.entry(server.id).or_default();
             let mut newest = server.revision().0.max(told);
             machine.count_from(&server);
-            machine.role = server.headnode_role;
+            machine.role.clone_from(&server.headnode_role);
             machine.zones.clear();
             machine.stirred = Stirred::All;
             for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
@@ -574,7 +574,7 @@ fn touched(
             Some(entry) => {
                 let is_elsewhere = state.peers.meet(server, entry.underlay);
                 let machine = state.machines.entry(server).or_default();
-                let is_other = std::mem::replace(&mut machine.role, entry.headnode_role) != entry.headnode_role;
+                let is_other = std::mem::replace(&mut machine.role, entry.headnode_role.clone()) != entry.headnode_role;
                 if is_elsewhere || is_other || machine.count_from(&entry) || *machine.generation.borrow() == 0 {
                     dirty.insert(server);
                 }

@@ -4,6 +4,7 @@ mod accounts;
 mod fabrics;
 mod firewall;
 mod flows;
+mod growing;
 mod headnodes;
 mod histories;
 mod images;

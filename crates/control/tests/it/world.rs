@@ -27,6 +27,7 @@ use model::{
     instance::{Caller, Wanted},
     layout::Layout,
     network::VNIS,
+    role::{HeadnodeFact, HeadnodeRole, HeadnodeState, HeadnodeWanted},
     server::Hardware,
     state::PublicState,
     target::{Phase, Report, Target, ZoneFact, ZoneState, ZoneTarget},
@@ -65,6 +66,8 @@ pub(crate) struct Choices {
     pub(crate) over: Option<Arc<dyn store::Engine>>,
     pub(crate) vnis: std::ops::RangeInclusive<u32>,
     pub(crate) first: Option<FirstFabric>,
+    /// Which headnode the control plane is.
+    pub(crate) headnode: Option<ServerId>,
 }
 
 /// Where records are kept.
@@ -98,6 +101,7 @@ impl Default for Choices {
             over: None,
             vnis: VNIS,
             first: None,
+            headnode: None,
         }
     }
 }
@@ -116,6 +120,7 @@ impl World {
         let (trigger, shutdown) = Shutdown::new();
         let mut config = config(&dir);
         (config.fabric.vnis, config.fabric.first) = (choices.vnis.clone(), choices.first.clone());
+        config.headnode = choices.headnode;
         let control = Control::start(store, choices.clock.clone(), config, shutdown.clone());
         if choices.flows {
             run_flows(&control, shutdown);
@@ -294,6 +299,7 @@ async fn image(control: &Control, owner: AccountId) -> ImageId {
 /// A machine that does as it is told, when the test says so.
 pub(crate) struct Machine {
     pub(crate) id: ServerId,
+    pub(crate) hostname: String,
     pub(crate) target: Option<Target>,
     pub(crate) zones: BTreeMap<InstanceId, ZoneFact>,
     /// Addresses of instances the target does not speak of.
@@ -307,7 +313,8 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(world: &World) -> Self {
         let (zones, untold, broken) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { id: world.server, target: None, zones, untold, broken, sequence: 0, said: Said::default() }
+        let hostname = "one".to_owned();
+        Self { id: world.server, hostname, target: None, zones, untold, broken, sequence: 0, said: Said::default() }
     }
 
     /// Fetches the newest target if there is a newer one than it has.
@@ -373,7 +380,7 @@ impl Machine {
         Report {
             server: self.id,
             sequence: self.sequence,
-            hostname: "one".to_owned(),
+            hostname: self.hostname.clone(),
             boot_id: "boot-1".to_owned(),
             target_seen: self.target.as_ref().map_or(0, |target| target.generation),
             firewall_seen: self.target.as_ref().map_or(0, |target| target.generation),
@@ -387,7 +394,7 @@ impl Machine {
             untold_addresses: self.untold.clone(),
             wires: model::wire::Wires::default(),
             clock: None,
-            headnode: None,
+            headnode: self.target.as_ref().and_then(|target| target.headnode.as_deref()).map(as_told),
         }
     }
 
@@ -403,6 +410,15 @@ impl Machine {
             }
         });
     }
+}
+
+/// A machine that takes on and gives up its role at once.
+fn as_told(role: &HeadnodeRole) -> HeadnodeFact {
+    let state = match role.wanted {
+        HeadnodeWanted::Running => HeadnodeState::Ready,
+        HeadnodeWanted::Absent => HeadnodeState::Absent,
+    };
+    HeadnodeFact { since: role.since, state, error: None }
 }
 
 pub(crate) fn blank() -> ZoneFact {

@@ -224,7 +224,7 @@ async fn one_flow(State(ops): State<Ops>, Path(flow): Path<String>) -> Answer<Fl
     Ok(Json(flow_view(&found)))
 }
 
-fn flow_view(flow: &FlowRecord) -> FlowView {
+pub(super) fn flow_view(flow: &FlowRecord) -> FlowView {
     FlowView {
         id: flow.id.to_string(),
         kind: flow.kind.clone(),

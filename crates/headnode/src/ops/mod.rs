@@ -7,6 +7,7 @@ mod accounts;
 mod backups;
 mod firewall;
 mod firewall_log;
+mod headnodes;
 mod images;
 mod infra;
 mod instances;
@@ -88,6 +89,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(servers::routes())
         .merge(firewall::routes())
         .merge(firewall_log::routes())
+        .merge(headnodes::routes())
         .merge(path::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())

@@ -177,10 +177,11 @@ async fn keys_go_to_headnodes_alone(
     copied: &Client,
 ) {
     let told = async |wanted: Option<HeadnodeWanted>| {
-        let role = wanted.map(|wanted| HeadnodeRole { since: Timestamp(5), wanted });
+        let role: Option<HeadnodeRole> =
+            wanted.map(|wanted| HeadnodeRole { since: Timestamp(5), wanted, headnodes: Vec::new() });
         let told = control.store.update(|snapshot| {
             let entry = snapshot.get(&SERVERS, &server.to_string()).unwrap();
-            let server = Server { headnode_role: role, ..entry.value.clone() };
+            let server = Server { headnode_role: role.clone(), ..entry.value.clone() };
             Ok::<_, control::Error>((Transaction::new().replace(&SERVERS, &entry, server), ()))
         });
         told.await.unwrap();

@@ -138,8 +138,13 @@ fn any_target() -> impl Strategy<Value = Target> {
             vxlan_port: 4_789 + u16::from(underlay.unwrap_or(0)),
             peers,
             headnodes,
-            headnode: underlay
-                .map(|last| HeadnodeRole { since: Timestamp(i64::from(last)), wanted: HeadnodeWanted::Running }),
+            headnode: underlay.map(|last| {
+                Box::new(HeadnodeRole {
+                    since: Timestamp(i64::from(last)),
+                    wanted: HeadnodeWanted::Running,
+                    headnodes: Vec::new(),
+                })
+            }),
         })
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod backup;
 mod console;
 mod firewall;
 mod firewall_log;
+mod ha;
 mod infra;
 mod instances;
 mod nets;
@@ -72,6 +73,9 @@ enum Noun {
     /// Rules of the firewall, and how far they are enforced.
     #[command(subcommand)]
     Firewall(firewall::Command),
+    /// Headnodes: how they are, more of them, fewer, or others.
+    #[command(subcommand, visible_alias = "headnode", visible_alias = "headnodes")]
+    Ha(ha::Command),
     /// The way of a packet from one instance to another, and where it stops.
     Path(path::Command),
     /// Where instances go and why.
@@ -124,6 +128,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Server(command) => servers::servers(client, output, command).await,
         Noun::Node(command) => servers::nodes(client, output, command).await,
         Noun::Firewall(command) => firewall::run(client, output, command).await,
+        Noun::Ha(command) => ha::run(client, output, command).await,
         Noun::Path(command) => path::run(client, output, command).await,
         Noun::Placement(command) => placement::run(client, output, command).await,
         Noun::Instance(command) => instances::instances(client, output, command).await,

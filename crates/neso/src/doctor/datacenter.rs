@@ -191,6 +191,7 @@ async fn ask(settings: &Settings) -> crate::failure::Outcome<Vec<Finding>> {
     findings.extend(info.certificates.iter().map(|found| certificate(settings, found, info.now)));
     findings.push(disk(info.store_free_bytes));
     findings.extend(servers(&client, info.now).await?);
+    findings.extend(headnodes(&client).await?);
     findings.extend(flows(&client).await?);
     findings.extend(loops(&client).await?);
     findings.extend(info.findings.into_iter().map(|found| Finding::warning("headnode", found, "see `neso adm info`")));
@@ -297,6 +298,19 @@ fn strangers(view: &ServerView) -> Option<Finding> {
         ),
         format!("`neso adm server get {}` lists them; a newer copy of the store knows them", view.server.hostname),
     ))
+}
+
+/// What is to be done about headnodes; one that is meant to be alone is no finding.
+async fn headnodes(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
+    let view = client.headnodes().await?;
+    if view.headnodes.len() < 2 && view.changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    if view.advice.is_empty() {
+        return Ok(vec![Finding::ok("headnodes", format!("{}; now {}", view.meaning, view.may_be_lost))]);
+    }
+    let all = view.advice.into_iter();
+    Ok(all.map(|found| Finding::warning("headnodes", found, "`neso adm ha status` shows all of them")).collect())
 }
 
 async fn flows(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {

@@ -76,6 +76,15 @@ impl Fleet {
 
     /// The same, with other settings of the headnode's machine.
     pub(crate) fn start_with(count: u32, edit: impl FnOnce(String) -> String) -> Option<Self> {
+        Self::start_prepared(count, edit, |_| ())
+    }
+
+    /// The same; `prepare` is shown each machine when it has settings and nothing runs on it.
+    pub(crate) fn start_prepared(
+        count: u32,
+        edit: impl FnOnce(String) -> String,
+        prepare: impl Fn(&Machine),
+    ) -> Option<Self> {
         let uid = Command::new("id").arg("-u").output().expect("`id` runs");
         if uid.stdout.trim_ascii() != b"0" {
             println!("skipped: a fleet of machines, because it needs root");
@@ -87,11 +96,8 @@ impl Fleet {
         switch.run("ip link set switch up");
         let head = Machine::new(&base, &switch, 0);
         let mut fleet = Self { head, machines: Vec::new(), switch, base };
-        fleet.head.settle(|text| {
-            let port = text.lines().find_map(|line| line.strip_prefix("node_link = \"127.0.0.1:")).expect("a port");
-            let (from, to) = (format!("node_link = \"127.0.0.1:{port}"), format!("node_link = \"0.0.0.0:{port}"));
-            edit(text.replace(&from, &to))
-        });
+        fleet.head.settle(|text| edit(reachable(text)));
+        prepare(&fleet.head);
         let text = fleet.head.good(&["up"]);
         let exports = text.lines().filter_map(|line| line.trim().strip_prefix("export ")?.split_once('='));
         fleet.head.tenant = exports.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -102,6 +108,7 @@ impl Fleet {
         });
         for number in 1..=count {
             let machine = fleet.new_machine(number);
+            prepare(&machine);
             fleet.machines.push(machine);
         }
         let invitations: Vec<Vec<String>> = fleet.machines.iter().map(|_| fleet.invite(&[])).collect();
@@ -139,7 +146,7 @@ impl Fleet {
     /// A machine on the switch with settings and nothing else.
     pub(crate) fn new_machine(&self, number: u32) -> Machine {
         let machine = Machine::new(&self.base, &self.switch, number);
-        machine.settle(|text| text);
+        machine.settle(reachable);
         machine
     }
 
@@ -436,8 +443,13 @@ impl Machine {
             let lines: Vec<&str> = text.lines().collect();
             format!("--- {name}\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
         };
-        ["supervisor", "headnode", "node"].map(tail).join("\n")
+        ["supervisor", "headnode", "member", "node"].map(tail).join("\n")
     }
+}
+
+/// Settings whose node link other machines reach, should a headnode run there.
+fn reachable(text: String) -> String {
+    text.replace("node_link = \"127.0.0.1:", "node_link = \"0.0.0.0:")
 }
 
 fn machine_id(number: u32) -> String {

@@ -9,6 +9,7 @@ mod clock;
 mod fabric;
 mod fleet;
 mod guest;
+mod headnodes;
 mod join;
 #[path = "../common/lies.rs"]
 mod lies;

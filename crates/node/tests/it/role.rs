@@ -14,10 +14,10 @@ async fn a_role_is_passed_on_and_what_came_of_it_reported() {
     let (say, said) = watch::channel(None);
     let (role, mut told) = watch::channel(None);
     (world.config.headnode, world.config.role) = (said, role);
-    let running = HeadnodeRole { since: Timestamp(7), wanted: HeadnodeWanted::Running };
+    let running = HeadnodeRole { since: Timestamp(7), wanted: HeadnodeWanted::Running, headnodes: Vec::new() };
     let agent = world.start();
-    world.headnode.change(|target| target.headnode = Some(running));
-    let passed_on = tokio::time::timeout(DEADLINE, told.wait_for(|role| *role == Some(running)));
+    world.headnode.change(|target| target.headnode = Some(Box::new(running.clone())));
+    let passed_on = tokio::time::timeout(DEADLINE, told.wait_for(|role| role.as_ref() == Some(&running)));
     assert!(passed_on.await.is_ok_and(|told| told.is_ok()), "it is told");
     let fact = HeadnodeFact { since: Timestamp(7), state: HeadnodeState::Preparing, error: Some("no disk".into()) };
     say.send_replace(Some(fact.clone()));
@@ -27,7 +27,7 @@ async fn a_role_is_passed_on_and_what_came_of_it_reported() {
     // The next agent knows it from its disk, also where no headnode answers.
     world.config.role.send_replace(None);
     let agent = world.start();
-    let again = tokio::time::timeout(DEADLINE, told.wait_for(|role| *role == Some(running)));
+    let again = tokio::time::timeout(DEADLINE, told.wait_for(|role| role.as_ref() == Some(&running)));
     assert!(again.await.is_ok_and(|told| told.is_ok()), "it is told again");
     agent.end().await;
 }

@@ -1,0 +1,241 @@
+//! One headnode becomes three, one is lost, another takes its place, one goes: with instances running and tenants asking all the time.
+
+use std::{
+    collections::BTreeSet,
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use etcd::local::Member;
+use serde_json::Value;
+
+use crate::fleet::{Fleet, Machine, PATIENCE};
+
+/// The processes of a machine, the one that starts the others first.
+const PROCESSES: [&str; 4] = ["supervisor", "headnode", "member", "node"];
+
+/// Whether etcd is here; says so where it is not.
+fn etcd_is_here() -> bool {
+    let is_here = etcd::local::is_installed();
+    if !is_here {
+        println!("skipped: several headnodes, because etcd is not installed (Debian's package etcd-server)");
+    }
+    is_here
+}
+
+fn create(fleet: &Fleet, name: &str) -> String {
+    fleet.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
+    fleet.instance(name).expect("an instance")["id"].as_str().expect("an id").to_owned()
+}
+
+/// What a machine says of all headnodes; nothing while it does not answer.
+fn status(machine: &Machine) -> Option<Value> {
+    let output = machine.run(&["adm", "-j", "ha", "status"]);
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
+}
+
+/// Headnodes that are active and beat, by the word of `machine`.
+fn active(machine: &Machine) -> usize {
+    let is_active = |one: &&Value| one["stage"] == "active" && one["fresh"] == true;
+    status(machine).map_or(0, |view| view["headnodes"].as_array().map_or(0, |all| all.iter().filter(is_active).count()))
+}
+
+fn kill_all(machine: &Machine) {
+    for name in PROCESSES {
+        if let Some(pid) = machine.pid(name) {
+            // It may have gone with the one before.
+            let _ = base::daemon::kill(pid);
+        }
+    }
+}
+
+/// Writes at `machine` until it is taken; how long that was.
+fn write(machine: &Machine, server: &str, text: &str) -> Duration {
+    let begun = Instant::now();
+    while !machine.run(&["adm", "-j", "server", "set", server, "--comments", text]).status.success() {
+        assert!(begun.elapsed() < PATIENCE, "nothing can be written: {:?}", status(machine));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    begun.elapsed()
+}
+
+/// What was measured while others worked.
+#[derive(Debug, Default)]
+struct Asked {
+    reads: usize,
+    failed: Vec<String>,
+    longest_read: Duration,
+    writes: usize,
+    longest_write: Duration,
+}
+
+/// Reads as a tenant and writes as an operator, at the head, until `over`.
+fn ask(fleet: &Fleet, server: &str, over: &AtomicBool) -> Asked {
+    let mut asked = Asked::default();
+    while !over.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let output = fleet.head.run(&["instance", "list", "-j"]);
+        asked.longest_read = asked.longest_read.max(begun.elapsed());
+        asked.reads += 1;
+        if !output.status.success() {
+            asked.failed.push(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        asked.longest_write = asked.longest_write.max(write(&fleet.head, server, &format!("write {}", asked.writes)));
+        asked.writes += 1;
+    }
+    asked
+}
+
+/// A cluster of one member in the test's own network, and a way to it from every machine's loopback device.
+struct Kept {
+    _runtime: tokio::runtime::Runtime,
+    _members: Vec<Member>,
+    _directory: tempfile::TempDir,
+    port: u16,
+}
+
+impl Kept {
+    fn start() -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let directory = tempfile::Builder::new().prefix("neso-fleet-etcd-").tempdir().expect("a directory");
+        let members = runtime.block_on(Member::cluster(directory.path(), 1, None, &[])).expect("a cluster");
+        let port = members[0].endpoint().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        Self { _runtime: runtime, _members: members, _directory: directory, port }
+    }
+
+    fn section(&self) -> String {
+        format!("engine = \"etcd\"\nendpoints = [\"http://127.0.0.1:{}\"]", self.port)
+    }
+
+    /// Carries what a machine says to the member, as if it ran there.
+    fn reach(&self, machine: &Machine) {
+        let port = self.port;
+        let listener = machine.space.enter(|| TcpListener::bind(("127.0.0.1", port)).expect("a port nobody has there"));
+        std::thread::spawn(move || {
+            while let Ok((near, _)) = listener.accept() {
+                // This thread is in the test's own network.
+                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                for (mut from, mut to) in [(near.try_clone(), far.try_clone()), (far.try_clone(), near.try_clone())]
+                    .into_iter()
+                    .filter_map(|(from, to)| Some((from.ok()?, to.ok()?)))
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+    }
+}
+
+/// Three headnodes over a cluster that somebody else keeps.
+#[test]
+fn headnodes_come_and_go_over_a_cluster_somebody_else_keeps() {
+    if !etcd_is_here() {
+        return;
+    }
+    let kept = Kept::start();
+    let edit = |text: String| {
+        text.replace("engine = \"sqlite\"", &kept.section())
+            .replace("headnode_takes_instances = true", "headnode_takes_instances = false")
+    };
+    let Some(fleet) = Fleet::start_prepared(3, edit, |machine| kept.reach(machine)) else { return };
+    headnodes_come_and_go(&fleet);
+}
+
+fn headnodes_come_and_go(fleet: &Fleet) {
+    let ids: Vec<String> = fleet.machines.iter().map(Machine::server_id).collect();
+    let instances = [create(fleet, "one"), create(fleet, "two")];
+    let running = |machines: &[Machine]| {
+        instances.iter().map(|id| machines.iter().find_map(|machine| machine.init(id))).collect::<Vec<_>>()
+    };
+    let before = running(&fleet.machines);
+    assert!(before.iter().all(Option::is_some), "they run");
+    let told = fleet.head.bad(&["adm", "ha", "add", &ids[0]]);
+    assert!(told.contains("would leave 2 headnodes"), "{told}");
+    assert!(!fleet.machines[0].settings().pki_dir().join("ca.key").exists(), "a node has no keys of the datacenter");
+    grow(fleet, &ids);
+
+    // The first one is lost: the others go on by themselves.
+    kill_all(&fleet.head);
+    let silence = write(&fleet.machines[0], &ids[2], "the first is gone");
+    println!("after the first headnode was killed with all its processes: a write took {silence:?}");
+    fleet.wait("the loss to be seen", || active(&fleet.machines[1]) == 2);
+    assert_eq!(running(&fleet.machines), before, "instances notice nothing");
+}
+
+/// From one to three, while somebody reads and writes.
+fn grow(fleet: &Fleet, ids: &[String]) {
+    let over = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(fleet, &ids[2], &over));
+        let added = fleet.head.run(&["adm", "ha", "add", &ids[0], &ids[1]]);
+        over.store(true, Ordering::Relaxed);
+        let asked = asking.join().expect("whoever asks goes on");
+        let (out, err) = (String::from_utf8_lossy(&added.stdout), String::from_utf8_lossy(&added.stderr));
+        assert!(added.status.success(), "{out}\n{err}");
+        println!("{err}\n{out}");
+        asked
+    });
+    assert!(asked.failed.is_empty(), "reads failed: {:#?}", asked.failed);
+    println!(
+        "growing to three: {} reads, none failed, the longest {:?}; {} writes, the longest {:?}; the store's own pause {} ms",
+        asked.reads,
+        asked.longest_read,
+        asked.writes,
+        asked.longest_write,
+        pause_ms(&fleet.head)
+    );
+    for machine in [&fleet.head, &fleet.machines[0], &fleet.machines[1]] {
+        fleet.wait("everybody to see three headnodes", || active(machine) == 3);
+    }
+    let view = status(&fleet.machines[0]).expect("a new one answers");
+    assert!(view["may_be_lost"].as_u64() >= Some(1), "{view}");
+    let all = view["headnodes"].as_array().expect("a list");
+    assert!(all.len() == 3 && all.iter().all(|one| one["settings_differ"] == false), "{view}");
+}
+
+/// How long the store says that writes waited, of the flow that moved it.
+fn pause_ms(machine: &Machine) -> Value {
+    let log = machine.log("headnode");
+    let line = log.lines().find(|line| line.contains("the store was moved")).unwrap_or_default().to_owned();
+    let found = line.split("pause_ms").nth(1).unwrap_or_default();
+    let digits: String = found.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse::<u64>().map_or(Value::Null, Value::from)
+}
+
+/// The headnode that carries the change out is killed at each of its steps, and goes on.
+#[test]
+fn a_change_survives_the_death_of_who_makes_it() {
+    if !etcd_is_here() {
+        return;
+    }
+    let kept = Kept::start();
+    let edit = |text: String| text.replace("engine = \"sqlite\"", &kept.section());
+    let Some(fleet) = Fleet::start_prepared(1, edit, |machine| kept.reach(machine)) else { return };
+    let id = fleet.machines[0].server_id();
+    let flows = fleet.json(&["adm", "-j", "ha", "add", &id, "--even", "--no-wait"]);
+    let flow = flows[0]["id"].as_str().expect("an id").to_owned();
+    let mut killed = BTreeSet::new();
+    fleet.wait("the change to be done", || {
+        let Some(view) = fleet.ask(&["adm", "-j", "flow", "show", &flow]) else { return false };
+        let state = view["state"].as_str().unwrap_or_default();
+        assert!(state == "running" || state == "succeeded", "{view}");
+        let steps = view["steps"].as_array().expect("steps");
+        if let Some(step) = steps.iter().find(|step| step["state"] == "pending")
+            && killed.insert(step["name"].as_str().unwrap_or_default().to_owned())
+            && let Some(pid) = fleet.head.pid("headnode")
+        {
+            let _ = base::daemon::kill(pid);
+        }
+        state == "succeeded"
+    });
+    println!("killed at {killed:?}");
+    assert!(killed.len() >= 2, "too few of its steps were seen: {killed:?}");
+    for machine in [&fleet.head, &fleet.machines[0]] {
+        fleet.wait("both to be headnodes", || active(machine) == 2);
+    }
+}
