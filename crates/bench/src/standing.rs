@@ -57,6 +57,7 @@ pub(crate) fn instance(of: Standing, now: Timestamp) -> Instance {
             oom_kills: 0,
             guest_metadata: Vec::new(),
         }),
+        lost_at: None,
         failure: None,
         flow: None,
         timeline: Vec::new(),

@@ -27,6 +27,7 @@ pub mod networks;
 pub mod packages;
 pub mod paths;
 pub mod placement;
+pub mod rebuild;
 pub mod repeats;
 pub mod servers;
 
@@ -52,7 +53,7 @@ use crate::headnodes::members::Members;
 pub use crate::{
     config::ControlConfig,
     error::{Error, FieldCode, FieldError, Result},
-    liveness::{Heard, Liveness},
+    liveness::{Heard, Liveness, STRANGERS_MAX},
     tables::schema,
 };
 

@@ -83,7 +83,7 @@ impl Heard {
 }
 
 /// Strangers of one machine that are remembered: enough to see that something is wrong, and what.
-pub(crate) const STRANGERS_MAX: usize = 1_000;
+pub const STRANGERS_MAX: usize = 1_000;
 
 impl Liveness {
     /// Nobody was heard of yet.

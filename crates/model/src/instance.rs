@@ -57,6 +57,9 @@ pub struct Instance {
     /// Its addresses, MACs and share of the machine have been given back; the machine is not told of it any more.
     #[serde(default)]
     pub released: bool,
+    /// When its machine said, after a restore, that it has nothing of it: see [`Instance::is_lost`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_at: Option<Timestamp>,
     /// Why it is in state `failed`, in words for the tenant.
     pub failure: Option<String>,
     /// The flow that works on it, if one does.
@@ -92,6 +95,12 @@ impl Instance {
     /// only what a machine is told to remove is removed.
     pub fn is_on_machine(&self) -> bool {
         !self.released || self.fact.as_ref().is_some_and(|fact| fact.state != ZoneState::Absent)
+    }
+
+    /// Whether it is known from a backup alone: its machine had it no more when the backup was restored, so that it was deleted since,
+    /// or lost. Its machine is not told of it, because it would make it anew and empty, until it is to be deleted.
+    pub fn is_lost(&self) -> bool {
+        self.lost_at.is_some() && self.intent.wanted != Wanted::Absent
     }
 
     /// Adds to the history, forgetting the oldest entry beyond [`Instance::HISTORY_MAX`].

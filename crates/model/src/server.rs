@@ -56,6 +56,9 @@ pub struct Server {
     /// Generations up to this one were not made from this store's history: having seen one of them says nothing.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation_floor: u64,
+    /// There after a restore, until what the machine has was compared with the records; so long it is told nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
     /// Free text of the operator.
     pub comments: String,
     /// Properties by name that only requests asking for them may use: see [`Trait`].
@@ -119,6 +122,7 @@ impl Server {
             target_seen: 0,
             generation_base: 0,
             generation_floor: 0,
+            restored: None,
             comments: String::new(),
             traits: BTreeMap::new(),
             rack: None,
@@ -156,6 +160,19 @@ impl Word {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// How far a machine's word and the records of a restored store have been compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// When the backup was taken.
+    pub taken_at: Timestamp,
+    /// The machine has spoken, and what it has no more is marked in the records.
+    #[serde(default)]
+    pub compared: bool,
+    /// Instances it has and no record knows.
+    #[serde(default)]
+    pub strangers: usize,
 }
 
 /// Where a machine is in the networks around it.

@@ -136,6 +136,7 @@ mod tests {
             intent: Intent { wanted, starts: 1, reboots: 0 },
             fact,
             released: false,
+            lost_at: None,
             failure: None,
             flow: None,
             timeline: Vec::new(),

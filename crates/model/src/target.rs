@@ -204,6 +204,30 @@ pub struct ZoneTarget {
     pub created_at: Timestamp,
 }
 
+/// What a machine was told of an instance last, with all that it refers to: enough for records to be made anew of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastTold {
+    /// The instance.
+    pub zone: ZoneTarget,
+    /// Segments of its NICs.
+    pub networks: BTreeMap<NetworkId, NetworkTarget>,
+    /// Whether its firewall is on.
+    pub firewall: bool,
+}
+
+impl LastTold {
+    /// What `target` says of `instance`.
+    pub fn of(target: &Target, instance: InstanceId) -> Option<Self> {
+        let zone = ZoneTarget::clone(target.zones.get(&instance)?);
+        let networks = zone.nics.iter().filter_map(|nic| target.networks.get_key_value(&nic.network));
+        Some(Self {
+            networks: networks.map(|(id, network)| (*id, network.clone())).collect(),
+            firewall: target.firewall.instances.contains_key(&instance),
+            zone,
+        })
+    }
+}
+
 /// What the kernel enforces for an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

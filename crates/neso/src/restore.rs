@@ -67,7 +67,8 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     output.say(match command.dry_run {
         true => "Nothing was written. Without --dry-run it will be.",
         false => {
-            "`neso up` starts the headnode. What happened after the backup it learns from the machines; image files \
+            "`neso up` starts the headnode. Machines are told nothing until what they have was compared with the backup: \
+                  `neso adm rebuild` shows what happened after it, and makes instances known again. Image files \
                   are not in it: put those of the old headnode's `images` directory back, or import them again."
         }
     })

@@ -10,8 +10,9 @@ use host::zone::ConsoleMark;
 use model::{
     id::InstanceId,
     path::{Look, Sight},
+    target::{LastTold, Target},
 };
-use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question};
+use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question, TOLD_BYTES, TOLD_MAX, Told};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{fitness, shared::Shared, wires};
@@ -116,6 +117,7 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         }
         Question::Wire { machine } => wires::try_one(shared, machine).await.map(Answer::Wire),
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
+        Question::Told { instances } => told(&shared.target(), &instances),
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }
@@ -124,6 +126,24 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
     if let Err(error) = shared.link.answer(headnode, inquiry.id, &answer).await {
         tracing::info!(error = %base::errors::chain(&error), "an answer did not reach whoever asked");
     }
+}
+
+/// What is held of `instances`, as much as one answer takes, and of one in any case.
+fn told(target: &Target, instances: &[InstanceId]) -> Result<Answer, String> {
+    if instances.len() > TOLD_MAX {
+        return Err(format!("at most {TOLD_MAX} instances may be asked for at once, not {}", instances.len()));
+    }
+    let (mut answer, mut bytes) = (Told::default(), 0);
+    for instance in instances {
+        let Some(told) = LastTold::of(target, *instance) else { continue };
+        if bytes > TOLD_BYTES {
+            answer.left.push(*instance);
+            continue;
+        }
+        bytes += serde_json::to_vec(&told).map_err(|error| error.to_string())?.len();
+        answer.told.insert(*instance, told);
+    }
+    Ok(Answer::Told(answer))
 }
 
 async fn console(

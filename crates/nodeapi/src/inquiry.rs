@@ -5,13 +5,14 @@
 //! survives everybody. So nothing of this is written down, an answer that comes too late is dropped, and whoever
 //! asked may ask again.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use model::{
     firewall::log::{LogEntry, LogFilter},
     id::{InquiryId, InstanceId},
     path::{Look, Sight},
     quorum::Fitness,
+    target::LastTold,
     wire::WireFact,
 };
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,12 @@ pub const ANSWER_MAX_BYTES: usize = 4 << 20;
 
 /// Most lines of a firewall log in one answer; each has some hundred bytes.
 pub const FIREWALL_LOG_MAX_LINES: u32 = 1_000;
+
+/// Most instances one question may ask the last word of.
+pub const TOLD_MAX: usize = 50;
+
+/// Bytes of what was told beyond which the rest is left for the next question.
+pub const TOLD_BYTES: usize = 1 << 20;
 
 /// A question with the name its answer will bear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +79,18 @@ pub enum Question {
     },
     /// Whether it could run a headnode.
     Fitness,
+    /// What it was told of some instances last, as it holds it.
+    Told {
+        /// Which, up to [`TOLD_MAX`].
+        instances: Vec<InstanceId>,
+    },
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
 }
 
 /// What a node answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "lowercase")]
 pub enum Answer {
     /// To [`Question::Console`].
@@ -92,6 +104,8 @@ pub enum Answer {
     Wire(WireFact),
     /// To [`Question::Fitness`].
     Fitness(Fitness),
+    /// To [`Question::Told`].
+    Told(Told),
     /// It cannot say, and why.
     Refused {
         /// In words.
@@ -108,6 +122,16 @@ pub struct Console {
     pub next: Option<String>,
     /// The place asked for is gone, and something between it and this text with it.
     pub lost: bool,
+}
+
+/// What a machine was told of some instances.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// Those it holds something of.
+    pub told: BTreeMap<InstanceId, LastTold>,
+    /// Those that did not fit into this answer: ask for them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<InstanceId>,
 }
 
 /// A piece of a firewall log.

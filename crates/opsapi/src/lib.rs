@@ -44,6 +44,7 @@ mod headnodes;
 pub mod networks;
 pub mod path;
 pub mod placement;
+mod rebuild;
 mod servers;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -68,6 +69,7 @@ pub use headnodes::{HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, St
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicChange, NicTagView, NicView};
 pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;
+pub use rebuild::{FoundInstance, LostInstance, Rebuild, RebuildView, WaitingServer};
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.

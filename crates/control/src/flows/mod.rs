@@ -215,6 +215,9 @@ fn run<W: Work>(at: &At<'_, Waiting<W>>) -> Result<Progress, StepError> {
     let Some(entry) = at.snapshot.get(&INSTANCES, &key) else {
         return Err(StepError::Fail("the instance's record is gone".to_owned()));
     };
+    if entry.is_lost() {
+        return Err(StepError::Fail(crate::rebuild::LOST.to_owned()));
+    }
     match W::judge(&entry, at.input) {
         Verdict::NotYet(what) => Ok(Wait::within(W::deadline(at.context), what).on(&INSTANCES, key).into()),
         Verdict::Failed(why) => Err(StepError::Fail(why)),

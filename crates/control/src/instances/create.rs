@@ -272,6 +272,7 @@ impl Plan {
             intent: Intent { wanted: Wanted::Running, starts: 1, reboots: 0 },
             fact: None,
             released: false,
+            lost_at: None,
             failure: None,
             flow: None,
             timeline: vec![phase("queued", asked_at, begun_at), phase("placed", begun_at, decided_at)],

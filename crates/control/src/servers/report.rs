@@ -34,7 +34,7 @@ use crate::{
     instances::release,
     liveness::{Heard, STRANGERS_MAX},
     networks::allocate,
-    placement,
+    placement, rebuild,
     servers::{
         reports::{Taken, Worth},
         targets::Knowledge,
@@ -136,6 +136,7 @@ async fn take_in_all(
             break;
         }
     }
+    rebuild::compare(control, id, &report).await?;
     let looked_at = match (&worth, news) {
         (Worth::Some(_), Some((before, _))) => before.looked_at,
         _ => now,
@@ -331,6 +332,9 @@ fn matters(instance: &Instance, fact: &ZoneFact) -> bool {
         // It was gone. If its machine made it again under an older target, it is told once more.
         return (fact.state == ZoneState::Absent) != known.is_none_or(|known| known.state == ZoneState::Absent);
     }
+    if instance.lost_at.is_some() && rebuild::is_there(fact) {
+        return true;
+    }
     if fact.guest_metadata.iter().any(|change| change.sequence > instance.guest_metadata_seen) {
         return true;
     }
@@ -372,6 +376,9 @@ fn take_in(
     let mut instance = entry.value.clone();
     if let Some(mut fact) = news.fact {
         count_up(&mut instance, &fact);
+        if instance.lost_at.is_some() && rebuild::is_there(&fact) {
+            rebuild::found(&mut instance, now);
+        }
         merge_guest_metadata(&mut instance, &mut fact, now);
         if let Some(entry) = ended_by_itself(&instance, &fact, now) {
             instance.record(entry);

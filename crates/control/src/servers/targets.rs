@@ -21,6 +21,8 @@
 //! content or a newer one. While their settings or programs differ, so do their documents; a machine then keeps
 //! the one it was told last, and each headnode raises a machine's generation for that once at most, so that they do not raise for ever.
 //!
+//! A machine whose record says that the store was restored ([`crate::rebuild`]) is told nothing until that is over.
+//!
 //! After a store was restored from an older copy, machines have seen generations that this history will make again for other
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
@@ -97,6 +99,8 @@ struct Machine {
     /// See [`Server::generation_floor`].
     floor: u64,
     role: Option<HeadnodeRole>,
+    /// See [`Server::restored`]: it is told nothing, and what it has seen says nothing.
+    muted: bool,
     /// In this run no generation stood for two contents: what the machine held from a run before was looked at.
     compared: bool,
     /// Generation of the newest document it was sent from here.
@@ -134,6 +138,7 @@ impl Default for Machine {
             base: 0,
             floor: 0,
             role: None,
+            muted: false,
             compared: false,
             sent_generation: 0,
             zones: BTreeMap::new(),
@@ -245,7 +250,7 @@ impl Targets {
         }
         let known = state.machines.get(&server).and_then(|machine| Some((machine, machine.zones.get(&instance.id)?)));
         match known {
-            Some((machine, zone)) if seen > machine.floor && seen >= zone.revision.saturating_add(machine.base) => {
+            Some((machine, zone)) if !machine.muted && seen > machine.floor && seen >= zone.revision.saturating_add(machine.base) => {
                 Knowledge::Current
             }
             _ => Knowledge::Behind,
@@ -265,7 +270,7 @@ impl Targets {
         let has = |server, revision: u64| {
             machines.get(&server).map(|machine| {
                 let seen = seen(server);
-                seen > machine.floor && seen >= revision.saturating_add(machine.base)
+                !machine.muted && seen > machine.floor && seen >= revision.saturating_add(machine.base)
             })
         };
         match subject {
@@ -391,7 +396,7 @@ impl Targets {
             machine.role.clone_from(&server.headnode_role);
             machine.zones.clear();
             machine.stirred = Stirred::All;
-            for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()) {
+            for entry in snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()).filter(|entry| !entry.is_lost()) {
                 let account_keys =
                     keys_of.entry(entry.owner).or_insert_with(|| keys::authorized_keys(snapshot, entry.owner));
                 let target = Part::new(self.zone(snapshot, &entry, account_keys));
@@ -415,7 +420,7 @@ impl Targets {
                 // Addresses in it come from records everywhere, of which some may be gone: no single one tells how new it is.
                 newest = newest.max(snapshot.revision().0);
             }
-            let newest = newest.saturating_add(machine.base);
+            let newest = if machine.muted { 0 } else { newest.saturating_add(machine.base) };
             machine.generation.send_if_modified(|generation| {
                 let risen = newest > *generation;
                 *generation = newest.max(*generation);
@@ -449,7 +454,7 @@ impl Targets {
             }
         }
         dirty.append(&mut peers.settle());
-        for machine in dirty.iter().filter_map(|server| machines.get(server)) {
+        for machine in dirty.iter().filter_map(|server| machines.get(server)).filter(|machine| !machine.muted) {
             machine.generation.send_replace(revision.saturating_add(machine.base));
         }
         self.followed.send_replace(revision);
@@ -464,7 +469,7 @@ impl Targets {
         id: InstanceId,
         dirty: &mut BTreeSet<ServerId>,
     ) {
-        let entry = snapshot.get(&INSTANCES, &id.to_string()).filter(|entry| entry.is_on_machine());
+        let entry = snapshot.get(&INSTANCES, &id.to_string()).filter(|entry| entry.is_on_machine() && !entry.is_lost());
         let (before, now) = (state.place_of.get(&id).copied(), entry.as_ref().map(|entry| entry.server));
         if let Some(left) = before.filter(|left| Some(*left) != now) {
             state.place_of.remove(&id);
@@ -506,9 +511,10 @@ impl Targets {
 impl Machine {
     /// Takes over where generations are counted from; whether that is elsewhere than before.
     fn count_from(&mut self, server: &Server) -> bool {
-        let before = (self.base, self.floor);
-        (self.base, self.floor) = (server.generation_base, server.generation_floor);
-        before != (self.base, self.floor)
+        let before = (self.base, self.floor, self.muted);
+        (self.base, self.floor, self.muted) =
+            (server.generation_base, server.generation_floor, server.restored.is_some());
+        before != (self.base, self.floor, self.muted)
     }
 
     /// Networks and images that the parts refer to, and networks that routers lead to.

@@ -15,6 +15,7 @@ mod nics;
 mod placement;
 mod pools;
 mod races;
+mod rebuild;
 mod repeats;
 mod restart;
 mod six;

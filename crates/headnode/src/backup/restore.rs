@@ -9,7 +9,7 @@
 //!
 //! Machines count the documents they are told from what they have seen. A restored store begins to count anew, so each machine's
 //! base is raised above every revision of the backup: most machines listen at once, and those that have seen later ones are noticed when
-//! they report.
+//! they report. Until what each machine has was compared with the records ([`control::rebuild`]), it is told nothing.
 
 use std::{
     fs, io,
@@ -18,7 +18,7 @@ use std::{
 };
 
 use control::tables::{BEATS, HEADNODES, SERVERS};
-use model::server::Server;
+use model::server::{self, Server};
 use serde::Serialize;
 use store::{CommitError, Store, Transaction, sqlite::Sqlite};
 
@@ -105,15 +105,15 @@ pub async fn run(restore: &Restore) -> Result<Restored, BackupError> {
         let engine = Sqlite::open_with_reserve(&filling, 0).await.map_err(store::Error::Engine)?;
         fill(&restore.backup, restore.key.clone(), &engine).await?;
         let store = Store::open(Arc::new(engine), control::schema()).await?;
-        raise(&store, restored.head.revision).await?;
+        raise(&store, &restored.head).await?;
     }
     put_in_place(&beside, &directory)?;
     Ok(restored)
 }
 
-/// Counts every machine's documents from above the backup, and forgets which headnodes there were: whoever starts on these records is one, and no
+/// Counts every machine's documents from above the backup, has each compared with its machine first, and forgets which headnodes there were: whoever starts on these records is one, and no
 /// other is waited for.
-async fn raise(store: &Store, revision: u64) -> Result<(), BackupError> {
+async fn raise(store: &Store, head: &Head) -> Result<(), BackupError> {
     let failed = |error: CommitError| BackupError::Write(io::Error::other(error));
     let snapshot = store.snapshot();
     let forgotten =
@@ -126,8 +126,9 @@ async fn raise(store: &Store, revision: u64) -> Result<(), BackupError> {
     for id in servers {
         let raised = store.update(|snapshot| {
             let Some(server) = snapshot.get(&SERVERS, &id) else { return Ok((Transaction::new(), ())) };
-            let generation_base = server.generation_base.saturating_add(revision);
-            let server_now = Server { generation_base, ..server.value.clone() };
+            let generation_base = server.generation_base.saturating_add(head.revision);
+            let to_compare = server::Restored { taken_at: head.taken_at, compared: false, strangers: 0 };
+            let server_now = Server { generation_base, restored: Some(to_compare), ..server.value.clone() };
             Ok::<_, CommitError>((Transaction::new().replace(&SERVERS, &server, server_now), ()))
         });
         raised.await.map_err(failed)?;

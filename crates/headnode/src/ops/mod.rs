@@ -15,6 +15,7 @@ mod networks;
 mod overview;
 mod path;
 mod placement;
+mod rebuild;
 mod servers;
 
 use std::{ops::Deref, sync::Arc};
@@ -86,6 +87,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(networks::routes())
         .merge(instances::routes())
         .merge(placement::routes())
+        .merge(rebuild::routes())
         .merge(servers::routes())
         .merge(firewall::routes())
         .merge(firewall_log::routes())

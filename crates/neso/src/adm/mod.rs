@@ -14,6 +14,7 @@ mod instances;
 mod nets;
 mod path;
 mod placement;
+mod rebuild;
 pub(crate) mod servers;
 
 use std::fmt::Display;
@@ -95,6 +96,8 @@ enum Noun {
     /// Backups of everything a headnode cannot be made anew without.
     #[command(subcommand, visible_alias = "backups")]
     Backup(backup::Command),
+    /// After a restore: know again what machines have and the backup does not know.
+    Rebuild(rebuild::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor,
 }
@@ -134,6 +137,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Instance(command) => instances::instances(client, output, command).await,
         Noun::Flow(command) => instances::flows(client, output, command).await,
         Noun::Loops => instances::loops(client, output).await,
+        Noun::Rebuild(command) => rebuild::run(client, output, command).await,
         Noun::Certificate(command) => certificates(client, output, command).await,
         Noun::Backup(_) | Noun::Doctor => Ok(()),
     }

@@ -235,6 +235,7 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
     }
     let strangers: Vec<Finding> = servers.iter().filter_map(strangers).collect();
     let clocks = clocks(&servers);
+    let waiting: Vec<Finding> = servers.iter().filter_map(waiting).collect();
     let wires: Vec<Finding> = servers.iter().filter(|view| view.reachable).flat_map(wires).collect();
     let mut findings: Vec<Finding> = servers
         .into_iter()
@@ -253,6 +254,7 @@ async fn servers(client: &Client, now: Timestamp) -> crate::failure::Outcome<Vec
         .collect();
     findings.extend(strangers);
     findings.extend(clocks);
+    findings.extend(waiting);
     findings.extend(wires);
     Ok(findings)
 }
@@ -296,7 +298,7 @@ fn strangers(view: &ServerView) -> Option<Finding> {
             view.server.hostname,
             view.strangers.len()
         ),
-        format!("`neso adm server get {}` lists them; a newer copy of the store knows them", view.server.hostname),
+        "`neso adm rebuild` says what they are and whether they can be known again; --yes makes them known",
     ))
 }
 
@@ -311,6 +313,17 @@ async fn headnodes(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
     }
     let all = view.advice.into_iter();
     Ok(all.map(|found| Finding::warning("headnodes", found, "`neso adm ha status` shows all of them")).collect())
+}
+
+/// A machine that is told nothing since the store was restored.
+fn waiting(view: &ServerView) -> Option<Finding> {
+    let restored = view.server.restored?;
+    let name = &view.server.hostname;
+    let found = match restored.compared {
+        true => format!("{name} is told nothing since the restore of the backup of {}", restored.taken_at),
+        false => format!("{name} was not heard of since the restore of the backup of {}", restored.taken_at),
+    };
+    Some(Finding::warning("server", found, "`neso adm rebuild` says what it waits for"))
 }
 
 async fn flows(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {

@@ -14,6 +14,7 @@ mod join;
 #[path = "../common/lies.rs"]
 mod lies;
 mod path;
+mod rebuild;
 mod six;
 mod space;
 #[path = "../common/wire.rs"]

@@ -1,0 +1,95 @@
+//! `neso adm rebuild`: after a restore, make known again what machines have and the backup does not know.
+
+use opsapi::{Client, FoundInstance, Rebuild, RebuildView};
+
+use super::{Output, or_dash, table};
+use crate::{answer, failure::Outcome};
+
+/// Which, and whether.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Command {
+    /// Carry it out. Without this, only what would be done is shown.
+    #[arg(long)]
+    yes: bool,
+    /// Go on although some instances cannot be adopted: they run on, but nobody knows them and no firewall filters them.
+    #[arg(long, requires = "yes")]
+    leave: bool,
+}
+
+/// Runs it.
+pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Outcome {
+    let view = match command.yes {
+        true => client.rebuild(&Rebuild { leave: command.leave }).await?,
+        false => client.rebuild_look().await?,
+    };
+    if output.json {
+        return output.show(&view, |_| comfy_table::Table::new());
+    }
+    if !view.found.is_empty() {
+        let rows = view.found.iter().map(row);
+        answer::print(table(&["instance", "name", "owner", "package", "addresses", "server", "state", "verdict"], rows))?;
+        for found in &view.found {
+            for note in &found.notes {
+                answer::print(format!("{}: {note}", found.instance))?;
+            }
+        }
+    }
+    if !view.lost.is_empty() {
+        let rows = view.lost.iter().map(|lost| {
+            let (id, alias) = (lost.instance.to_string(), lost.alias.clone());
+            vec![id, alias, or_dash(lost.owner_login.as_ref()), lost.server.to_string(), lost.lost_at.to_string()]
+        });
+        answer::print(table(&["lost instance", "name", "owner", "server", "since"], rows))?;
+    }
+    answer::print(summary(&view))?;
+    Ok(())
+}
+
+fn row(found: &FoundInstance) -> Vec<String> {
+    let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+    let state = found.state.map(|state| format!("{state:?}").to_lowercase());
+    let owner = found.owner_login.clone().or_else(|| found.owner.map(|owner| owner.to_string()));
+    vec![
+        found.instance.to_string(),
+        or_dash(found.alias.as_ref()),
+        or_dash(owner),
+        or_dash(found.package.as_ref()),
+        addresses.join(" "),
+        found.hostname.clone(),
+        or_dash(state),
+        found.refused.clone().unwrap_or_else(|| "adopted".to_owned()),
+    ]
+}
+
+/// How it stands, and what to do next.
+fn summary(view: &RebuildView) -> String {
+    let refused = view.found.iter().filter(|found| found.refused.is_some()).count();
+    let silent: Vec<&str> =
+        view.waiting.iter().filter(|server| !server.has_spoken).map(|server| server.hostname.as_str()).collect();
+    let adopted = view.found.len() - refused;
+    let mut lines = Vec::new();
+    lines.push(match (view.done, view.found.len()) {
+        (_, 0) => "No machine has an instance that no record knows.".to_owned(),
+        (true, _) => format!("{adopted} instances are known again, {refused} are not."),
+        (false, _) => format!("{adopted} instances would be known again, {refused} would not. --yes carries it out."),
+    });
+    if !view.lost.is_empty() {
+        lines.push(format!(
+            "{} instances of the backup are not on their machines: they are marked as failed, and may be deleted.",
+            view.lost.len()
+        ));
+    }
+    if !silent.is_empty() {
+        lines.push(format!("Not heard of since the restore, and told nothing until then: {}.", silent.join(", ")));
+    }
+    match (view.waiting.iter().filter(|server| server.has_spoken).count(), view.done) {
+        (0, _) => {}
+        (count, true) if refused > 0 => lines.push(format!(
+            "{count} machines are told nothing until what stands in the way is gone, or --leave leaves those instances alone."
+        )),
+        (count, true) => lines.push(format!("{count} machines are told nothing yet: run it again in a moment.")),
+        (count, false) => lines.push(format!("{count} machines are told nothing until --yes.")),
+    }
+    lines.push("Rules of the firewall made after the backup cannot be told back: make them again.".to_owned());
+    lines.join("\n")
+}

@@ -1,0 +1,81 @@
+//! The headnode is destroyed with everything it had, and made again of a backup that is older than what the machines have.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::fleet::Fleet;
+
+fn create(fleet: &Fleet, name: &str) -> String {
+    fleet.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
+    fleet.instance(name).expect("an instance")["id"].as_str().expect("an id").to_owned()
+}
+
+/// Ids below `field` of a look at the rebuild.
+fn ids(view: &Value, field: &str) -> Vec<String> {
+    let all = view[field].as_array().into_iter().flatten();
+    all.filter_map(|one| Some(one["instance"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+fn what_happened_after_the_backup_is_known_again() {
+    let Some(fleet) = Fleet::start(1) else { return };
+    let machine = &fleet.machines[0];
+    let (kept, gone) = (create(&fleet, "kept"), create(&fleet, "gone"));
+    let backup = fleet.head.root.with_file_name("old.neso-backup").display().to_string();
+    fleet.good(&["adm", "backup", "create", "--to", &backup]);
+
+    // What the backup does not know: one more instance, one less.
+    let young = create(&fleet, "young");
+    fleet.good(&["instance", "delete", "-w", "gone"]);
+    let before = fleet.instance("young").expect("an instance");
+    let runs = [&kept, &young].map(|id| machine.init(id));
+    assert!(runs.iter().all(Option::is_some), "{runs:?}");
+    assert_eq!(machine.init(&gone), None);
+
+    // All of the headnode's machine is destroyed but the tenant's home, and another one takes its address.
+    let home = fleet.head.root.join("home");
+    let aside = fleet.head.root.with_file_name("home");
+    fs::rename(&home, &aside).expect("the tenant is elsewhere");
+    fleet.good(&["clean-data", "--yes"]);
+    fs::remove_dir_all(&fleet.head.root).expect("everything is gone");
+    fs::create_dir_all(&fleet.head.root).expect("a machine");
+    fs::rename(&aside, &home).expect("the tenant is here");
+    fleet.good(&["restore", &backup]);
+    fleet.good(&["up"]);
+
+    let look = || fleet.ask(&["adm", "-j", "rebuild"]).unwrap_or_default();
+    fleet.wait("the machine to say what it has", || !ids(&look(), "found").is_empty());
+    let seen = look();
+    assert_eq!((ids(&seen, "found"), ids(&seen, "lost")), (vec![young.clone()], vec![gone.clone()]), "{seen}");
+    assert_eq!((&seen["found"][0]["alias"], &seen["found"][0]["refused"]), (&"young".into(), &Value::Null), "{seen}");
+    assert!(fleet.instance("young").is_none(), "looking changes nothing");
+    let doctor = fleet.head.run(&["doctor", "-j"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("is told nothing since the restore"), "{doctor}");
+
+    fleet.good(&["adm", "rebuild", "--yes"]);
+    let now = fleet.instance("young").expect("it is known again");
+    for field in ["id", "owner", "owner_login", "alias", "package", "image", "server", "nics", "metadata", "tags", "limits"] {
+        assert_eq!(now[field], before[field], "{field}");
+    }
+    fleet.wait("the machine to be told again", || {
+        fleet.server(machine)["restored"].is_null() && fleet.instance("young").is_some_and(|it| it["state"] == "running")
+    });
+    let failed = fleet.instance("gone").expect("the backup knows it");
+    assert_eq!((&failed["state"], machine.init(&gone)), (&"failed".into(), None));
+
+    // Tenants see it and act on it, and nothing was touched until they do.
+    let listed = fleet.good(&["instance", "list"]);
+    assert!(listed.contains("young") && listed.contains("kept"), "{listed}");
+    fleet.good(&["instance", "delete", "-w", "gone"]);
+    assert_eq!([&kept, &young].map(|id| machine.init(id)), runs, "an instance was touched");
+    for verb in ["stop", "start"] {
+        fleet.good(&["instance", verb, "-w", "young"]);
+    }
+    assert!(machine.init(&young).is_some_and(|now| Some(now) != runs[1]));
+    assert_eq!(machine.init(&kept), runs[0]);
+    for name in ["kept", "young"] {
+        fleet.good(&["instance", "delete", "-w", name]);
+    }
+}

@@ -1,0 +1,101 @@
+//! After a restore: instances that machines have and no record knows, and the client's verbs for them.
+
+use std::net::IpAddr;
+
+use model::{
+    id::{AccountId, InstanceId, ServerId},
+    target::ZoneState,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Client, Error};
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebuild {
+    /// Go on although some instances cannot be adopted: their machines are told again, and these are left alone, without firewall.
+    #[serde(default)]
+    pub leave: bool,
+}
+
+/// How far machines and records agree.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RebuildView {
+    /// Machines that are told nothing since a restore.
+    pub waiting: Vec<WaitingServer>,
+    /// Instances that machines have and no record knew.
+    pub found: Vec<FoundInstance>,
+    /// Instances of the backup that their machines have not.
+    pub lost: Vec<LostInstance>,
+    /// Whether it was carried out, and not only looked at.
+    pub done: bool,
+}
+
+/// A machine that is told nothing since a restore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WaitingServer {
+    /// Which.
+    pub server: ServerId,
+    /// Its host name.
+    pub hostname: String,
+    /// When the backup was taken.
+    pub taken_at: Timestamp,
+    /// It has spoken since.
+    pub has_spoken: bool,
+}
+
+/// An instance that a machine has and no record knew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FoundInstance {
+    /// Which.
+    pub instance: InstanceId,
+    /// The machine that has it.
+    pub server: ServerId,
+    /// That machine's host name.
+    pub hostname: String,
+    /// Its name.
+    pub alias: Option<String>,
+    /// Whose it is.
+    pub owner: Option<AccountId>,
+    /// That account's login, if it is known.
+    pub owner_login: Option<String>,
+    /// Name of its package.
+    pub package: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// How it is.
+    pub state: Option<ZoneState>,
+    /// Why it is not adopted.
+    pub refused: Option<String>,
+    /// What is otherwise than it was.
+    pub notes: Vec<String>,
+}
+
+/// An instance of the backup that its machine has not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LostInstance {
+    /// Which.
+    pub instance: InstanceId,
+    /// Its name.
+    pub alias: String,
+    /// The login of its owner, if it is known.
+    pub owner_login: Option<String>,
+    /// The machine that should have it.
+    pub server: ServerId,
+    /// When that was found out.
+    pub lost_at: Timestamp,
+}
+
+impl Client {
+    /// What a rebuild would do.
+    pub async fn rebuild_look(&self) -> Result<RebuildView, Error> {
+        self.get("/v1/rebuild").await
+    }
+
+    /// Adopts what can be adopted.
+    pub async fn rebuild(&self, how: &Rebuild) -> Result<RebuildView, Error> {
+        self.post("/v1/rebuild", how).await
+    }
+}
