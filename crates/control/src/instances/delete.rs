@@ -21,6 +21,10 @@ pub async fn delete(control: &Control, caller: &Caller, scope: Scope, id: Instan
         let mut instance = entry.value.clone();
         instance.intent.wanted = Wanted::Absent;
         instance.delete_asked_at = Some(control.now());
+        if instance.lost_at.is_some() {
+            // Its history says so; from here on it is on its way like any other.
+            instance.failure = None;
+        }
         let mut decision = with_flow::<Destroy>(control, instance, caller, "destroy");
         // What failed and was cleaned up already has nothing left to wait for.
         if decision.instance.released {

@@ -118,8 +118,7 @@ pub(super) fn network(
         network.nic_tag = Fabric::tag(fabric.vni);
         network.vlan = vlan;
         network.owners = vec![fabric.owner];
-        network.fabric =
-            Some(Fabric { vni: fabric.vni, internet_nat: fabric.internet_nat, routed: fabric.routed });
+        network.fabric = Some(Fabric { vni: fabric.vni, internet_nat: fabric.internet_nat, routed: fabric.routed });
         return Ok(transaction.create(&NETWORKS, network));
     }
     let is_known = snapshot.get(&NIC_TAGS, &target.nic_tag).is_some();

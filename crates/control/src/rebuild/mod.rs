@@ -39,8 +39,7 @@ use crate::{
 };
 
 /// Why a lost instance is in state `failed`.
-pub const LOST: &str =
-    "it was lost, or deleted after the backup this datacenter was restored from; delete it, and create it again if it is needed";
+pub const LOST: &str = "it was lost, or deleted after the backup this datacenter was restored from; delete it, and create it again if it is needed";
 
 /// Instances marked in one commit.
 const LOST_PER_COMMIT: usize = 24;
@@ -98,9 +97,8 @@ pub(crate) async fn compare(control: &Control, id: ServerId, report: &Report) ->
         tracing::warn!(server = %id, count = lost.len(), "instances of the backup are not on their machine any more; they are marked as failed");
     }
     let strangers = control.nodes.heard(id).map_or(0, |heard| heard.strangers.len());
-    let is_said = |server: &Server| {
-        server.restored.is_none_or(|restored| restored.compared && restored.strangers == strangers)
-    };
+    let is_said =
+        |server: &Server| server.restored.is_none_or(|restored| restored.compared && restored.strangers == strangers);
     if !is_said(&server) {
         control
             .store

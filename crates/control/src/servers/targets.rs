@@ -250,7 +250,9 @@ impl Targets {
         }
         let known = state.machines.get(&server).and_then(|machine| Some((machine, machine.zones.get(&instance.id)?)));
         match known {
-            Some((machine, zone)) if !machine.muted && seen > machine.floor && seen >= zone.revision.saturating_add(machine.base) => {
+            Some((machine, zone))
+                if !machine.muted && seen > machine.floor && seen >= zone.revision.saturating_add(machine.base) =>
+            {
                 Knowledge::Current
             }
             _ => Knowledge::Behind,

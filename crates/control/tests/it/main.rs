@@ -16,6 +16,7 @@ mod placement;
 mod pools;
 mod races;
 mod rebuild;
+mod records;
 mod repeats;
 mod restart;
 mod six;

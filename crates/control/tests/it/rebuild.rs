@@ -112,6 +112,7 @@ async fn what_happened_after_the_backup_is_told_by_the_machine() {
 
     // What is lost is deleted like anything else, and then holds nothing.
     instances::delete(&world.control, &caller(), world.scope, gone).await.expect("it can be deleted");
+    assert_eq!(world.view(gone).state, PublicState::Stopping);
     machine.obey(&world, gone).await;
     world.until(gone, |view| view.state == PublicState::Deleted).await;
     assert_eq!(world.held().0, 2);
@@ -201,13 +202,18 @@ async fn a_datacenter_that_knows_nothing_is_made_again_of_a_machine() {
     let empty = World::with(Choices { over: Some(over), ..Choices::default() }).await;
     let snapshot = empty.control.snapshot();
     let server = snapshot.get(&SERVERS, &empty.server.to_string()).expect("a machine");
-    let other = Server { id: world.server, restored: Some(Restored { taken_at: Timestamp(1), compared: false, strangers: 0 }), ..server.value.clone() };
+    let other = Server {
+        id: world.server,
+        restored: Some(Restored { taken_at: Timestamp(1), compared: false, strangers: 0 }),
+        ..server.value.clone()
+    };
     let moved = Transaction::new().delete(&SERVERS, &server).create(&SERVERS, other);
     empty.control.store.commit(moved).await.expect("another machine");
 
     let report = machine.compose();
     servers::apply_report(&empty.control, world.server, &report).await.expect("taken");
-    let judged = rebuild::adopt(&empty.control, &caller(), world.server, id, &told(&machine, id)).await.expect("judged");
+    let judged =
+        rebuild::adopt(&empty.control, &caller(), world.server, id, &told(&machine, id)).await.expect("judged");
     assert_eq!(judged.refused, None);
     assert_eq!(judged.notes.len(), 4, "{:?}", judged.notes);
     let snapshot = empty.control.snapshot();

@@ -67,9 +67,8 @@ fn strangers(ops: &Ops) -> BTreeMap<ServerId, (String, Vec<InstanceId>)> {
     let servers = snapshot.scan(&SERVERS).filter_map(|server| {
         let heard = ops.control.nodes.heard(server.id)?;
         // What was adopted since the machine's last report is a stranger no more.
-        let is_known = |id: &InstanceId| {
-            snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == server.id)
-        };
+        let is_known =
+            |id: &InstanceId| snapshot.get(&INSTANCES, &id.to_string()).is_some_and(|entry| entry.server == server.id);
         let strangers: Vec<InstanceId> = heard.strangers.into_keys().filter(|id| !is_known(id)).collect();
         (!strangers.is_empty()).then(|| (server.id, (server.hostname.clone(), strangers)))
     });

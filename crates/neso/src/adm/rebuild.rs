@@ -27,7 +27,10 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
     }
     if !view.found.is_empty() {
         let rows = view.found.iter().map(row);
-        answer::print(table(&["instance", "name", "owner", "package", "addresses", "server", "state", "verdict"], rows))?;
+        answer::print(table(
+            &["instance", "name", "owner", "package", "addresses", "server", "state", "verdict"],
+            rows,
+        ))?;
         for found in &view.found {
             for note in &found.notes {
                 answer::print(format!("{}: {note}", found.instance))?;

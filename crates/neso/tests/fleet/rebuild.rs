@@ -56,11 +56,14 @@ fn what_happened_after_the_backup_is_known_again() {
 
     fleet.good(&["adm", "rebuild", "--yes"]);
     let now = fleet.instance("young").expect("it is known again");
-    for field in ["id", "owner", "owner_login", "alias", "package", "image", "server", "nics", "metadata", "tags", "limits"] {
+    for field in
+        ["id", "owner", "owner_login", "alias", "package", "image", "server", "nics", "metadata", "tags", "limits"]
+    {
         assert_eq!(now[field], before[field], "{field}");
     }
     fleet.wait("the machine to be told again", || {
-        fleet.server(machine)["restored"].is_null() && fleet.instance("young").is_some_and(|it| it["state"] == "running")
+        fleet.server(machine)["restored"].is_null()
+            && fleet.instance("young").is_some_and(|it| it["state"] == "running")
     });
     let failed = fleet.instance("gone").expect("the backup knows it");
     assert_eq!((&failed["state"], machine.init(&gone)), (&"failed".into(), None));
