@@ -12,8 +12,15 @@
 //! A tenant with networks that are routed or translated has a *router* here: a network namespace of its own, so that tenants'
 //! equal subnets never meet. It holds the gateways' addresses with the same Ethernet address on every machine, which works because no
 //! machine hears of another's router.
+//!
+//! Beside the tenants' segments there is one of the machines' own, number [`WIRES_VNI`], in a network namespace with nothing else in
+//! it. Machines that share a segment reach each other there at addresses that follow from those between machines ([`WireEnd`]), and each
+//! kernel answers pings: so a machine can tell whether VXLAN gets through, and not just packets of any kind.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+};
 
 use model::{
     id::{AccountId, MacAddr},
@@ -37,6 +44,40 @@ pub struct FabricSet {
     pub routers: BTreeMap<AccountId, Vec<NetworkTarget>>,
     /// Whether the machine tracks connections for something else than these routers: then what machines send each other is exempt.
     pub tracks: bool,
+}
+
+/// Number of the machines' own segment: no tenant's has it.
+pub const WIRES_VNI: u32 = 0;
+
+/// What the addresses in the machines' own segment begin with: 64 bits of a unique local network.
+const WIRES_NET: [u16; 4] = [0xfd4e, 0x7769, 0x7265, 0];
+
+/// A machine's end in the machines' own segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WireEnd {
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its address there.
+    pub address: Ipv6Addr,
+}
+
+impl WireEnd {
+    /// Bits of the network all ends lie in.
+    pub const NET_BITS: u8 = 64;
+
+    /// That of the machine that is met at an address. Of the FNV-1a checksum of the address, so that everybody knows it of everybody; that
+    /// two of the machines with a common neighbour have the same is as unlikely as 40 bits are.
+    pub fn of(machine: IpAddr) -> Self {
+        let sum = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        let sum = match machine {
+            IpAddr::V4(machine) => machine.octets().iter().fold(0xcbf2_9ce4_8422_2325, sum),
+            IpAddr::V6(machine) => machine.octets().iter().fold(0xcbf2_9ce4_8422_2325, sum),
+        };
+        let [_, _, _, a, b, c, d, e] = sum.to_be_bytes();
+        let host = [48, 32, 16, 0].map(|shift| u16::try_from(sum >> shift & 0xffff).unwrap_or(0));
+        let ([n, o, p, q], [r, s, t, u]) = (WIRES_NET, host);
+        Self { mac: MacAddr([0x02, a, b, c, d, e]), address: Ipv6Addr::new(n, o, p, q, r, s, t, u) }
+    }
 }
 
 /// One segment.
@@ -71,6 +112,15 @@ impl FabricSet {
             }
         }
         set
+    }
+}
+
+impl FabricSet {
+    /// Machines with a peer, by the addresses at which they are met: of the family of this machine's own.
+    pub fn machines(&self) -> BTreeSet<IpAddr> {
+        let own = self.underlay.is_some_and(|own| own.is_ipv4());
+        let peers = self.segments.values().flat_map(|segment| segment.peers.values());
+        peers.map(|peer| peer.underlay).filter(|machine| machine.is_ipv4() == own).collect()
     }
 }
 

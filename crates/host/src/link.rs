@@ -45,6 +45,17 @@ pub struct Probe {
     pub packets: Vec<Packet>,
     /// Drawn for this probe alone: answers without it are somebody else's.
     pub token: u64,
+    /// The way they take.
+    pub through: Through,
+}
+
+/// A way from one machine to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// As they are.
+    Wire,
+    /// In VXLAN, in the machines' own segment ([`crate::fabric::WIRES_VNI`]). A packet's size is that of the inner one then.
+    Tunnel,
 }
 
 /// One packet to try a wire with.
@@ -79,7 +90,8 @@ pub trait Links: Send + Sync {
     /// [`Filters::intact`](crate::filter::Filters::intact) and not known here.
     fn sight(&self, look: &Look) -> Result<Sight>;
 
-    /// Which of the packets other machines sent back whole, in the same order. Takes half a second where some do not.
+    /// Which of the packets other machines sent back whole, in the same order. Takes half a second where some do not. Through the tunnel it
+    /// is an error while [`Links::program`] has made none.
     fn probe(&self, probe: &Probe) -> Result<Vec<bool>>;
 
     /// Every NIC of ours on this machine.

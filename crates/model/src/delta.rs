@@ -205,6 +205,9 @@ pub struct ReportDelta {
     /// See [`crate::wire::Wires::age_ms`]; always said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wires_age_ms: Option<u64>,
+    /// See [`crate::wire::Wires::of`]; always said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wires_of: Option<u32>,
     /// See [`Report::clock`]; always said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockReading>,
@@ -560,6 +563,7 @@ impl ReportDelta {
                 false => Changes::between(&old.wires.facts, &wires.facts),
             },
             wires_age_ms: wires.age_ms,
+            wires_of: wires.of,
             clock: *clock,
         })
     }
@@ -586,6 +590,7 @@ impl ReportDelta {
             self.wires.apply(&mut report.wires.facts);
         }
         report.wires.age_ms = self.wires_age_ms;
+        report.wires.of = self.wires_of;
         let reached = report.digest();
         if reached != self.digest {
             return Err(Misfit::Result { reached, meant: self.digest });

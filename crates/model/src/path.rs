@@ -328,7 +328,16 @@ impl End<'_> {
                 );
                 (Verdict::Stops, says)
             }
-            Some(mtu) => (Verdict::Passes, format!("{to} sent back {mtu} bytes, of which {needed} are needed; {ago}")),
+            Some(_) if fact.vxlan == Some(false) => {
+                let says =
+                    format!("{to} answers pings and no VXLAN: its UDP port is closed on the way, or there; {ago}");
+                (Verdict::Stops, says)
+            }
+            Some(mtu) => {
+                let vxlan = if fact.vxlan.is_some() { ", and VXLAN passes" } else { "" };
+                let says = format!("{to} sent back {mtu} bytes, of which {needed} are needed{vxlan}; {ago}");
+                (Verdict::Passes, says)
+            }
         };
         match tried.age_ms > STALE_MS {
             true => self.hop("wire", Verdict::Unknown, format!("it is too long ago that {says}")),

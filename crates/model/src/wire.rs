@@ -3,8 +3,11 @@
 //! A *wire* is whatever carries packets from one machine to another. A machine tries those to machines it has a peer on and no others, with
 //! echo requests that nobody on the way may cut into pieces. The first is as large as a full packet of the networks both have in common
 //! becomes on the wire: if it comes back, all is well and that is all. If not, a small one tells whether the other machine is there at
-//! all, and then a [`Trial`] closes in on the largest that passes. Who sends and listens is a machine's kernel; what to send
-//! next, and what it means, is decided here.
+//! all, and then a [`Trial`] closes in on the largest that passes. Where anything passes, one more goes in VXLAN, because a port may be closed
+//! where pings are let through. Who sends and listens is a machine's kernel; what to send next, and what it means, is decided here.
+//!
+//! A machine with very many others tries [`WIRES_MAX`] of them in a round: those that were not well, and the next of the rest
+//! ([`turn`]).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{part::Part, target::Target, time::Timestamp};
 
-/// Most wires of one machine that are tried and told of: machines beyond are met untried.
+/// Most wires of one machine that are tried in a round, and told of.
 pub const WIRES_MAX: usize = 1_024;
 
 /// The small packet, bytes: below what every path must carry, and large enough for what an echo says.
@@ -41,12 +44,19 @@ pub struct WireFact {
     pub mtu: Option<u32>,
     /// What a full packet of the networks both have in common becomes, bytes.
     pub needed: u32,
+    /// Whether VXLAN gets there and back, pings apart: no once it did not in [`MISSES`] rounds running. `None` while nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vxlan: Option<bool>,
 }
+
+/// Rounds running in which VXLAN has to be lost, while pings pass, before it counts as closed: the other machine hears of a new peer
+/// a moment later than this one.
+pub const MISSES: u32 = 2;
 
 impl WireFact {
     /// Whether it carries all it should.
     pub fn is_well(&self) -> bool {
-        self.reachable && self.mtu.is_some_and(|mtu| mtu >= self.needed)
+        self.reachable && self.mtu.is_some_and(|mtu| mtu >= self.needed) && self.vxlan != Some(false)
     }
 }
 
@@ -59,6 +69,9 @@ pub struct Wires {
     /// How long ago the oldest of them was found out, milliseconds; `None` while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
+    /// Of how many machines there are with a peer, when that is more than one round tries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u32>,
 }
 
 fn none_tried(facts: &BTreeMap<IpAddr, WireFact>) -> bool {
@@ -68,7 +81,7 @@ fn none_tried(facts: &BTreeMap<IpAddr, WireFact>) -> bool {
 impl Wires {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.facts.is_empty() && self.age_ms.is_none()
+        self.facts.is_empty() && self.age_ms.is_none() && self.of.is_none()
     }
 }
 
@@ -82,7 +95,7 @@ pub struct Tried {
 }
 
 /// Machines to try, by where they are met, and what a full packet to each becomes: those with a peer of ours, on the networks
-/// that are both here and there. At most [`WIRES_MAX`].
+/// that are both here and there.
 pub fn wanted(target: &Target) -> BTreeMap<IpAddr, u32> {
     let Some(own) = target.underlay else { return BTreeMap::new() };
     let mut widest: BTreeMap<u32, u32> = BTreeMap::new();
@@ -95,16 +108,38 @@ pub fn wanted(target: &Target) -> BTreeMap<IpAddr, u32> {
     for (vni, segment) in &target.peers {
         let Some(mtu) = widest.get(vni) else { continue };
         for machine in segment.machines().filter(|machine| machine.is_ipv4() == own.is_ipv4()) {
-            let is_full = wanted.len() >= WIRES_MAX;
-            let needed = mtu + overhead(machine);
-            match wanted.get_mut(&machine) {
-                Some(most) => *most = needed.max(*most),
-                None if is_full => {}
-                None => drop(wanted.insert(machine, needed)),
-            }
+            let most: &mut u32 = wanted.entry(machine).or_default();
+            *most = (mtu + overhead(machine)).max(*most);
         }
     }
     wanted
+}
+
+/// Machines of one round, out of `wanted`: all, as long as they are no more than [`WIRES_MAX`]. Else those that were not well when they were
+/// tried last, at most half, and then the next ones after `last`, in a circle; the last of these is returned too.
+pub fn turn(
+    wanted: &BTreeMap<IpAddr, u32>,
+    facts: &BTreeMap<IpAddr, WireFact>,
+    last: Option<IpAddr>,
+) -> (BTreeMap<IpAddr, u32>, Option<IpAddr>) {
+    if wanted.len() <= WIRES_MAX {
+        return (wanted.clone(), None);
+    }
+    let is_troubled = |machine: &IpAddr| facts.get(machine).is_some_and(|fact| !fact.is_well());
+    let troubled = wanted.iter().filter(|(machine, _)| is_troubled(machine)).take(WIRES_MAX / 2);
+    let mut round: BTreeMap<IpAddr, u32> = troubled.map(|(machine, size)| (*machine, *size)).collect();
+    let is_later = |machine: &IpAddr| last.is_none_or(|last| *machine > last);
+    let circle = wanted.iter().filter(|(machine, _)| is_later(machine));
+    let circle = circle.chain(wanted.iter().filter(|(machine, _)| !is_later(machine)));
+    let mut end = last;
+    for (machine, size) in circle {
+        if round.len() >= WIRES_MAX {
+            break;
+        }
+        round.insert(*machine, *size);
+        end = Some(*machine);
+    }
+    (round, end)
 }
 
 /// One round over one wire: which size to try next, until nothing is open.
@@ -150,6 +185,11 @@ impl Trial {
         }
     }
 
+    /// Whether the other machine answered any packet.
+    pub const fn reaches(&self) -> bool {
+        self.passed > 0
+    }
+
     /// Takes in whether a packet of `size` came back.
     pub fn answered(&mut self, size: u32, came_back: bool) {
         match came_back {
@@ -159,10 +199,11 @@ impl Trial {
     }
 
     /// What the round found, at `now`, after one that found `before`.
-    pub fn found(&self, before: Option<&WireFact>, now: Timestamp) -> WireFact {
+    pub fn found(&self, before: Option<&WireFact>, now: Timestamp, vxlan: Option<bool>) -> WireFact {
         let reachable = self.passed > 0;
         let since = before.filter(|before| before.reachable == reachable).map_or(now, |before| before.since);
-        WireFact { reachable, since, mtu: reachable.then_some(self.passed), needed: self.needed }
+        let vxlan = vxlan.filter(|_| reachable);
+        WireFact { reachable, since, mtu: reachable.then_some(self.passed), needed: self.needed, vxlan }
     }
 }
 
@@ -180,7 +221,7 @@ mod tests {
             assert!(sizes.len() < 24, "{sizes:?}");
             trial.answered(size, size <= width);
         }
-        (trial.found(before, Timestamp(now)), sizes)
+        (trial.found(before, Timestamp(now), Some(true)), sizes)
     }
 
     #[test]
@@ -197,13 +238,46 @@ mod tests {
         assert_eq!((same, sizes), (narrow, vec![1_450, SMALL, 1_400, 1_401]));
     }
 
+    #[test]
+    fn a_closed_port_is_no_good_wire() {
+        let (good, _) = round(1_500, 1_450, None, 1);
+        assert!(good.is_well() && WireFact { vxlan: None, ..good.clone() }.is_well(), "nobody knows of an old agent");
+        assert!(!WireFact { vxlan: Some(false), ..good }.is_well());
+        let (cut, _) = round(0, 1_450, None, 5);
+        assert_eq!(cut.vxlan, None, "what nothing gets through says nothing of VXLAN");
+    }
+
+    #[test]
+    fn with_very_many_machines_all_get_their_turn_and_the_troubled_every_time() {
+        let machine = |number: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number));
+        let count = 5_000_u32;
+        let wanted: BTreeMap<IpAddr, u32> = (0..count).map(|number| (machine(number), 1_450)).collect();
+        let mut facts: BTreeMap<IpAddr, WireFact> = BTreeMap::new();
+        let (mut last, mut tried) = (None, std::collections::BTreeSet::new());
+        for number in 0..8 {
+            let (round, end) = turn(&wanted, &facts, last);
+            assert_eq!(round.len(), WIRES_MAX);
+            let troubled: Vec<IpAddr> = facts.iter().filter(|(_, fact)| !fact.is_well()).map(|(at, _)| *at).collect();
+            assert!(troubled.iter().all(|machine| round.contains_key(machine)), "round {number}");
+            facts = round
+                .keys()
+                .map(|at| (*at, self::round(u32::from(*at > machine(40)) * 1_500, 1_450, None, 1).0))
+                .collect();
+            tried.extend(round.into_keys());
+            last = end;
+        }
+        assert_eq!(tried.len(), wanted.len(), "all were tried");
+        let few: BTreeMap<IpAddr, u32> = wanted.into_iter().take(3).collect();
+        assert_eq!(turn(&few, &facts, last), (few.clone(), None));
+    }
+
     proptest! {
         #[test]
         fn the_width_is_found_whatever_was_believed(
             width in 0_u32..10_000, needed in 0_u32..9_500, believed in proptest::option::of(0_u32..10_000),
         ) {
             let before = believed.map(|mtu| WireFact {
-                reachable: true, since: Timestamp(1), mtu: Some(mtu), needed,
+                reachable: true, since: Timestamp(1), mtu: Some(mtu), needed, vxlan: None,
             });
             let (found, sizes) = round(width, needed, before.as_ref(), 2);
             let needed = needed.max(SMALL);

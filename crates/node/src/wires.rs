@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  target ──► wanted machines ──► batches of AT_ONCE, a pause between ──► Links::probe, as often as each Trial asks ──► facts ──► reports
-//!                   ▲ every ROUND, and new ones at once                              ▲ one at an operator's word
+//!                   ▲ every ROUND, and new ones at once                       and once in VXLAN    ▲ one at an operator's word
 //! ```
 //! So the work grows with the machines our own instances have neighbours on, and what is sent is bounded whatever their number:
 //! [`AT_ONCE`] machines every [`PAUSE`], each with one packet where all is well. Nothing is kept on the disk: who starts anew tries
@@ -11,12 +11,12 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use base::watch;
-use host::link::{Packet, Probe};
+use host::link::{Packet, Probe, Through};
 use model::{
     part::Part,
     target::Target,
     time::Timestamp,
-    wire::{self, Trial, WireFact, Wires},
+    wire::{self, MISSES, Trial, WIRES_MAX, WireFact, Wires},
 };
 use tokio::time::Instant;
 
@@ -33,30 +33,62 @@ const PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Found {
     facts: Part<BTreeMap<IpAddr, WireFact>>,
+    /// Rounds running in which VXLAN was lost on the way to a machine that answers pings.
+    missed: BTreeMap<IpAddr, u32>,
     /// When the last whole round began, by the machine's clock.
     round_at: Option<Timestamp>,
+    /// How many machines there are, when they do not fit into one round.
+    of: Option<u32>,
 }
 
 impl Found {
+    /// Whether VXLAN gets to a machine, now that one more packet `came_back` or not.
+    fn vxlan(&mut self, machine: IpAddr, came_back: Option<bool>) -> Option<bool> {
+        let before = self.facts.get(&machine).and_then(|fact| fact.vxlan);
+        match came_back {
+            None => before,
+            Some(true) => {
+                self.missed.remove(&machine);
+                Some(true)
+            }
+            Some(false) => {
+                let missed = self.missed.entry(machine).or_default();
+                *missed = missed.saturating_add(1);
+                if *missed >= MISSES { Some(false) } else { before }
+            }
+        }
+    }
+
     /// As a report says it.
     pub(crate) fn wires(&self, now: Timestamp) -> Wires {
         let age_ms = self.round_at.filter(|_| !self.facts.is_empty()).map(|at| now.millis_since(at));
-        Wires { facts: self.facts.clone(), age_ms }
+        Wires { facts: self.facts.clone(), age_ms, of: self.of }
     }
 }
 
 /// Tries all wires, round after round, until shutdown.
 pub(crate) async fn follow(shared: Arc<Shared>, mut targets: watch::Receiver<Arc<Target>>) {
-    let mut next_round = Instant::now();
+    let (mut next_round, mut last) = (Instant::now(), None);
     loop {
         let target = targets.borrow_and_update().clone();
         let wanted = wire::wanted(&target);
-        keep_only(&shared, &wanted);
         let is_round = !wanted.is_empty() && Instant::now() >= next_round;
+        keep_only(&shared, &wanted);
         let known = shared.wires.borrow().facts.clone();
         let is_new = |machine: &IpAddr, needed: u32| known.get(machine).is_none_or(|fact| fact.needed != needed);
-        let some: Vec<(IpAddr, u32)> =
-            wanted.iter().map(|(at, size)| (*at, *size)).filter(|(at, size)| is_round || is_new(at, *size)).collect();
+        let some: Vec<(IpAddr, u32)> = match is_round {
+            true => {
+                let (round, end) = wire::turn(&wanted, &known, last);
+                last = end;
+                keep_only(&shared, &round);
+                round.into_iter().collect()
+            }
+            // Among very many every one is new most of the time: they wait for their turn.
+            false if wanted.len() > WIRES_MAX => Vec::new(),
+            false => wanted.iter().map(|(at, size)| (*at, *size)).filter(|(at, size)| is_new(at, *size)).collect(),
+        };
+        let of = u32::try_from(wanted.len()).ok().filter(|_| wanted.len() > WIRES_MAX);
+        shared.wires.send_if_modified(|found| std::mem::replace(&mut found.of, of) != of);
         let (began, began_at) = (Instant::now(), shared.now());
         let work = async {
             match target.underlay {
@@ -116,12 +148,13 @@ pub(crate) async fn try_one(shared: &Shared, machine: IpAddr) -> Result<WireFact
     found.ok_or_else(|| format!("this machine has no peer at {machine} any more"))
 }
 
-/// Forgets machines that no peer is on any more.
+/// Forgets machines that are none of `wanted`.
 fn keep_only(shared: &Shared, wanted: &BTreeMap<IpAddr, u32>) {
     shared.wires.send_if_modified(|found| {
         let gone = found.facts.keys().any(|machine| !wanted.contains_key(machine));
         if gone {
             found.facts.retain(|machine, _| wanted.contains_key(machine));
+            found.missed.retain(|machine, _| wanted.contains_key(machine));
         }
         gone
     });
@@ -149,17 +182,20 @@ async fn try_batch(shared: &Shared, from: IpAddr, batch: &[(IpAddr, u32)]) -> Re
             break;
         }
         let sizes: Vec<u32> = packets.iter().map(|packet| packet.size).collect();
-        let probe = Probe { from, packets, token: base::random::bits() };
+        let probe = Probe { from, packets, token: base::random::bits(), through: Through::Wire };
         let passed = shared.verbs.run("wires", move |host| host.links.probe(&probe)).await?;
         for ((at, size), passed) in at.into_iter().zip(sizes).zip(passed) {
             trials[at].1.answered(size, passed);
         }
     }
+    let there = trials.iter().filter(|(_, trial)| trial.reaches()).map(|(to, _)| *to).collect();
+    let tunnels = try_tunnels(shared, from, there).await;
     let now = shared.now();
     let changed = shared.wires.send_if_modified(|found| {
         let mut changed = false;
         for (to, trial) in &trials {
-            let fact = trial.found(found.facts.get(to), now);
+            let vxlan = found.vxlan(*to, tunnels.get(to).copied());
+            let fact = trial.found(found.facts.get(to), now, vxlan);
             if found.facts.get(to) != Some(&fact) {
                 tell(*to, found.facts.get(to), &fact);
                 found.facts.insert(*to, fact);
@@ -174,11 +210,28 @@ async fn try_batch(shared: &Shared, from: IpAddr, batch: &[(IpAddr, u32)]) -> Re
     Ok(())
 }
 
+/// Sends a small packet in VXLAN to each of `machines`; which of them sent it back. Nothing is said where this machine cannot try.
+async fn try_tunnels(shared: &Shared, from: IpAddr, machines: Vec<IpAddr>) -> BTreeMap<IpAddr, bool> {
+    let packets = machines.iter().map(|to| Packet { to: *to, size: wire::SMALL }).collect();
+    let probe = Probe { from, packets, token: base::random::bits(), through: Through::Tunnel };
+    match shared.verbs.run("tunnels", move |host| host.links.probe(&probe)).await {
+        Ok(passed) => machines.into_iter().zip(passed).collect(),
+        Err(error) => {
+            // Fabrics are made beside this; they may not be yet.
+            tracing::debug!(error = %base::errors::chain(&error), "VXLAN to other machines cannot be tried");
+            BTreeMap::new()
+        }
+    }
+}
+
 /// Says in the log what operators may have to look for later.
 fn tell(machine: IpAddr, before: Option<&WireFact>, now: &WireFact) {
     let (mtu, needed) = (now.mtu.unwrap_or(0), now.needed);
     match (before.is_none_or(WireFact::is_well), now.is_well()) {
         (_, false) if !now.reachable => tracing::warn!(%machine, "another machine does not answer"),
+        (_, false) if now.vxlan == Some(false) && mtu >= needed => {
+            tracing::warn!(%machine, "another machine answers pings and no VXLAN: its UDP port is closed on the way, or there");
+        }
         (_, false) => tracing::warn!(%machine, mtu, needed, "full packets do not pass to another machine"),
         (false, true) => tracing::info!(%machine, needed, "full packets pass to another machine again"),
         (true, true) => {}

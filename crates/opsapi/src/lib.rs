@@ -318,6 +318,9 @@ pub struct ServerView {
     /// How long ago at most it tried them, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wires_age_ms: Option<u64>,
+    /// Of how many machines these are its wires, when that is more than it tries in one round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wires_of: Option<u32>,
     /// Its clock beside the headnode's, as of its last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockReading>,

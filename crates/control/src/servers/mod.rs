@@ -170,6 +170,7 @@ fn view(control: &Control, server: Arc<Entry<Server>>) -> ServerView {
     let wires = heard.as_ref().map_or_else(Wires::default, |heard| Wires {
         facts: heard.wires.facts.clone(),
         age_ms: heard.wires_age_ms(now),
+        of: heard.wires.of,
     });
     let needed = |underlay| u32::from(control.config.fabric.mtu) + overhead(underlay);
     ServerView {

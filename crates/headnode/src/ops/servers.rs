@@ -84,6 +84,7 @@ fn listed(control: &Control, found: &servers::ServerView, names: &Names) -> Serv
         wires: wires(found, names, |fact| !fact.is_well()).take(LISTED_WIRES).collect(),
         wires_well: found.wires.facts.values().filter(|fact| fact.is_well()).count(),
         wires_age_ms: found.wires.age_ms,
+        wires_of: found.wires.of,
         clock: found.clock,
     }
 }

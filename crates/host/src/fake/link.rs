@@ -1,7 +1,7 @@
 //! Bridges and NICs in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,7 +17,7 @@ use super::Faults;
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus, Packet, Probe},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Packet, Probe, Through},
 };
 
 /// The links of one machine in memory. Clones share them.
@@ -33,6 +33,8 @@ struct State {
     fabrics: FabricSet,
     /// Largest packet of the wires that are not well.
     wires: BTreeMap<IpAddr, u32>,
+    /// Machines that VXLAN does not reach.
+    closed: BTreeSet<IpAddr>,
 }
 
 impl LinkMachine {
@@ -54,6 +56,15 @@ impl LinkMachine {
     /// From now on packets larger than `width` bytes are lost on the way to `machine`: all of them when it is 0.
     pub fn narrow_wire(&self, machine: IpAddr, width: u32) {
         self.lock().wires.insert(machine, width);
+    }
+
+    /// From now on VXLAN does not get to `machine`, or does again.
+    pub fn close_tunnel(&self, machine: IpAddr, is_closed: bool) {
+        let mut state = self.lock();
+        match is_closed {
+            true => state.closed.insert(machine),
+            false => state.closed.remove(&machine),
+        };
     }
 
     /// Somebody deletes the machine's bridges; the NICs stay, as ports of nothing.
@@ -153,7 +164,9 @@ impl Links for FakeLinks {
     fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
         self.faults.pass("links.probe", "")?;
         let state = self.machine.lock();
-        let passes = |packet: &Packet| state.wires.get(&packet.to).is_none_or(|width| packet.size <= *width);
+        let is_open = |to| probe.through == Through::Wire || !state.closed.contains(&to);
+        let is_wide = |packet: &Packet| state.wires.get(&packet.to).is_none_or(|width| packet.size <= *width);
+        let passes = |packet: &Packet| is_open(packet.to) && is_wide(packet);
         Ok(probe.packets.iter().map(passes).collect())
     }
 

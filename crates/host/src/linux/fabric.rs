@@ -21,7 +21,7 @@ use super::{
     netlink::Socket,
     router,
     rules_kept::Loaded,
-    underlay,
+    underlay, wires,
 };
 use crate::{
     error::{Error, Result},
@@ -31,7 +31,7 @@ use crate::{
 
 /// Messages sent in one go. All are answered before the first answer is read, and each answer counts with some 800 bytes against a
 /// socket's buffer, which holds 208 KiB: half of it.
-const BATCH: usize = 128;
+pub(super) const BATCH: usize = 128;
 
 /// Rules this process loaded for fabrics.
 #[derive(Debug, Default)]
@@ -64,7 +64,8 @@ pub(super) fn program(ours: &LinuxLinks, names: &LinkNames, wanted: &FabricSet, 
         tell_remotes(&mut host, &vxlan, segment)?;
         tell_neighbours(&mut host, &bridge, segment)?;
     }
-    router::program(names, wanted, &there, rules)
+    router::program(names, wanted, &there, rules)?;
+    wires::program(names, wanted)
 }
 
 fn ensure_vxlan(host: &mut Socket, names: &LinkNames, tunnel: Tunnel, bridge: &Link, mtu: u32) -> Result<Link> {

@@ -2,7 +2,7 @@
 //!
 //! Numbers are those of the kernel's `if_link.h` and `neighbour.h`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, os::fd::RawFd};
 
 use model::id::MacAddr;
 
@@ -20,11 +20,13 @@ const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const AF_INET6: u8 = 10;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -65,17 +67,30 @@ pub(super) fn new_vxlan(name: &str, tunnel: Tunnel, bridge: u32, mtu: u32) -> Me
         .attr(IFLA_MTU, &mtu.to_ne_bytes())
         .attr(IFLA_MASTER, &bridge.to_ne_bytes())
         .nest(IFLA_LINKINFO, &[], |info| {
-            info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &[], |data| {
-                let data = match tunnel.local {
-                    IpAddr::V4(local) => data.attr(IFLA_VXLAN_LOCAL, &local.octets()),
-                    IpAddr::V6(local) => data.attr(IFLA_VXLAN_LOCAL6, &local.octets()),
-                };
-                data.attr(IFLA_VXLAN_ID, &tunnel.vni.to_ne_bytes())
-                    .attr(IFLA_VXLAN_TTL, &[TTL])
-                    .attr(IFLA_VXLAN_LEARNING, &[0])
-                    .attr(IFLA_VXLAN_PORT, &tunnel.port.to_be_bytes())
-            })
+            info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &[], |data| described(data, tunnel))
         })
+}
+
+/// Makes a VXLAN device in a network namespace, which sends and hears from this one: it learns nothing.
+pub(super) fn new_inner_vxlan(name: &str, tunnel: Tunnel, netns: RawFd, mac: MacAddr) -> Message {
+    Message::new(RTM_NEWLINK, flag::CREATE | flag::EXCL, &[0; 16])
+        .text(IFLA_IFNAME, name)
+        .attr(IFLA_ADDRESS, &mac.0)
+        .attr(IFLA_NET_NS_FD, &netns.to_ne_bytes())
+        .nest(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &[], |data| described(data, tunnel))
+        })
+}
+
+fn described(data: Message, tunnel: Tunnel) -> Message {
+    let data = match tunnel.local {
+        IpAddr::V4(local) => data.attr(IFLA_VXLAN_LOCAL, &local.octets()),
+        IpAddr::V6(local) => data.attr(IFLA_VXLAN_LOCAL6, &local.octets()),
+    };
+    data.attr(IFLA_VXLAN_ID, &tunnel.vni.to_ne_bytes())
+        .attr(IFLA_VXLAN_TTL, &[TTL])
+        .attr(IFLA_VXLAN_LEARNING, &[0])
+        .attr(IFLA_VXLAN_PORT, &tunnel.port.to_be_bytes())
 }
 
 /// Makes a VXLAN device a port that learns nothing, is flooded with nothing, and whose addresses the bridge answers for; up.
@@ -142,6 +157,19 @@ pub(super) fn add_remote(vxlan: u32, mac: MacAddr, machine: IpAddr) -> Message {
     neighbour(RTM_NEWNEIGH, flags, AF_BRIDGE, vxlan, NUD_NOARP | NUD_REACHABLE, NTF_SELF | NTF_MASTER)
         .attr(NDA_LLADDR, &mac.0)
         .attr(NDA_DST, &octets(machine))
+}
+
+/// Says behind which machine an Ethernet address is, to a VXLAN device without a bridge.
+pub(super) fn add_lone_remote(vxlan: u32, mac: MacAddr, machine: IpAddr) -> Message {
+    let flags = flag::CREATE | flag::REPLACE;
+    neighbour(RTM_NEWNEIGH, flags, AF_BRIDGE, vxlan, NUD_NOARP | NUD_REACHABLE, NTF_SELF)
+        .attr(NDA_LLADDR, &mac.0)
+        .attr(NDA_DST, &octets(machine))
+}
+
+/// Takes back what [`add_lone_remote`] said.
+pub(super) fn delete_lone_remote(vxlan: u32, mac: MacAddr) -> Message {
+    neighbour(RTM_DELNEIGH, 0, AF_BRIDGE, vxlan, 0, NTF_SELF).attr(NDA_LLADDR, &mac.0)
 }
 
 /// Takes back what [`add_remote`] said, from the device and from the bridge.

@@ -47,7 +47,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus, Probe},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Probe, Through},
 };
 
 /// Most NICs of an instance, as CloudAPI has it.
@@ -316,7 +316,10 @@ impl Links for LinuxLinks {
     }
 
     fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
-        super::probe::probe(probe)
+        match probe.through {
+            Through::Wire => super::probe::probe(probe),
+            Through::Tunnel => super::wires::probe(&self.names, probe),
+        }
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

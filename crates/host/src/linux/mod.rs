@@ -32,3 +32,4 @@ mod router;
 mod rules_kept;
 mod sight;
 mod underlay;
+mod wires;

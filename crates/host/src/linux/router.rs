@@ -50,7 +50,7 @@ use crate::{
 };
 
 /// Where namespaces with names live, as `ip netns` has it.
-const NAMESPACES: &str = "/run/netns";
+pub(super) const NAMESPACES: &str = "/run/netns";
 
 /// Connections a tenant may have to the outside at once from one machine: a quarter of what the kernel tracks by default, so that
 /// no tenant can use up the table.
@@ -320,7 +320,7 @@ fn port_inside(vni: u32) -> String {
 
 // === Namespaces ===
 
-fn namespace_prefix(names: &LinkNames) -> String {
+pub(super) fn namespace_prefix(names: &LinkNames) -> String {
     format!("neso-{}-", names.prefix())
 }
 
@@ -329,7 +329,7 @@ fn namespace(names: &LinkNames, owner: AccountId) -> PathBuf {
 }
 
 /// Makes a namespace that is bound to `path`, unless there is one.
-fn ensure_namespace(path: &Path) -> Result<PathBuf> {
+pub(super) fn ensure_namespace(path: &Path) -> Result<PathBuf> {
     let doing = |what: &str| format!("{what} `{}`", path.display());
     if let Ok(file) = File::open(path)
         && inside_of(&file, || Ok(())).is_ok()
@@ -359,15 +359,24 @@ fn remove_strangers(names: &LinkNames, wanted: &FabricSet) -> Result<()> {
         if wanted.routers.contains_key(&owner) {
             continue;
         }
-        let path = entry.path();
-        match umount2(&path, MntFlags::MNT_DETACH) {
-            // The file of a namespace that was never made.
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(errno) => return Err(Error::os(format!("unbind `{}`", path.display()), errno.into())),
-        }
-        fs::remove_file(&path).map_err(|source| Error::os(format!("remove `{}`", path.display()), source))?;
+        remove_namespace(&entry.path())?;
     }
     Ok(())
+}
+
+/// Removes the namespace that is bound to `path`, if there is one, with all that is in it.
+pub(super) fn remove_namespace(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // The file of a namespace that was never made, or not even that.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(errno) => return Err(Error::os(format!("unbind `{}`", path.display()), errno.into())),
+    }
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::os(format!("remove `{}`", path.display()), source))
+        }
+        _ => Ok(()),
+    }
 }
 
 // === Rules ===

@@ -178,6 +178,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                     .collect::<BTreeMap<_, _>>()
                     .into(),
                 age_ms,
+                of: age_ms.and_then(|age| u32::try_from(age).ok()),
             },
             clock: age_ms.map(|age| ClockReading { ahead_ms: 4 - age.cast_signed(), within_ms: age }),
             headnode: None,
@@ -186,7 +187,7 @@ fn any_report() -> impl Strategy<Value = Report> {
 }
 
 fn wire(reachable: bool, mtu: u32) -> WireFact {
-    WireFact { reachable, since: Timestamp(1), mtu: Some(mtu), needed: 2 }
+    WireFact { reachable, since: Timestamp(1), mtu: Some(mtu), needed: 2, vxlan: (mtu > 1).then_some(reachable) }
 }
 
 fn fact(state: ZoneState, starts_done: u64) -> ZoneFact {

@@ -70,7 +70,8 @@ impl Scene {
             Ok(Sight { nic: Some(true), filters: Some(true), router: false, tunnel: Some(tunnel) })
         };
         let wire = || {
-            let fact = WireFact { reachable: true, since: Timestamp(0), mtu: Some(1_450), needed: 1_450 };
+            let fact =
+                WireFact { reachable: true, since: Timestamp(0), mtu: Some(1_450), needed: 1_450, vxlan: Some(true) };
             Ok(Tried { fact, age_ms: 12_000 })
         };
         Self {

@@ -303,7 +303,10 @@ fn wires(view: &ServerView) -> String {
     let troubled = view.wires.iter().filter(|wire| !wire.fact.is_well()).count();
     match view.wires_age_ms {
         None => "none is tried: no instance here has a neighbour elsewhere".to_owned(),
-        Some(age) => format!("{} well, {troubled} not, tried {} ago", view.wires_well, duration(age)),
+        Some(age) => {
+            let of = view.wires_of.map(|of| format!(" of {of}, the others in turn")).unwrap_or_default();
+            format!("{} well, {troubled} not, tried {} ago{of}", view.wires_well, duration(age))
+        }
     }
 }
 
@@ -312,6 +315,9 @@ pub(crate) fn wire_trouble(wire: &WireView) -> String {
     let WireView { machine, hostname, fact } = wire;
     let to = hostname.as_ref().map_or_else(|| machine.to_string(), |name| format!("{name} ({machine})"));
     match fact.mtu {
+        Some(mtu) if mtu >= fact.needed => {
+            format!("to {to}: it answers pings and no VXLAN, whose UDP port is closed on the way, or there")
+        }
         Some(mtu) => format!("to {to}: up to {mtu} bytes arrive whole, and {} are needed", fact.needed),
         None => format!("to {to}: no answer since {}", fact.since),
     }

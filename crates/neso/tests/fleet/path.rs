@@ -30,6 +30,7 @@ fn an_operator_hears_where_a_packet_between_machines_stops() {
     site.blocked();
     site.six();
     site.cut();
+    site.closed();
     site.narrow();
     site.stopped();
 }
@@ -234,6 +235,29 @@ impl Site {
         isolate("off");
         self.wait_whole(&["--probe"]);
         assert!(self.pings(FULL), "it is whole again");
+    }
+
+    /// A firewall on one machine lets pings through and no VXLAN.
+    fn closed(&self) {
+        let [_, machine] = self.machines();
+        machine.space.run("nft add table inet closed");
+        machine.space.run("nft add chain inet closed input { type filter hook input priority -300 ; }");
+        machine.space.run("nft add rule inet closed input udp dport 4789 drop");
+        assert!(!self.pings(56), "tenants' packets do not arrive");
+        let said = self.wait_stops(&["--probe"], &[("m1", "wire"), ("m2", "wire back")]);
+        assert!(said.contains("m2 answers pings and no VXLAN: its UDP port is closed"), "{said}");
+        self.fleet.wait("the operator to see it at the machine", || {
+            let server = self.fleet.server(self.machines()[0]);
+            let wire = &server["wires"][0];
+            (&wire["reachable"], &wire["vxlan"], &wire["mtu"]) == (&json!(true), &json!(false), &json!(1_450))
+                && server["wires_well"] == 0
+        });
+        let doctor = self.fleet.head.run(&["doctor"]);
+        let doctor = String::from_utf8_lossy(&doctor.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(doctor.contains("from m1 to m2 (10.77.0.12): it answers pings and no VXLAN"), "{doctor}");
+        machine.space.run("nft delete table inet closed");
+        self.wait_whole(&["--probe"]);
+        assert!(self.pings(FULL), "it is open again");
     }
 
     /// One machine's interface takes less than full packets of the network become.

@@ -11,7 +11,7 @@ use std::{
 use host::{
     fabric::{FabricSet, Segment},
     fake::{Faults, link::FakeLinks, link::LinkMachine},
-    link::{LinkNames, Links, NetworkSetup},
+    link::{LinkNames, Links, NetworkSetup, Packet, Probe, Through},
     linux::link::LinuxLinks,
 };
 use ipnet::Ipv6Net;
@@ -229,6 +229,51 @@ fn the_kernel_holds_exactly_the_peers_and_puts_back_what_was_taken() {
         assert_eq!((seen.0, seen.1, seen.2), (0, 0, 0), "{seen:?}");
         links.program(&FabricSet::default()).expect("nothing");
         assert!(!run(&["ip", "link"]).contains("yfx000009"));
+    });
+}
+
+/// Machines that share a segment try VXLAN itself: what closes its port alone is found out, and nothing else is reached that way.
+#[test]
+fn vxlan_is_tried_apart_from_pings() {
+    in_host(|| {
+        let [mut one, mut two] = two_machines(["wa", "wb"]);
+        let network = tenant_network(AccountId::random(), 41, "10.0.0.0/24");
+        one.join(&network);
+        two.join(&network);
+        let tried = |machine: &Machine, to: Ipv4Addr, through| {
+            let packets = vec![Packet { to: to.into(), size: 96 }];
+            let probe = Probe { from: machine.underlay.into(), packets, token: 7, through };
+            machine.space.enter(|| machine.links.probe(&probe)).ok().map(|passed| passed[0])
+        };
+        let both = |from: &Machine, to: &Machine| {
+            [Through::Wire, Through::Tunnel].map(|through| tried(from, to.underlay, through))
+        };
+        assert_eq!(both(&one, &two), [Some(true), None], "without a neighbour there is nothing to try it in");
+        let (here, there) = (one.zone(&network, 1), two.zone(&network, 2));
+        one.meet(41, &there, &two);
+        assert_eq!(both(&one, &two), [Some(true), Some(false)], "the other was not told yet");
+        two.meet(41, &here, &one);
+        assert_eq!(both(&one, &two), [Some(true); 2]);
+        assert_eq!(both(&two, &one), [Some(true); 2]);
+
+        two.space.run(&["nft", "add table inet t; add chain inet t i { type filter hook input priority -300; }; add rule inet t i udp dport 4789 drop"]);
+        assert_eq!(both(&one, &two), [Some(true), Some(false)], "the request is lost");
+        assert_eq!(both(&two, &one), [Some(true), Some(false)], "the answer is");
+        two.space.run(&["nft", "delete table inet t"]);
+        assert_eq!(both(&one, &two), [Some(true); 2]);
+
+        // A look puts back what somebody took, and the port may become another.
+        one.space.run(&["ip", "netns", "exec", "neso-wa-wires", "ip", "link", "delete", "wax000000"]);
+        assert_eq!(both(&one, &two)[1], None, "its own address there is gone too");
+        (one.set.port, two.set.port) = (4_790, 4_790);
+        one.program();
+        two.program();
+        assert_eq!(both(&one, &two), [Some(true); 2]);
+
+        one.set.segments.get_mut(&41).expect("its segment").peers.clear();
+        one.program();
+        assert_eq!(both(&one, &two), [Some(true), None], "it goes with the last peer");
+        assert!(!std::path::Path::new("/run/netns/neso-wa-wires").exists());
     });
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use host::{
     fake::{Faults, link::FakeLinks, link::LinkMachine},
-    link::{LinkNames, Links, Packet, Probe},
+    link::{LinkNames, Links, Packet, Probe, Through},
     linux::link::LinuxLinks,
 };
 
@@ -23,7 +23,12 @@ use super::{
 fn tried(links: &dyn Links, from: &str, to: &str, sizes: &[u32]) -> Vec<bool> {
     let to: IpAddr = to.parse().expect("an address");
     let packets = sizes.iter().map(|size| Packet { to, size: *size }).collect();
-    let probe = Probe { from: from.parse().expect("an address"), packets, token: 0x1234_5678_9abc_def0 };
+    let probe = Probe {
+        from: from.parse().expect("an address"),
+        packets,
+        token: 0x1234_5678_9abc_def0,
+        through: Through::Wire,
+    };
     links.probe(&probe).expect("a probe")
 }
 
@@ -87,7 +92,7 @@ fn what_arrives_whole_passes() {
         look([false; 6]);
         let nowhere = one.enter(|| tried(&links, "10.98.1.1", "10.98.7.7", &[96]));
         assert_eq!(nowhere, [false], "no route is no answer");
-        let strange = Probe { from: [10, 98, 77, 1].into(), packets: Vec::new(), token: 1 };
+        let strange = Probe { from: [10, 98, 77, 1].into(), packets: Vec::new(), token: 1, through: Through::Wire };
         assert!(one.enter(|| links.probe(&strange)).is_err(), "that is not its own address");
     });
 }
