@@ -90,10 +90,10 @@ fn hooks(text: &mut String, bridges: &str, zones: &str) {
         r#"chain known {{ }}
 chain stamp {{ }}
 chain passing {{
+    jump known
     ct direction reply ct state established accept
     ct state related accept
     icmpv6 type {{ 133, 134, 135, 136 }} accept
-    jump known
 }}
 chain zoning {{
     type filter hook prerouting priority raw; policy accept;
@@ -267,8 +267,8 @@ fn layer(text: &mut String, scope: &Scope<'_>, target: &FirewallTarget, id: Laye
     let table = scope.table;
     let Some(layer) = target.layers.get(&id) else { return };
     for one in target.matches(id) {
-        for [peers, traffic] in conditions(&one, layer.direction) {
-            let condition = format!("{} {}", peers.text(), traffic.text());
+        for [first, then] in conditions(&one, layer.direction) {
+            let condition = format!("{} {}", first.text(), then.text());
             if let Some(mark) = mark(&one, layer) {
                 let rate = format!("limit rate {LOG_RATE}/second burst {LOG_BURST} packets");
                 let group = scope.log_group.map_or_else(String::new, |group| format!(" group {group}"));

@@ -50,13 +50,18 @@ const ESP: u8 = 50;
 const AH: u8 = 51;
 const ICMP6: u8 = 58;
 
-/// The conditions of which one must hold, each a list of terms that all must: peers of either family times kinds of traffic.
+/// The conditions of which one must hold, each a list of terms that all must: peers of either family times kinds of traffic. What costs less comes
+/// first, since most rules do not fit a packet: a port is a comparison, a set of peers is looked up. (A kind of ICMP tells the family too, which
+/// `nft` would write down twice.)
 pub(super) fn conditions(one: &Match, direction: Direction) -> Vec<[Term; 2]> {
     let mut all = Vec::new();
     for family in [Family::Four, Family::Six] {
         let traffic = traffic(&one.traffic, family);
         for peers in peers(&one.peers, direction, family) {
-            all.extend(traffic.iter().map(|traffic| [peers.clone(), traffic.clone()]));
+            all.extend(traffic.iter().map(|traffic| match traffic {
+                Term::Icmp(..) => [peers.clone(), traffic.clone()],
+                _ => [traffic.clone(), peers.clone()],
+            }));
         }
     }
     all
