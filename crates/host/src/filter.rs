@@ -153,7 +153,7 @@ pub trait Filters: Send + Sync {
     fn apply_firewall(&self, wanted: &Firewall) -> Result<()>;
 
     /// What rules log from the next [`Filters::apply_firewall`] on, for one reader, as long as it reads. Before somebody asks for it, and where the
-    /// kernel cannot hand it out, they log to the machine's kernel log.
+    /// kernel cannot hand it out, they log to the machine's kernel log; rules that do when it is first handed out are not [`Filters::intact`].
     fn logged(&self) -> Result<Receiver<LogNews>>;
 
     /// Whether what the last [`Filters::apply`] and [`Filters::apply_firewall`] made is still in force, all of it. Others flush rule sets: a restart of

@@ -12,9 +12,10 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use base::channel::Receiver;
+use base::{backoff::Backoff, channel::Receiver};
 use host::filter::{LogNews, Logged};
 use model::firewall::log::{LogEntry, LogFilter, protocol_name};
 use nodeapi::inquiry::{FIREWALL_LOG_MAX_LINES, FirewallLogPage};
@@ -29,6 +30,10 @@ const PAGE_BYTES: u64 = 4 << 20;
 
 /// Bytes of the file's end that are read at the start: about as many lines as are held.
 const READ_BACK_BYTES: u64 = 2 << 20;
+
+/// Shortest and longest pause before the kernel is asked again for a log that it did not hand out.
+const ASK_FLOOR: Duration = Duration::from_millis(500);
+const ASK_CEILING: Duration = Duration::from_secs(60);
 
 /// Lines written at once.
 const AT_ONCE: usize = 256;
@@ -186,16 +191,42 @@ impl FromStr for Mark {
 pub(crate) async fn open(verbs: &Verbs, config: &AgentConfig, now_ms: i64) -> (FirewallLog, Option<Receiver<LogNews>>) {
     let news = verbs.run("firewall log", |host| host.filters.logged()).await;
     if let Err(error) = &news {
-        tracing::warn!(error = %base::errors::chain(error), "rules of the firewall log to this machine's kernel log");
+        tracing::warn!(error = %base::errors::chain(error), "rules of the firewall log to this machine's kernel log for now");
     }
     // Two runs do not begin within a millisecond.
     let run = u64::try_from(now_ms).unwrap_or(0);
     (FirewallLog::open(config.data_dir.join("firewall.log"), run), news.ok())
 }
 
-/// Reads what the rules log until shutdown. Without `news` they log to the kernel's log.
-pub(crate) async fn keep(shared: Arc<Shared>, news: Option<Receiver<LogNews>>) {
-    let Some(mut news) = news else { return };
+/// Reads what the rules log until shutdown. While there are no `news` they log to the kernel's log, and it is asked for again: an agent that
+/// ended a moment ago may be heard still.
+pub(crate) async fn keep(shared: Arc<Shared>, mut news: Option<Receiver<LogNews>>) {
+    let mut pauses = Backoff::new(ASK_FLOOR, ASK_CEILING);
+    loop {
+        if let Some(news) = news.take() {
+            pauses.reset();
+            read(&shared, news).await;
+        }
+        tokio::select! {
+            biased;
+            () = shared.shutdown.wait() => return,
+            () = tokio::time::sleep(pauses.next_delay()) => {}
+        }
+        // What rules that are in force already log to is mended with the next look at them.
+        match shared.verbs.run("firewall log", |host| host.filters.logged()).await {
+            Ok(again) => {
+                tracing::info!("rules of the firewall are read from now on");
+                news = Some(again);
+            }
+            Err(error) => {
+                tracing::debug!(error = %base::errors::chain(&error), "the firewall's log is still not handed out")
+            }
+        }
+    }
+}
+
+/// Reads until shutdown, or until nothing more will come.
+async fn read(shared: &Arc<Shared>, mut news: Receiver<LogNews>) {
     loop {
         let first = tokio::select! {
             biased;
@@ -209,7 +240,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, news: Option<Receiver<LogNews>>) {
         let mut lines = Vec::new();
         for one in std::iter::once(first).chain(more).take(AT_ONCE) {
             match one {
-                LogNews::Packet(logged) => lines.push(line(&shared, logged)),
+                LogNews::Packet(logged) => lines.push(line(shared, logged)),
                 LogNews::Lost(count) => {
                     tracing::warn!(count, "lines of the firewall's log were lost: too many at once")
                 }

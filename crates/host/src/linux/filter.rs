@@ -132,6 +132,12 @@ impl LinuxFilters {
         Ok(true)
     }
 
+    /// Where the firewall is written, in the table of that name.
+    fn scope<'a>(&'a self, table: &'a str) -> Scope<'a> {
+        let log_group = self.is_read.load(Ordering::Acquire).then(|| number_of_name(table));
+        Scope { table, names: &self.names, log_group }
+    }
+
     /// Name of the firewall's own tables.
     fn firewall_table(&self) -> String {
         format!("{}_fw", self.table)
@@ -178,8 +184,8 @@ impl Filters for LinuxFilters {
     fn apply_firewall(&self, wanted: &Firewall) -> Result<()> {
         let mut enforced = self.enforced.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.firewall_table();
-        let log_group = self.is_read.load(Ordering::Acquire).then(|| number_of_name(&table));
-        let scope = Scope { table: &table, names: &self.names, log_group };
+        let scope = self.scope(&table);
+        let log_group = scope.log_group;
         firewall::apply(&scope, &mut enforced, wanted, &mut open()?)?;
         let logs = log_group.is_some() && wanted.target.rules.values().any(|rule| rule.log);
         self.owners.set(if logs { wanted.places.clone() } else { BTreeMap::new() });
@@ -197,7 +203,7 @@ impl Filters for LinuxFilters {
         if let Some(held) = enforced.as_mut() {
             let mut socket = open()?;
             let now = watch::generation(&mut socket)?;
-            if !firewall::intact(&self.firewall_table(), held, now, &mut socket)? {
+            if !firewall::intact(&self.scope(&self.firewall_table()), held, now, &mut socket)? {
                 // The next application writes everything.
                 *enforced = None;
                 return Ok(false);

@@ -22,6 +22,8 @@ pub(super) struct Enforced {
     firewall: Firewall,
     handles: Vec<Option<Vec<u8>>>,
     stamp: u32,
+    /// Where its rules log to.
+    log_group: Option<u16>,
     /// Our rules as the kernel showed them when they were last found whole, and its count of changes then.
     seen: Option<(u32, Vec<Vec<u8>>)>,
 }
@@ -33,7 +35,8 @@ pub(super) fn apply(
     wanted: &Firewall,
     socket: &mut Socket,
 ) -> Result<()> {
-    let table = scope.table;
+    let (table, log_group) = (scope.table, scope.log_group);
+    let enforced = |handles, stamp| Enforced { firewall: wanted.clone(), handles, stamp, log_group, seen: None };
     let before = held.as_ref().map(|held| bridges(&held.firewall)).unwrap_or_default();
     let after = bridges(wanted);
     if after.is_empty() {
@@ -41,22 +44,23 @@ pub(super) fn apply(
             command::run("nft", &["-f", "-"], &rules::removal(table))?;
         }
         track(&before, false)?;
-        *held = Some(Enforced { firewall: wanted.clone(), handles: handles(table, socket)?, stamp: 0, seen: None });
+        *held = Some(enforced(handles(table, socket)?, 0));
         return Ok(());
     }
     if let Some(known) = held.as_mut()
         && !before.is_empty()
+        && known.logs_to(log_group)
         && handles(table, socket)? == known.handles
     {
         let stamp = known.stamp.wrapping_add(1).max(1);
         match difference(scope, &known.firewall, wanted, stamp) {
             Difference::Nothing => {
-                known.firewall = wanted.clone();
+                (known.firewall, known.log_group) = (wanted.clone(), log_group);
                 return Ok(());
             }
             Difference::Some(batch) => match batch.send(socket) {
                 Ok(()) => {
-                    *known = Enforced { firewall: wanted.clone(), handles: known.handles.clone(), stamp, seen: None };
+                    *known = enforced(known.handles.clone(), stamp);
                     track(&after, true)?;
                     return track(&before.difference(&after).cloned().collect(), false);
                 }
@@ -74,15 +78,26 @@ pub(super) fn apply(
     command::run("nft", &["-f", "-"], &rules::whole(scope, wanted, stamp))?;
     track(&after, true)?;
     track(&before.difference(&after).cloned().collect(), false)?;
-    *held = Some(Enforced { firewall: wanted.clone(), handles: handles(table, socket)?, stamp, seen: None });
+    *held = Some(enforced(handles(table, socket)?, stamp));
     Ok(())
 }
 
-/// Whether the kernel still has what was applied; `generation` is its count of changes.
-pub(super) fn intact(table: &str, held: &mut Enforced, generation: u32, socket: &mut Socket) -> Result<bool> {
+impl Enforced {
+    /// Whether what its rules log goes there, as far as any does.
+    fn logs_to(&self, group: Option<u16>) -> bool {
+        self.log_group == group || !self.firewall.target.rules.values().any(|rule| rule.log)
+    }
+}
+
+/// Whether the kernel still has what was applied, and its rules log to where they should by now; `generation` is its count of changes.
+pub(super) fn intact(scope: &Scope<'_>, held: &mut Enforced, generation: u32, socket: &mut Socket) -> Result<bool> {
+    let table = scope.table;
     let walled = bridges(&held.firewall);
     if walled.is_empty() {
         return Ok(true);
+    }
+    if !held.logs_to(scope.log_group) {
+        return Ok(false);
     }
     // Somebody may have made a bridge anew.
     track(&walled, true)?;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     fleet::{Fleet, WORLD},
     guest::{Door, Guest, Outside},
-    lies, six,
+    lies, logging, six,
     space::Space,
     wire::{Nic, Wire, contains},
 };
@@ -54,6 +54,7 @@ fn tenants_networks_span_machines_and_need_no_headnode() {
     six::outside(&site, &fleet, &world);
     let rule = site.firewall(&fleet);
     six::firewall(&site, &fleet);
+    logging::of_several_machines(&site, &fleet);
     let mut agent = site.alone(&mut fleet, &world, &rule);
     site.departure(&fleet);
     agent.kill().expect("our own process");

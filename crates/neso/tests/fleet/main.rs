@@ -13,6 +13,7 @@ mod headnodes;
 mod join;
 #[path = "../common/lies.rs"]
 mod lies;
+mod logging;
 mod path;
 mod rebuild;
 mod six;

@@ -1,8 +1,11 @@
 //! Rules of the firewall in an operator's hands: made, changed, refused, and in force on a real machine when the command returns.
 
 use std::{
+    io::Read as _,
     net::{SocketAddr, TcpStream},
-    process::Command,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -111,7 +114,39 @@ fn lines_reach_the_operator(datacenter: &Datacenter, instance: &str) {
     assert!(datacenter.good(&["adm", "firewall", "log"]).contains("reject in  walled: tcp "));
     let wrong = datacenter.run(&["adm", "firewall", "log", "--lines", "9999"]);
     assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stderr).contains("lines: is 9999"), "{wrong:?}");
+    follows(datacenter, &rule, to);
     datacenter.good(&["adm", "firewall", "delete", &rule]);
+}
+
+/// Whoever follows sees what was there, then what comes, each line once and as it comes.
+fn follows(datacenter: &Datacenter, rule: &str, to: SocketAddr) {
+    let listed = |text: &str| text.lines().filter(|line| line.contains("reject in  walled: tcp ")).count();
+    let there = listed(&datacenter.good(&["adm", "firewall", "log", "--rule", rule]));
+    let mut command = datacenter.command(&["adm", "firewall", "log", "--rule", rule, "--follow"]);
+    let mut following = command.stdout(Stdio::piped()).spawn().expect("the binary under test runs");
+    let mut output = following.stdout.take().expect("it is piped");
+    let heard = Arc::new(Mutex::new(String::new()));
+    let hearing = {
+        let heard = heard.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = output.read(&mut buffer) {
+                heard.lock().expect("nobody panicked").push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+        })
+    };
+    let seen = || listed(&heard.lock().expect("nobody panicked"));
+    datacenter.wait("what was there", || seen() == there);
+    for more in 1..=3 {
+        assert!(TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_err(), "it is dropped");
+        datacenter.wait("a line more", || seen() >= there + more);
+    }
+    assert!(following.try_wait().expect("our own process").is_none(), "it goes on");
+    following.kill().expect("our own process");
+    following.wait().expect("our own process");
+    hearing.join().expect("nobody panicked");
+    let all = listed(&datacenter.good(&["adm", "firewall", "log", "--rule", rule]));
+    assert!(seen() <= all, "{} lines told of {all}", seen());
 }
 
 /// The firewall's table in the kernel's packet filter, as text.

@@ -429,6 +429,30 @@ async fn what_rules_log_is_told_and_survives_the_agent() {
 }
 
 #[tokio::test]
+async fn a_log_that_was_not_handed_out_is_asked_for_again() {
+    let world = World::new();
+    world.machine.faults.arm("filters.logged", 3, "another agent reads it still");
+    let agent = world.start();
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    let line = || Logged {
+        rule: FirewallRuleId::random(),
+        action: Action::Block,
+        direction: Direction::Inbound,
+        instance: id,
+        packet: LoggedPacket {
+            source: "192.0.2.7".parse().unwrap(),
+            destination: "10.88.0.10".parse().unwrap(),
+            protocol: 17,
+            ports: None,
+            icmp: None,
+        },
+    };
+    eventually("somebody to read", || world.machine.filters.log(line())).await;
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn what_somebody_took_away_comes_back() {
     let world = World::new();
     let agent = world.start();

@@ -6,7 +6,11 @@ use std::{
 };
 
 use base::channel::Receiver;
-use host::filter::{Filters, LogNews, Logged};
+use host::{
+    filter::{Filters, LogNews, Logged},
+    link::LinkNames,
+    linux::filter::LinuxFilters,
+};
 use model::firewall::{Action, Direction};
 
 use super::{
@@ -104,5 +108,48 @@ fn what_rules_decide_is_told() {
         std::iter::from_fn(|| again.try_recv()).for_each(drop);
         assert!(web.namespace.enter(|| connects(to, PATIENCE)));
         assert_eq!(next(&mut again).rule, rules[0], "whoever comes next reads on");
+    });
+}
+
+#[test]
+fn rules_log_to_the_kernels_log_until_it_can_be_read() {
+    in_host(|| {
+        let ext = network6("ext", "10.88.0.0/16", "fd00:88::/64");
+        let mut site = Site::new();
+        site.bridge(&ext);
+        let (web, db) = (site.zone(&ext), site.zone(&ext));
+        let mut scene = Scene::new();
+        let web_id = scene.add(&web, "nb-ext", true, &["web"]);
+        scene.logged_rule("FROM tag web TO any BLOCK udp PORT 53");
+        let logging = || {
+            let rules = run(&["nft", "list", "table", "inet", "neso_fw"]);
+            let lines: Vec<&str> = rules.lines().filter(|line| line.contains("log prefix")).collect();
+            (lines.len(), lines.iter().filter(|line| line.contains("group")).count())
+        };
+
+        // An agent that ran before still reads.
+        let before = LinuxFilters::new("neso", LinkNames::default());
+        let reader = before.logged().expect("this kernel hands out logs");
+        assert!(site.filters.logged().is_err(), "one reader at a time");
+        site.filters.apply_firewall(&scene.firewall()).expect("a firewall");
+        let (lines, handed_out) = logging();
+        assert!(lines > 0 && handed_out == 0, "{handed_out} of {lines} are handed out, to nobody");
+        assert!(site.filters.intact().expect("a look"), "as it should be for now");
+
+        drop(reader);
+        let begun = Instant::now();
+        let mut news = loop {
+            match site.filters.logged() {
+                Ok(news) => break news,
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "the first reader never ends: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(!site.filters.intact().expect("a look"), "rules still log where nobody looks");
+        site.filters.apply_firewall(&scene.firewall()).expect("the same firewall");
+        assert_eq!(logging(), (lines, lines));
+        assert!(site.filters.intact().expect("a look"));
+        send(&web, SocketAddr::from((db.address, 53)));
+        assert_eq!(next(&mut news).instance, web_id);
     });
 }
