@@ -79,11 +79,16 @@ impl Datacenter {
 
     /// Creates an instance of the smallest package and waits until it runs.
     pub(crate) async fn create(&self) -> Result<Created, String> {
+        self.create_as(CreateMachine::default()).await
+    }
+
+    /// The same with more wishes.
+    pub(crate) async fn create_as(&self, wishes: CreateMachine) -> Result<Created, String> {
         let wanted = CreateMachine {
             package: "g1-nano".to_owned(),
             image: self.image.clone(),
             networks: vec![NetworkChoice::Id(self.network)],
-            ..CreateMachine::default()
+            ..wishes
         };
         let began = now_ms();
         let made = self.client.machine_create(&wanted).await.map_err(|error| error.to_string())?;

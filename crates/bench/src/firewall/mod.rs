@@ -1,9 +1,10 @@
 //! The firewall of a full machine: a thousand rules, five hundred filtered instances.
 //!
-//! Four questions. What does it cost to work out the document, and how big is it? How long does the real kernel take to
-//! follow one change, and does that grow with the number of rules? How long until a hundred machines have said that they enforce it? And
-//! what does a packet pay on its way through a bridge? All but the third are asked at several sizes side by side. The kernel's part happens in network namespaces of this process, which end with it; it needs root.
+//! Five questions. What does it cost to work out the document, and how big is it? How long does the real kernel take to
+//! follow one change, and does that grow with the number of rules? How long until a hundred machines have said that they enforce it? How long
+//! until packets stop on a real machine? And what does a packet pay on its way through a bridge? The first two and the last are asked at several sizes side by side. The kernel's part happens in network namespaces of this process, which end with it; it needs root.
 
+mod closing;
 mod ground;
 mod packets;
 mod spread;
@@ -27,6 +28,7 @@ pub(crate) fn measure() -> Result<Vec<Section>, String> {
     let mut sections = documents();
     sections.extend(changes()?);
     sections.extend(spread::measure()?);
+    sections.extend(closing::measure()?);
     sections.extend(packets::measure()?);
     Ok(sections)
 }
