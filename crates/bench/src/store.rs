@@ -191,6 +191,7 @@ async fn engine(members: &[Member], name: &str) -> Result<Etcd, String> {
         prefix: "bench".to_owned(),
         name: name.to_owned(),
         operations_max: etcd::OPERATIONS_MAX_DEFAULT,
+        room: None,
     };
     Etcd::open(config).await.map_err(|error| base::errors::chain(&error))
 }

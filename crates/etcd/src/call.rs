@@ -54,6 +54,7 @@ pub(crate) enum CallError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     ResourceExhausted,
     FailedPrecondition,
@@ -68,6 +69,7 @@ impl Code {
     fn of(number: u32) -> Self {
         match number {
             3 => Self::InvalidArgument,
+            5 => Self::NotFound,
             7 => Self::PermissionDenied,
             8 => Self::ResourceExhausted,
             9 => Self::FailedPrecondition,
@@ -391,7 +393,7 @@ mod tests {
     fn only_what_certainly_was_not_done_is_definite() {
         let refused =
             |number| CallError::Refused { endpoint: String::new(), code: Code::of(number), message: String::new() };
-        let definite = [3, 7, 8, 9, 11, 12, 16];
+        let definite = [3, 5, 7, 8, 9, 11, 12, 16];
         for number in 1..=17 {
             assert_eq!(refused(number).is_definite(), definite.contains(&number), "{number}");
         }

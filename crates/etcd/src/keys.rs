@@ -1,5 +1,6 @@
 //! How the store's keys lie in etcd's keyspace: `<prefix>r/<table>/<key>` for records, `<prefix>m/<name>` for the marks of those who
-//! commit, `<prefix>format` for the layout itself. One prefix per datacenter, so that several can share a cluster, and one watch sees all of it.
+//! commit, `<prefix>format` for the layout itself, `<prefix>base` for
+//! what is added to revisions. One prefix per datacenter, so that several can share a cluster, and one watch sees all of it.
 
 use bytes::Bytes;
 
@@ -16,6 +17,11 @@ impl Keys {
 
     pub(crate) fn format(&self) -> Bytes {
         Bytes::from(format!("{}format", self.prefix))
+    }
+
+    /// What is added to etcd's revisions.
+    pub(crate) fn base(&self) -> Bytes {
+        Bytes::from(format!("{}base", self.prefix))
     }
 
     pub(crate) fn mark(&self, name: &str) -> Bytes {
@@ -67,13 +73,13 @@ mod tests {
         let keys = Keys::new("/neso/dc/");
         let (start, end) = keys.all();
         let within = |key: &Bytes| *key >= start && *key < end;
-        assert!([keys.format(), keys.mark("a"), keys.record("t/k")].iter().all(within));
+        assert!([keys.format(), keys.base(), keys.mark("a"), keys.record("t/k")].iter().all(within));
         assert!(!within(&Keys::new("/neso/dc2/").record("t/k")));
         let is_record = |key: &Bytes| *key >= keys.records_after("") && *key < keys.records_end();
         assert!(is_record(&keys.record("a/b")) && is_record(&keys.record("\u{10ffff}/b")));
         let (first, past) = keys.marks();
         assert!(keys.mark("a") >= first && keys.mark("\u{10ffff}") < past && keys.record("") >= past);
-        assert!(!is_record(&keys.mark("a")) && !is_record(&keys.format()));
+        assert!(!is_record(&keys.mark("a")) && !is_record(&keys.format()) && !is_record(&keys.base()));
         assert!(keys.record("t/a") < keys.records_after("t/a") && keys.records_after("t/a") <= keys.record("t/a\0"));
         assert_eq!(keys.record_of(&keys.record("t/k")).as_deref(), Some("t/k"));
         assert_eq!(keys.record_of(&keys.mark("k")), None);

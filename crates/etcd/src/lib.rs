@@ -15,9 +15,19 @@
 //! **What may happen to a commit.** Committed and refused are certain, always. When no member can be reached for 30 seconds the
 //! commit fails with words that say that it may have happened, and the next one finds that out before it does anything.
 //!
-//! This crate starts no etcd but for tests and measurements ([`local`]), and compacts nothing by itself ([`Etcd::compact`]).
+//! **Room.** Of the members' quota a reserve is kept back, so that a full store still deletes (see `space`). **Revisions** have a number added to
+//! them that is kept in etcd, so that those of a store that moved here go on growing (see `revisions`).
+//!
+//! This crate starts no etcd but for tests and measurements ([`local`]), and compacts nothing by itself ([`Etcd::compact`]); [`Admin`] is for those who
+//! keep a cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use base::backoff::Backoff;
 use bytes::Bytes;
@@ -28,6 +38,7 @@ use store::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
+mod admin;
 mod call;
 mod cluster;
 mod endpoint;
@@ -36,16 +47,25 @@ pub mod local;
 mod mark;
 mod messages;
 mod open;
+mod revisions;
+mod space;
 mod watch;
 
+pub use admin::{Admin, AdminError, Alarm, Listed, Status, Vote};
 pub use endpoint::{Endpoint, Tls, TlsError};
 pub use open::{Config, OPERATIONS_MAX_DEFAULT, OpenError};
+pub use space::Room;
 
 use call::{CallError, Code};
 use cluster::Cluster;
 use keys::Keys;
 use mark::{Mark, Nonce, Verdict, Work};
-use messages::{CompactionRequest, CompactionResponse, RangeRequest, RangeResponse, TxnResponse, path};
+use messages::{
+    CompactionRequest, CompactionResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest,
+    StatusResponse, TxnResponse, path,
+};
+use revisions::Base;
+use space::{Before, Space};
 use watch::EtcdWatch;
 
 /// What a request may weigh: etcd's default of 1.5 MiB.
@@ -68,6 +88,9 @@ pub struct Etcd {
     keys: Keys,
     limits: Limits,
     name: String,
+    // Changed only where nobody uses the store yet.
+    base: AtomicU64,
+    space: Space,
     /// Held while a commit is in the air: the next one must know what became of the mark.
     lane: Mutex<Lane>,
 }
@@ -94,7 +117,7 @@ impl Etcd {
     /// # Errors
     /// When no member does it.
     pub async fn compact(&self, revision: Revision) -> Result<(), EngineError> {
-        let question = CompactionRequest { revision: signed(revision) };
+        let question = CompactionRequest { revision: self.base().down(revision).unwrap_or(0).max(1), physical: false };
         let asked =
             self.cluster.ask_any::<_, CompactionResponse>(path::COMPACT, &question, ANSWER_MAX, deadline()).await;
         match asked {
@@ -119,13 +142,14 @@ impl Etcd {
                 answer => break answer.map_err(|error| failed("read records from etcd", error))?,
             }
         };
+        let base = self.base();
         let revision = answer.header.as_ref().map_or(0, |header| header.revision);
         let record = |kv: messages::KeyValue| {
             let key = self.keys.record_of(&kv.key)?;
-            Some(Record { key, revision: unsigned(kv.mod_revision), value: kv.value })
+            Some(Record { key, revision: base.up(kv.mod_revision), value: kv.value })
         };
         Ok(Page {
-            revision: unsigned(revision),
+            revision: base.up(revision),
             records: answer.kvs.into_iter().filter_map(record).collect(),
             more: answer.more,
         })
@@ -138,12 +162,13 @@ impl Etcd {
         let question = RangeRequest { key, range_end, ..RangeRequest::default() };
         let asked = self.cluster.ask::<_, RangeResponse>(path::RANGE, &question, ANSWER_MAX).await;
         let marks = asked.map_err(|error| failed("ask etcd how far it is", error))?.kvs;
-        Ok(unsigned(marks.iter().map(|mark| mark.mod_revision).max().unwrap_or(0)))
+        Ok(self.base().up(marks.iter().map(|mark| mark.mod_revision).max().unwrap_or(0)))
     }
 
     async fn commit_batch(&self, batch: Batch) -> Result<Outcome, EngineError> {
         let mut lane = self.lane.lock().await;
-        let deadline = deadline();
+        self.look_for_room(&batch).await?;
+        let (base, deadline) = (self.base(), deadline());
         let mut backoff = Backoff::new(RETRY_FLOOR, RETRY_CEILING);
         let mut patience = ANSWER_MAX;
         self.find_out(&mut lane, &mut patience, deadline).await?;
@@ -163,8 +188,8 @@ impl Etcd {
                 }
             };
             match verdict {
-                Some(Verdict::Written(revision)) => return Ok(Outcome::Committed(unsigned(revision))),
-                Some(Verdict::Refused(revision)) => return Ok(Outcome::Conflict(unsigned(revision))),
+                Some(Verdict::Written(revision)) => return Ok(Outcome::Committed(base.up(revision))),
+                Some(Verdict::Refused(revision)) => return Ok(Outcome::Conflict(base.up(revision))),
                 Some(Verdict::Superseded) => return Err(self.superseded()),
                 Some(Verdict::Fenced(_)) | None if Instant::now() < deadline => {
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -186,13 +211,14 @@ impl Etcd {
     ) -> Result<Attempt, EngineError> {
         let mut work = Work::default();
         for (key, expected) in &batch.checks {
-            work.check(self.keys.record(key), expected.map(signed));
+            work.check(self.keys.record(key), expected.map(|expected| self.base().expected(expected)));
         }
         for (key, value) in &batch.writes {
             work.write(self.keys.record(key), value.clone());
         }
         let question = mark.commit(nonce, work);
         let bytes = question.encoded_len();
+        self.space.wrote(bytes as u64);
         if bytes > REQUEST_BYTES_MAX {
             return Err(failed("commit to etcd", Oversized { bytes }));
         }
@@ -273,13 +299,69 @@ impl Engine for Etcd {
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
         Box::pin(async move {
             let look = self.lane_key();
-            let watch = EtcdWatch::open(self.cluster.clone(), self.keys.clone(), look, after).await?;
+            let watch = EtcdWatch::open(self.cluster.clone(), self.keys.clone(), self.base(), look, after).await?;
             Ok(Box::new(watch) as Box<dyn Watch>)
         })
     }
 }
 
 impl Etcd {
+    /// The members are at `endpoints` from now on.
+    ///
+    /// # Errors
+    /// When one of them is none, or there is none.
+    pub fn set_endpoints(&self, endpoints: &[String]) -> Result<(), String> {
+        let endpoints = endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        if endpoints.is_empty() {
+            return Err("no endpoint of etcd is given".to_owned());
+        }
+        self.cluster.set_endpoints(endpoints);
+        Ok(())
+    }
+
+    /// Make every revision there is and will be greater than `above`, which a store had that moves here. Only before anybody uses it here.
+    ///
+    /// # Errors
+    /// When no member writes it down.
+    pub async fn raise(&self, above: Revision) -> Result<(), EngineError> {
+        let question = PutRequest { key: self.keys.base(), value: above.0.to_string().into() };
+        let put = self.cluster.ask_any::<_, PutResponse>(path::PUT, &question, PATIENCE_MAX, deadline()).await;
+        put.map_err(|error| failed("write down what is added to etcd's revisions", error))?;
+        self.base.store(above.0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Note how large a member's file is, and how much of it is in use: what a commit that may not use the reserve finds.
+    pub fn note_space(&self, size_bytes: u64, used_bytes: u64) {
+        self.space.measure(size_bytes, used_bytes);
+    }
+
+    fn base(&self) -> Base {
+        Base(self.base.load(Ordering::SeqCst))
+    }
+
+    /// Whether there is room for `batch`.
+    async fn look_for_room(&self, batch: &Batch) -> Result<(), EngineError> {
+        if batch.may_use_reserve {
+            return Ok(());
+        }
+        let bytes: usize = batch.writes.iter().map(|(_, value)| value.as_ref().map_or(0, Bytes::len)).sum();
+        match self.space.before(bytes as u64) {
+            Before::Go => Ok(()),
+            Before::Full => Err(EngineError::Full),
+            Before::Measure => {
+                let asked = self.cluster.ask::<_, StatusResponse>(path::STATUS, &StatusRequest {}, ANSWER_MAX).await;
+                // Who does not answer this will not take the commit either, and then another one is asked.
+                let Ok(status) = asked else { return Ok(()) };
+                let bytes = |signed| u64::try_from(signed).unwrap_or(0);
+                match self.space.measure(bytes(status.size), bytes(status.used)) {
+                    true => Ok(()),
+                    false => Err(EngineError::Full),
+                }
+            }
+        }
+    }
+
     /// A key that exists, to read something cheap.
     fn lane_key(&self) -> Bytes {
         self.keys.mark(&self.name)
@@ -325,14 +407,4 @@ fn failed(doing: &str, source: impl std::error::Error + Send + Sync + 'static) -
 
 fn deadline() -> Instant {
     Instant::now() + TRIED_MAX
-}
-
-/// etcd's revisions are signed and never negative.
-fn unsigned(revision: i64) -> Revision {
-    Revision(u64::try_from(revision).unwrap_or(0))
-}
-
-fn signed(revision: Revision) -> i64 {
-    // One that etcd cannot have, a provisional one say, is none that a key has.
-    i64::try_from(revision.0).unwrap_or(i64::MAX)
 }

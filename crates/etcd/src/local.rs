@@ -41,6 +41,7 @@ pub struct Member {
     name: String,
     directory: PathBuf,
     client: SocketAddr,
+    peer: SocketAddr,
     arguments: Vec<String>,
     tls: Option<Tls>,
     child: Option<Child>,
@@ -67,30 +68,15 @@ impl Member {
         for number in 0..count {
             let (client, peer) = (ports[2 * number], ports[2 * number + 1]);
             let data = directory.join(name(number));
-            let mut all = vec![
-                format!("--name={}", name(number)),
-                format!("--data-dir={}", data.display()),
-                format!("--listen-client-urls={scheme}://{client}"),
-                format!("--advertise-client-urls={scheme}://{client}"),
-                format!("--listen-peer-urls={scheme}://{peer}"),
-                format!("--initial-advertise-peer-urls={scheme}://{peer}"),
-                format!("--initial-cluster={}", peers.join(",")),
-                format!("--initial-cluster-token=neso-{}", ports[0].port()),
-                "--logger=zap".to_owned(),
-            ];
-            if let Some(tls) = tls {
-                for of in ["", "peer-"] {
-                    all.push(format!("--{of}trusted-ca-file={}", tls.authority.display()));
-                    all.push(format!("--{of}cert-file={}", tls.certificate.display()));
-                    all.push(format!("--{of}key-file={}", tls.key.display()));
-                    all.push(format!("--{of}client-cert-auth"));
-                }
-            }
+            let mut all = common_arguments(&name(number), &data, client, peer, tls);
+            all.push(format!("--initial-cluster={}", peers.join(",")));
+            all.push(format!("--initial-cluster-token=neso-{}", ports[0].port()));
             all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
             members.push(Self {
                 name: name(number),
                 directory: directory.to_owned(),
                 client,
+                peer,
                 arguments: all,
                 tls: tls.cloned(),
                 child: None,
@@ -103,6 +89,24 @@ impl Member {
             member.ready().await?;
         }
         Ok(members)
+    }
+
+    /// One more for the cluster of `others`, not started: they must be told of its [`Member::peer`] first.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn beside(others: &[Self], name: &str) -> io::Result<Self> {
+        let first = others.first().ok_or_else(|| io::Error::other("beside whom?"))?;
+        let ports = free_ports(2)?;
+        let (client, peer) = (ports[0], ports[1]);
+        let (directory, tls) = (first.directory.clone(), first.tls.clone());
+        let mut arguments = common_arguments(name, &directory.join(name), client, peer, tls.as_ref());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let mut peers: Vec<String> = others.iter().map(|other| format!("{}={}", other.name, other.peer())).collect();
+        peers.push(format!("{name}={scheme}://{peer}"));
+        arguments.push(format!("--initial-cluster={}", peers.join(",")));
+        arguments.push("--initial-cluster-state=existing".to_owned());
+        Ok(Self { name: name.to_owned(), directory, client, peer, arguments, tls, child: None })
     }
 
     /// Start it, or start it again.
@@ -187,6 +191,12 @@ impl Member {
         format!("{scheme}://{}", self.client)
     }
 
+    /// Where members reach it.
+    pub fn peer(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.peer)
+    }
+
     /// Its log.
     pub fn log(&self) -> PathBuf {
         self.directory.join(format!("{}.log", self.name))
@@ -195,6 +205,28 @@ impl Member {
     fn error(&self, what: &str) -> io::Error {
         io::Error::other(format!("etcd member `{}` {what}; its log is {}", self.name, self.log().display()))
     }
+}
+
+fn common_arguments(name: &str, data: &Path, client: SocketAddr, peer: SocketAddr, tls: Option<&Tls>) -> Vec<String> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut all = vec![
+        format!("--name={name}"),
+        format!("--data-dir={}", data.display()),
+        format!("--listen-client-urls={scheme}://{client}"),
+        format!("--advertise-client-urls={scheme}://{client}"),
+        format!("--listen-peer-urls={scheme}://{peer}"),
+        format!("--initial-advertise-peer-urls={scheme}://{peer}"),
+        "--logger=zap".to_owned(),
+    ];
+    if let Some(tls) = tls {
+        for of in ["", "peer-"] {
+            all.push(format!("--{of}trusted-ca-file={}", tls.authority.display()));
+            all.push(format!("--{of}cert-file={}", tls.certificate.display()));
+            all.push(format!("--{of}key-file={}", tls.key.display()));
+            all.push(format!("--{of}client-cert-auth"));
+        }
+    }
+    all
 }
 
 /// What a put costs without anything around it.

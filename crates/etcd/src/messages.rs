@@ -10,7 +10,16 @@ pub(crate) mod path {
     pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
     pub(crate) const COMPACT: &str = "/etcdserverpb.KV/Compact";
     pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
+    pub(crate) const MEMBER_ADD: &str = "/etcdserverpb.Cluster/MemberAdd";
+    pub(crate) const MEMBER_REMOVE: &str = "/etcdserverpb.Cluster/MemberRemove";
+    pub(crate) const MEMBER_UPDATE: &str = "/etcdserverpb.Cluster/MemberUpdate";
+    pub(crate) const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
+    pub(crate) const MEMBER_PROMOTE: &str = "/etcdserverpb.Cluster/MemberPromote";
+    pub(crate) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
     pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+    pub(crate) const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
+    pub(crate) const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
+    pub(crate) const MOVE_LEADER: &str = "/etcdserverpb.Maintenance/MoveLeader";
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -164,6 +173,9 @@ pub(crate) struct TxnResponse {
 pub(crate) struct CompactionRequest {
     #[prost(int64, tag = "1")]
     pub(crate) revision: i64,
+    /// Answer when the member that is asked has done it.
+    #[prost(bool, tag = "2")]
+    pub(crate) physical: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -233,7 +245,130 @@ pub(crate) struct StatusResponse {
     pub(crate) header: Option<Header>,
     #[prost(string, tag = "2")]
     pub(crate) version: String,
+    /// Bytes of its file.
+    #[prost(int64, tag = "3")]
+    pub(crate) size: i64,
     /// Member id of the leader; 0 when there is none.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
+    /// Newest entry of its log.
+    #[prost(uint64, tag = "5")]
+    pub(crate) logged: u64,
+    /// Newest entry of its log that it has applied.
+    #[prost(uint64, tag = "7")]
+    pub(crate) applied: u64,
+    /// What it complains about.
+    #[prost(string, repeated, tag = "8")]
+    pub(crate) errors: Vec<String>,
+    /// Bytes of its file that are in use.
+    #[prost(int64, tag = "9")]
+    pub(crate) used: i64,
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, tag = "2")]
+    pub(crate) name: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) peers: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) clients: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub(crate) learner: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberAddRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) peers: Vec<String>,
+    #[prost(bool, tag = "2")]
+    pub(crate) learner: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberAddResponse {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) member: Option<MemberMessage>,
+}
+
+/// To remove a member, or to give it its vote.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberIdRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberUpdateRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) peers: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MemberListRequest {}
+
+/// The members after a change, or as they are.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MembersResponse {
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) members: Vec<MemberMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AlarmRequest {
+    /// 0: get, 2: end.
+    #[prost(int32, tag = "1")]
+    pub(crate) action: i32,
+    /// 0: all.
+    #[prost(uint64, tag = "2")]
+    pub(crate) member: u64,
+    #[prost(int32, tag = "3")]
+    pub(crate) alarm: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AlarmMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) member: u64,
+    #[prost(int32, tag = "2")]
+    pub(crate) alarm: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AlarmResponse {
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) alarms: Vec<AlarmMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct DefragmentRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct DefragmentResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HashKvRequest {
+    #[prost(int64, tag = "1")]
+    pub(crate) revision: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HashKvResponse {
+    #[prost(uint32, tag = "2")]
+    pub(crate) hash: u32,
+    #[prost(int64, tag = "3")]
+    pub(crate) compacted: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MoveLeaderRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) target: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MoveLeaderResponse {}

@@ -3,14 +3,14 @@
 //! Everything that is wrong with a cluster is said here, with what to do about it: too old, another layout, smaller limits than the
 //! settings say, a certificate it does not take.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
 use store::engine::Limits;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    ANSWER_MAX, COMMIT_BYTES_MAX, Endpoint, Etcd, Lane, PATIENCE_MAX, Tls, TlsError,
+    ANSWER_MAX, COMMIT_BYTES_MAX, Endpoint, Etcd, Lane, PATIENCE_MAX, Room, Tls, TlsError,
     call::{CallError, Code},
     cluster::Cluster,
     deadline,
@@ -20,6 +20,7 @@ use crate::{
         Compare, Expected, PutRequest, RangeRequest, RangeResponse, Request, StatusRequest, StatusResponse, TxnRequest,
         TxnResponse, path,
     },
+    space::Space,
 };
 
 /// Checks and writes of one transaction that etcd takes unless it is started with `--max-txn-ops`.
@@ -49,6 +50,8 @@ pub struct Config {
     pub name: String,
     /// The members' `--max-txn-ops`.
     pub operations_max: usize,
+    /// How large their files may become; not looked at when absent.
+    pub room: Option<Room>,
 }
 
 /// Why a cluster cannot be used.
@@ -90,6 +93,14 @@ pub enum OpenError {
         /// What is written there.
         found: String,
     },
+    /// What is added to revisions cannot be read.
+    #[error("the store under `{prefix}` is damaged: its revisions' base is `{found}`, which is no number")]
+    Base {
+        /// Where.
+        prefix: String,
+        /// What is written there.
+        found: String,
+    },
 }
 
 impl Etcd {
@@ -110,6 +121,7 @@ impl Etcd {
         opening.check_version().await?;
         opening.check_operations(config.operations_max).await?;
         opening.check_format(&config.prefix).await?;
+        let base = opening.read_base(&config.prefix).await?;
         let mark = opening.take_mark(&config.name).await?;
         let Opening { cluster, keys, .. } = opening;
         Ok(Self {
@@ -117,6 +129,8 @@ impl Etcd {
             keys,
             limits: Limits { operations: config.operations_max - OPERATIONS_OF_A_MARK, bytes: COMMIT_BYTES_MAX },
             name: config.name,
+            base: AtomicU64::new(base),
+            space: Space::new(config.room),
             lane: Mutex::new(Lane { mark, unsettled: None }),
         })
     }
@@ -175,6 +189,17 @@ impl Opening {
                 found: String::from_utf8_lossy(&found.value).into_owned(),
             }),
         }
+    }
+
+    /// What is added to etcd's revisions.
+    async fn read_base(&self, prefix: &str) -> Result<u64, OpenError> {
+        let question = RangeRequest { key: self.keys.base(), ..RangeRequest::default() };
+        let asked = self.cluster.ask_any(path::RANGE, &question, ANSWER_MAX, self.deadline).await;
+        let answer: RangeResponse = asked.map_err(|error| self.failed(error))?;
+        let Some(kv) = answer.kvs.first() else { return Ok(0) };
+        let text = String::from_utf8_lossy(&kv.value);
+        let unreadable = |_| OpenError::Base { prefix: prefix.to_owned(), found: text.clone().into_owned() };
+        text.parse().map_err(unreadable)
     }
 
     async fn take_mark(&self, name: &str) -> Result<Mark, OpenError> {
@@ -271,6 +296,7 @@ mod tests {
             prefix: "neso/dc-1".to_owned(),
             name: "one".to_owned(),
             operations_max: 128,
+            room: None,
         };
         assert!(check(&good).is_ok());
         let wrong = |change: fn(&mut Config)| {

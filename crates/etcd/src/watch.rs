@@ -27,7 +27,7 @@ use crate::{
         RangeRequest, RangeResponse, WatchCreateRequest, WatchEvent, WatchProgressRequest, WatchRequest, WatchResponse,
         Watching, path,
     },
-    signed, unsigned,
+    revisions::Base,
 };
 
 /// How often a sign of life is asked for.
@@ -40,6 +40,7 @@ const DELIVERY_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 pub(crate) struct EtcdWatch {
     cluster: Arc<Cluster>,
     keys: Keys,
+    base: Base,
     place: Place,
     after: Revision,
     questions: Questions,
@@ -55,11 +56,13 @@ impl EtcdWatch {
     pub(crate) async fn open(
         cluster: Arc<Cluster>,
         keys: Keys,
+        base: Base,
         look: Bytes,
         after: Revision,
     ) -> Result<Self, EngineError> {
+        let Some(from) = base.down(after) else { return Err(EngineError::Compacted(after)) };
         // The stream itself would say so too, but only later, and of a revision that is still to come it would say nothing.
-        let question = RangeRequest { key: look, revision: signed(after), count_only: true, ..RangeRequest::default() };
+        let question = RangeRequest { key: look, revision: from, count_only: true, ..RangeRequest::default() };
         match cluster.ask_any::<_, RangeResponse>(path::RANGE, &question, ANSWER_MAX, deadline()).await {
             Err(CallError::Refused { code: Code::OutOfRange, message, .. }) => {
                 tracing::info!(%after, message, "etcd has no history after this revision");
@@ -69,7 +72,7 @@ impl EtcdWatch {
         };
         let following = |error| failed("follow etcd's changes", error);
         let (key, range_end) = keys.all();
-        let create = WatchCreateRequest { key, range_end, start_revision: signed(after) + 1, fragment: true };
+        let create = WatchCreateRequest { key, range_end, start_revision: from + 1, fragment: true };
         let create = WatchRequest { request: Some(Watching::Create(create)) };
         let (place, channel) = cluster.channel().await.map_err(following)?;
         let opened = tokio::time::timeout(ANSWER_MAX, async {
@@ -80,13 +83,13 @@ impl EtcdWatch {
         let opened = opened.await.unwrap_or_else(|_| Err(channel.lost("the watch does not begin")));
         let (questions, answers, first) = opened.map_err(|error| {
             if error.is_the_members_fault() {
-                cluster.leave(place);
+                cluster.leave(&place);
             }
             following(error)
         })?;
         let heard = Instant::now();
         let mut watch =
-            Self { cluster, keys, place, after, questions, answers, heard, pieces: Vec::new(), pieces_bytes: 0 };
+            Self { cluster, keys, base, place, after, questions, answers, heard, pieces: Vec::new(), pieces_bytes: 0 };
         match watch.take(first)? {
             None => Ok(watch),
             Some(_) => Err(following(watch.answers.channel().lost("changes came before the watch began"))),
@@ -129,7 +132,7 @@ impl EtcdWatch {
             return Ok(None);
         }
         self.pieces_bytes = 0;
-        let delivery = deliver(&self.keys, std::mem::take(&mut self.pieces));
+        let delivery = deliver(&self.keys, self.base, std::mem::take(&mut self.pieces));
         self.after = self.after.max(delivery.through);
         Ok(Some(delivery))
     }
@@ -140,7 +143,7 @@ impl Watch for EtcdWatch {
         Box::pin(async move {
             loop {
                 let message = self.message().await.map_err(|error| {
-                    self.cluster.leave(self.place);
+                    self.cluster.leave(&self.place);
                     failed("follow etcd's changes", error)
                 })?;
                 if let Some(delivery) = self.take(message)? {
@@ -161,12 +164,12 @@ fn weight(event: &WatchEvent) -> usize {
 }
 
 /// The records' events among `events`, and the revision that all of them reach to.
-fn deliver(keys: &Keys, events: Vec<WatchEvent>) -> Delivery {
+fn deliver(keys: &Keys, base: Base, events: Vec<WatchEvent>) -> Delivery {
     let mut through = Revision(0);
     let mut told = Vec::with_capacity(events.len());
     for event in events {
         let Some(kv) = event.kv else { continue };
-        let revision = unsigned(kv.mod_revision);
+        let revision = base.up(kv.mod_revision);
         through = through.max(revision);
         if let Some(key) = keys.record_of(&kv.key) {
             let value = (event.kind == 0).then_some(kv.value);
@@ -195,7 +198,9 @@ mod tests {
             event(0, keys.mark("one"), 6, "written"),
             event(0, keys.mark("two"), 7, "refused"),
         ];
-        let delivery = deliver(&keys, events);
+        let told = deliver(&keys, Base(100), events.clone());
+        assert_eq!((told.through, told.events[0].revision), (Revision(107), Revision(105)));
+        let delivery = deliver(&keys, Base(0), events);
         assert_eq!(delivery.through, Revision(7));
         let put = Event { revision: Revision(5), key: "t/a".to_owned(), value: Some("1".into()) };
         let gone = Event { revision: Revision(6), key: "t/b".to_owned(), value: None };

@@ -190,6 +190,15 @@ impl History {
         }
     }
 
+    /// Forget everything: the keyspace's revision is another one.
+    pub(crate) fn begin_again(&self, now: Revision) {
+        {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            *ring = Ring { before: now, commits: VecDeque::new(), bytes: 0 };
+        }
+        self.latest.send_replace(now);
+    }
+
     pub(crate) fn watch(self: &std::sync::Arc<Self>, after: Revision) -> Result<Box<dyn Watch>, EngineError> {
         let watch = HistoryWatch { latest: self.latest.subscribe(), history: self.clone(), after };
         watch.take()?;

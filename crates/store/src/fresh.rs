@@ -27,7 +27,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{engine::Engine, mirror::Mirror};
+use crate::mirror::Mirror;
 
 /// How long a reader waits, and how long a question may take before readers are told so at once. Far above what a healthy cluster takes,
 /// and below what a person notices as hanging.
@@ -89,14 +89,14 @@ impl Freshness {
     }
 
     /// Ask for those who wait, until shutdown.
-    pub(crate) async fn serve(self: Arc<Self>, engine: Arc<dyn Engine>, mirror: Arc<Mirror>, shutdown: Shutdown) {
+    pub(crate) async fn serve(self: Arc<Self>, mirror: Arc<Mirror>, shutdown: Shutdown) {
         while shutdown.unless(self.came.notified()).await.is_some() {
             let asked_at = Instant::now();
             let waiting = std::mem::take(&mut self.lock().waiting);
             if waiting.is_empty() {
                 continue;
             }
-            if shutdown.unless(self.ask(engine.as_ref(), &mirror)).await != Some(true) {
+            if shutdown.unless(self.ask(&mirror)).await != Some(true) {
                 return;
             }
             {
@@ -111,10 +111,12 @@ impl Freshness {
     }
 
     /// Asks until there is an answer and the mirror shows it. False: it never will.
-    async fn ask(&self, engine: &dyn Engine, mirror: &Mirror) -> bool {
+    async fn ask(&self, mirror: &Mirror) -> bool {
         let mut backoff = Backoff::new(RETRY_FLOOR, RETRY_CEILING);
         self.lock().silent_since = Some(Instant::now());
         loop {
+            // Looked at anew each time: the store may move to another one.
+            let engine = mirror.engine();
             let Some(question) = engine.newest() else { return true };
             match question.await {
                 Ok(newest) => return mirror.reached(newest).await.is_ok(),

@@ -14,6 +14,8 @@
 //!   what many callers decided into one batch, and answers when that batch is durable and visible. Eight creates at once that all
 //!   reserve on one server's record share one fsync instead of losing seven races.
 //!
+//! - [`Store::move_to`] exchanges the engine under a store that is used: reads go on, writes wait for a moment.
+//!
 //! This crate knows no noun of the datacenter; tables are declared above it, see [`Table`].
 //!
 //! Rejected: reading from the engine on demand (every list would be IO, every decision a race), and a lock per record (deadlocks, and
@@ -28,6 +30,7 @@ mod fresh;
 mod listed;
 pub mod memory;
 mod mirror;
+mod moving;
 mod pipeline;
 mod rows;
 mod snapshot;
@@ -41,6 +44,7 @@ pub use change::{Change, Changes};
 pub use engine::{BoxFuture, Engine, EngineError};
 pub use fill::{Fill, FillError, Trial};
 pub use fresh::Stale;
+pub use moving::{Destination, MoveError, Moved, Reason};
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Error, Store};
 pub use table::{DecodeError, Entry, Index, Revision, Schema, Table};

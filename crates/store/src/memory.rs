@@ -48,6 +48,16 @@ impl Memory {
         Self { space: Mutex::default(), history: Arc::new(History::new(Revision(0))), capacity_bytes }
     }
 
+    /// Add `above` to every revision there is and will be, as an engine does that a store is moved to.
+    pub fn raise(&self, above: Revision) {
+        let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
+        space.revision.0 += above.0;
+        for (revision, _) in space.records.values_mut() {
+            revision.0 += above.0;
+        }
+        self.history.begin_again(space.revision);
+    }
+
     fn apply(&self, batch: Batch) -> Result<Outcome, EngineError> {
         let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, expected) in &batch.checks {

@@ -9,12 +9,15 @@
 //! holds back deliveries while a commit is in the air (`air`), which is never longer than that commit.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use base::{backoff::Backoff, shutdown::Shutdown};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     arrival::{Name, arrive},
@@ -35,7 +38,12 @@ const RETRY_FLOOR: Duration = Duration::from_millis(50);
 const RETRY_CEILING: Duration = Duration::from_secs(5);
 
 pub(crate) struct Mirror {
-    engine: Arc<dyn Engine>,
+    // Held to copy or replace one pointer.
+    engine: RwLock<Arc<dyn Engine>>,
+    /// Another engine has taken the place of the one that is watched.
+    exchanged: Notify,
+    /// How often that has happened.
+    exchanges: AtomicU64,
     schema: Arc<Schema>,
     // Held to copy or replace one pointer.
     current: RwLock<Snapshot>,
@@ -45,6 +53,13 @@ pub(crate) struct Mirror {
     pipeline: Mutex<Pipeline>,
     /// Held while a commit is in the air and its revision is not noted, and while deliveries are applied.
     pub(crate) air: tokio::sync::Mutex<()>,
+}
+
+/// What the one who follows the engine hears.
+enum Heard {
+    Changes(Result<Delivery, EngineError>),
+    /// Another engine is to be followed.
+    Exchanged,
 }
 
 #[derive(Clone)]
@@ -63,12 +78,43 @@ impl Mirror {
         let snapshot = Snapshot::new(state);
         let pipeline = Mutex::new(Pipeline::new(engine.limits(), snapshot.clone()));
         let air = tokio::sync::Mutex::default();
-        let mirror = Self { engine, schema, current: RwLock::new(snapshot), applied, feed, pipeline, air };
+        let mirror = Self {
+            engine: RwLock::new(engine),
+            exchanged: Notify::new(),
+            exchanges: AtomicU64::new(0),
+            schema,
+            current: RwLock::new(snapshot),
+            applied,
+            feed,
+            pipeline,
+            air,
+        };
         Ok((Arc::new(mirror), watch))
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What `engine` holds.
+    pub(crate) async fn read(&self, engine: &dyn Engine) -> Result<State, Error> {
+        Ok(load(engine, &self.schema).await?.0)
+    }
+
+    /// `engine`, which holds `state`, takes the place of the one before. No commit is in the air.
+    pub(crate) async fn exchange(&self, engine: Arc<dyn Engine>, state: State) {
+        let _air = self.air.lock().await;
+        let limits = engine.limits();
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+        self.exchanges.fetch_add(1, Ordering::SeqCst);
+        self.publish(state, Vec::new(), None);
+        let queued = self.pipeline().moved(limits, self.snapshot());
+        queued.tell(&Landing::Again);
+        self.exchanged.notify_one();
     }
 
     pub(crate) fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
@@ -98,20 +144,43 @@ impl Mirror {
     /// Follow the engine until shutdown.
     pub(crate) async fn follow(self: Arc<Self>, mut watch: Box<dyn Watch>, shutdown: Shutdown) {
         let mut backoff = Backoff::new(RETRY_FLOOR, RETRY_CEILING);
-        while let Some(delivered) = shutdown.unless(watch.next()).await {
-            let trouble = match delivered {
-                Ok(delivery) => {
+        let mut watched = self.exchanges.load(Ordering::SeqCst);
+        while let Some(heard) = shutdown.unless(self.hear(watch.as_mut())).await {
+            let trouble = match heard {
+                Heard::Changes(Ok(delivery)) => {
                     backoff.reset();
                     let _air = self.air.lock().await;
-                    self.apply(&delivery).err()
+                    match self.exchanges.load(Ordering::SeqCst) == watched {
+                        true => self.apply(&delivery).err(),
+                        // They are of an engine that is not ours any more; that is what is heard next.
+                        false => None,
+                    }
                 }
-                Err(error) => Some(Error::Engine(error)),
+                Heard::Changes(Err(error)) => Some(Error::Engine(error)),
+                Heard::Exchanged => {
+                    watched = self.exchanges.load(Ordering::SeqCst);
+                    match self.rewatch().await {
+                        Ok(again) => {
+                            watch = again;
+                            None
+                        }
+                        Err(error) => Some(error),
+                    }
+                }
             };
             let Some(trouble) = trouble else { continue };
             match self.recover(trouble, &mut backoff, &shutdown).await {
                 Some(again) => watch = again,
                 None => return,
             }
+        }
+    }
+
+    async fn hear(&self, watch: &mut dyn Watch) -> Heard {
+        tokio::select! {
+            biased;
+            () = self.exchanged.notified() => Heard::Exchanged,
+            delivered = watch.next() => Heard::Changes(delivered),
         }
     }
 
@@ -167,12 +236,12 @@ impl Mirror {
     }
 
     async fn rewatch(&self) -> Result<Box<dyn Watch>, Error> {
-        self.engine.watch(self.snapshot().revision()).await.map_err(Error::Engine)
+        self.engine().watch(self.snapshot().revision()).await.map_err(Error::Engine)
     }
 
     async fn reload(&self) -> Result<Box<dyn Watch>, Error> {
         let _air = self.air.lock().await;
-        let (state, watch) = load(self.engine.as_ref(), &self.schema).await?;
+        let (state, watch) = load(self.engine().as_ref(), &self.schema).await?;
         self.publish(state, Vec::new(), None);
         Ok(watch)
     }

@@ -302,6 +302,15 @@ impl Pipeline {
         (flying, queued)
     }
 
+    /// Another engine keeps the store from now on, and what it holds is `durable`. Nothing may be flying. What is queued names revisions of the engine
+    /// before and is forgotten; its waiters are to decide again.
+    pub(crate) fn moved(&mut self, limits: Limits, durable: Snapshot) -> Waiters {
+        self.limits = limits;
+        let (flying, queued) = self.crashed(durable);
+        debug_assert!(flying.writers.is_empty() && flying.watchers.is_empty(), "commits wait while a store moves");
+        queued
+    }
+
     /// Let each of the next `transactions` fly alone.
     pub(crate) fn fly_alone(&mut self, transactions: usize) {
         self.alone = transactions;

@@ -20,6 +20,7 @@ use crate::{
     engine::{Engine, EngineError, Outcome},
     fresh::{Freshness, Stale},
     mirror::Mirror,
+    moving::{self, Destination, MoveError, Moved},
     pipeline::{Landing, Pipeline, Ticket},
     snapshot::Snapshot,
     table::{DecodeError, Revision, Schema},
@@ -94,8 +95,11 @@ pub struct Store {
 }
 
 struct Inner {
-    engine: Arc<dyn Engine>,
     mirror: Arc<Mirror>,
+    /// Held while a group is committed and until it has landed, and while the store moves to another engine.
+    gate: tokio::sync::Mutex<()>,
+    /// Held by whoever moves it.
+    moving: tokio::sync::Mutex<()>,
     queued: Notify,
     turns: Turns,
     again: AtomicU64,
@@ -117,15 +121,16 @@ impl Store {
         let (trigger, shutdown) = Shutdown::new();
         let turns = Turns::new(engine.limits().operations / TRANSACTION_SIZE * GROUPS_WAITING);
         let inner = Arc::new(Inner {
-            engine,
             mirror,
+            gate: tokio::sync::Mutex::default(),
+            moving: tokio::sync::Mutex::default(),
             queued: Notify::new(),
             turns,
             again: AtomicU64::new(0),
             fresh: Arc::new(Freshness::new()),
         });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
-        let serving = inner.fresh.clone().serve(inner.engine.clone(), inner.mirror.clone(), shutdown.clone());
+        let serving = inner.fresh.clone().serve(inner.mirror.clone(), shutdown.clone());
         base::task::spawn("store-fresh", serving);
         base::task::spawn("store-commit", inner.clone().fly(shutdown));
         Ok(Self { inner, line: turns::OWN.into(), _stop: Arc::new(trigger) })
@@ -148,7 +153,7 @@ impl Store {
     /// # Errors
     /// When the engine does not say how far it is; the snapshot may be an old one then.
     pub async fn fresh(&self) -> Result<(), Stale> {
-        match self.inner.engine.newest() {
+        match self.inner.mirror.engine().newest() {
             Some(_) => self.inner.fresh.wait().await,
             None => Ok(()),
         }
@@ -224,6 +229,51 @@ impl Store {
         Err(lost.into())
     }
 
+    /// Keep the store elsewhere from now on. Reads go on; commits wait while what came last is copied. Nobody else may write to the engine it is kept
+    /// in now.
+    ///
+    /// # Errors
+    /// With the reason why it stays where it is.
+    pub async fn move_to(&self, destination: &dyn Destination) -> Result<Moved, MoveError> {
+        let inner = &self.inner;
+        let mirror = &inner.mirror;
+        let _alone = inner.moving.lock().await;
+        let (from, to) = (mirror.engine(), destination.engine());
+        moving::approach(from.as_ref(), to.as_ref()).await?;
+        let start = Instant::now();
+        let (gate, records, state) = moving::within_the_pause(
+            async {
+                let gate = inner.gate.lock().await;
+                if let Some(error) = mirror.broken() {
+                    return Err(MoveError::Read(error));
+                }
+                let above = self.snapshot().revision();
+                moving::reconcile(from.as_ref(), to.as_ref()).await?;
+                let last = moving::reconcile(from.as_ref(), to.as_ref()).await?;
+                if last.differences > 0 {
+                    return Err(MoveError::Differs(last.differences));
+                }
+                base::crash::point("store.move.copied");
+                let raised = destination.raise(above).await;
+                raised.map_err(|source| MoveError::Caller { doing: "raise the new store's revisions", source })?;
+                let state = mirror.read(to.as_ref()).await.map_err(|error| MoveError::Read(Arc::new(error)))?;
+                if state.revision <= above {
+                    return Err(MoveError::Backwards { found: state.revision, above });
+                }
+                base::crash::point("store.move.raised");
+                Ok((gate, last.records, state))
+            },
+            start,
+        )
+        .await?;
+        let switched = destination.switch().await;
+        switched.map_err(|source| MoveError::Caller { doing: "make the new store the one to be opened", source })?;
+        base::crash::point("store.move.switched");
+        mirror.exchange(to, state).await;
+        drop(gate);
+        Ok(Moved { records, pause: start.elapsed() })
+    }
+
     fn decide<R, E>(
         &self,
         decide: &mut impl FnMut(&Snapshot) -> Result<(Transaction, R), E>,
@@ -280,6 +330,7 @@ impl Inner {
     async fn fly(self: Arc<Self>, shutdown: Shutdown) {
         while shutdown.unless(self.queued.notified()).await.is_some() {
             loop {
+                let gate = self.gate.lock().await;
                 let start = Instant::now();
                 let Some(outcome) = self.commit_next().await else { break };
                 let took = start.elapsed();
@@ -289,6 +340,7 @@ impl Inner {
                     // Dropping the waiters tells their callers that the store has stopped.
                     drop(self.mirror.pipeline().crashed(self.mirror.snapshot()));
                 }
+                drop(gate);
                 self.linger(crowd, took).await;
             }
         }
@@ -314,7 +366,7 @@ impl Inner {
         let _air = self.mirror.air.lock().await;
         let batch = self.mirror.pipeline().take()?;
         base::crash::point("store.commit.before");
-        let outcome = self.engine.commit(batch).await;
+        let outcome = self.mirror.engine().commit(batch).await;
         base::crash::point("store.commit.after");
         if let Ok(Outcome::Committed(revision)) = &outcome {
             self.mirror.pipeline().committed(*revision);

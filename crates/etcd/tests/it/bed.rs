@@ -51,6 +51,14 @@ impl Bed {
         Some(Self { members, tls: None, directory })
     }
 
+    /// One member without TLS whose file has a limit.
+    pub(crate) async fn limited(quota_bytes: u64) -> Option<Self> {
+        let directory = directory()?;
+        let quota = format!("--quota-backend-bytes={quota_bytes}");
+        let members = Member::cluster(directory.path(), 1, None, &[&quota]).await.unwrap();
+        Some(Self { members, tls: None, directory })
+    }
+
     /// Three members that ask for certificates.
     pub(crate) async fn three() -> Option<Self> {
         let directory = directory()?;
@@ -70,6 +78,7 @@ impl Bed {
             prefix: "neso/test".to_owned(),
             name: name.to_owned(),
             operations_max: etcd::OPERATIONS_MAX_DEFAULT,
+            room: None,
         }
     }
 

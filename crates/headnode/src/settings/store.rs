@@ -96,6 +96,7 @@ impl StoreSettings {
             prefix: format!("neso/{datacenter}"),
             name: name.to_owned(),
             operations_max: self.operations_max,
+            room: None,
         }
     }
 }

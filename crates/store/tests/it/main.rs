@@ -6,6 +6,7 @@ mod crash;
 mod engines;
 mod full;
 mod model;
+mod moving;
 mod overtaken;
 mod records;
 mod stores;

@@ -78,6 +78,16 @@ impl Bed {
         }
     }
 
+    /// Another keyspace in the etcd of this bed.
+    pub(crate) async fn etcd(&self, prefix: &str, name: &str) -> etcd::Etcd {
+        open_etcd(self.member.as_ref().expect("this is the bed with etcd"), prefix, name).await
+    }
+
+    /// Where its etcd is.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        self.member.as_ref().map(etcd::local::Member::endpoint)
+    }
+
     /// An empty keyspace on the same engine, where that costs less than another engine.
     pub(crate) async fn empty(&self, number: usize) -> Option<Arc<dyn Engine>> {
         let member = self.member.as_ref()?;
@@ -121,6 +131,7 @@ async fn open_etcd(member: &etcd::local::Member, prefix: &str, name: &str) -> et
         prefix: prefix.to_owned(),
         name: name.to_owned(),
         operations_max: etcd::OPERATIONS_MAX_DEFAULT,
+        room: None,
     };
     etcd::Etcd::open(config).await.unwrap()
 }
