@@ -90,6 +90,14 @@ impl PidFile {
         Ok(Self { _lock: lock })
     }
 
+    /// Keeps the file held by the program this process becomes with [`crate::process::become_program`].
+    pub fn hand_over(self) -> io::Result<()> {
+        nix::fcntl::fcntl(&*self._lock, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
+        // Never dropped: dropping it would give the lock back.
+        std::mem::forget(self);
+        Ok(())
+    }
+
     /// The process that holds the file, if one does.
     pub fn holder(path: &Path) -> Option<u32> {
         let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
@@ -141,6 +149,17 @@ fn send(pid: u32, signal: Signal) -> io::Result<()> {
 /// Leaves the caller's session and terminal, so that closing them does not end this process.
 pub fn leave_session() -> io::Result<()> {
     nix::unistd::setsid().map(|_| ()).map_err(io::Error::from)
+}
+
+/// Has the kernel ask this process to end when the one that started it ends, however that ends. It holds for the program this process becomes, too.
+pub fn end_with_parent() -> io::Result<()> {
+    let parent = nix::unistd::getppid();
+    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+    match nix::unistd::getppid() == parent {
+        true => Ok(()),
+        // It ended before we had asked.
+        false => Err(io::Error::other("the process that started this one is gone")),
+    }
 }
 
 /// Whether this process may change the machine.

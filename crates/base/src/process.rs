@@ -1,7 +1,7 @@
 //! Other programs. Outside `host` this is the only place that starts one, so that each has its input closed, ends with its
 //! parent future, is given a deadline, and cannot fill our memory with its output.
 
-use std::{ffi::OsStr, process::Stdio, time::Duration};
+use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
 use tokio::io::AsyncReadExt;
 
@@ -14,6 +14,13 @@ pub fn command(program: impl AsRef<OsStr>) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
+}
+
+/// Becomes another program with these arguments and nothing in its environment. Returns only what went wrong.
+#[expect(clippy::disallowed_types, reason = "this is the door to other programs")]
+pub fn become_program(program: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> std::io::Error {
+    use std::os::unix::process::CommandExt as _;
+    std::process::Command::new(program).args(arguments).env_clear().stdin(Stdio::null()).exec()
 }
 
 /// What a program that ended left behind.

@@ -2,7 +2,7 @@
 //!
 //! [`settings`] says where everything lies, [`pki`] makes who is who, [`run`] opens the store and puts three listeners in
 //! front of `control`: CloudAPI for tenants ([`cloudapi`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
-//! process holds no state of its own: kill it at any moment and start it again.
+//! process holds no state of its own ([`members`] keep it where there are several headnodes): kill it at any moment and start it again.
 
 pub mod backup;
 pub mod cloudapi;
@@ -10,6 +10,7 @@ pub mod inquiries;
 pub mod kit;
 pub mod listen;
 pub mod manual;
+pub mod members;
 pub mod nodelink;
 pub mod ops;
 pub mod pki;
@@ -18,7 +19,6 @@ pub mod role;
 pub mod settings;
 pub mod tls;
 
-mod kept;
 mod run;
 
 pub use run::{RunError, run};

@@ -42,7 +42,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     inquiries::Inquiries,
-    kit,
+    kit, members,
     pki::{Peer, Role},
     settings::Settings,
 };
@@ -208,7 +208,9 @@ async fn headnode_kit(State(link): State<Link>, peer: Shown, headers: HeaderMap)
     let server = link.member(peer, &headers)?;
     let since = control::servers::check_headnode(&link.control, server)?;
     let settings = link.settings.clone();
-    let made = base::task::blocking("kit", move || kit::make(&settings, since, Vec::new())).await;
+    let store = members::kit(&link.control, &settings, server).await;
+    let store = store.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, base::errors::chain(&error)))?;
+    let made = base::task::blocking("kit", move || kit::make(&settings, since, store)).await;
     let kit = made.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, base::errors::chain(&error)))?;
     tracing::info!(%server, files = kit.files.len(), "a machine fetches what a headnode needs");
     Ok(Json(kit).into_response())

@@ -5,6 +5,8 @@
 //!                       ├────────► node.{pem,key}      CN = server id, OU = node
 //!                       └────────► operator.{pem,key}  CN = login,     OU = operator   (in paths.operator)
 //! ```
+//! The store has an authority of its own where it is kept in members: see [`StorePki`].
+//!
 //! A machine that joined has `node.{pem,key}`, `server-id` and the authority's certificate, not its key: see [`member()`].
 //!
 //! [`ensure`] makes what is missing and renews what has used two thirds of its life or no longer carries the wanted
@@ -14,6 +16,7 @@
 //! pin it.
 
 mod member;
+mod store;
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +39,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use crate::settings::Settings;
 
 pub use member::{Member, Renewal, certify, enroll, key_of, member, pending_request, renew_member, request};
+pub use store::{StorePki, adopt_store_authority, make_store_authority, store_certificates};
 
 /// Life of the authority, days.
 const CA_DAYS: u32 = 3_650;
@@ -189,7 +193,7 @@ fn prepare(settings: &Settings, now: Timestamp, due: Due) -> Result<(Pki, Made),
     let mut made = Made::default();
     let ca = Identity::named(&directory, "ca");
     if !ca.certificate.exists() || !ca.key.exists() {
-        make_authority(settings, &ca, now)?;
+        make_authority(&format!("Neso {} authority", settings.datacenter.name), &ca, now)?;
         made.0.push("authority".into());
     }
     let issuer = load_issuer(&ca)?;
@@ -225,7 +229,19 @@ fn prepare(settings: &Settings, now: Timestamp, due: Due) -> Result<(Pki, Made),
 struct Leaf {
     common_name: String,
     unit: Option<Role>,
+    uses: Uses,
     names: BTreeSet<String>,
+}
+
+/// Which side of a connection a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Uses {
+    /// Who listens.
+    Server,
+    /// Who dials.
+    Client,
+    /// One who does both.
+    Both,
 }
 
 impl Leaf {
@@ -251,11 +267,11 @@ impl Leaf {
                 names.insert(hostname);
             }
         }
-        Self { common_name: format!("{} headnode", settings.datacenter.name), unit: None, names }
+        Self { common_name: format!("{} headnode", settings.datacenter.name), unit: None, uses: Uses::Server, names }
     }
 
     fn client(role: Role, common_name: String) -> Self {
-        Self { common_name, unit: Some(role), names: BTreeSet::new() }
+        Self { common_name, unit: Some(role), uses: Uses::Client, names: BTreeSet::new() }
     }
 
     /// There, signed by this authority, with enough life left and the wanted names.
@@ -294,10 +310,11 @@ impl Leaf {
             });
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match self.unit {
-            Some(_) => ExtendedKeyUsagePurpose::ClientAuth,
-            None => ExtendedKeyUsagePurpose::ServerAuth,
-        }];
+        params.extended_key_usages = match self.uses {
+            Uses::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Uses::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Uses::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        };
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, now, LEAF_DAYS);
         let key = KeyPair::generate().map_err(fail)?;
@@ -307,11 +324,10 @@ impl Leaf {
     }
 }
 
-fn make_authority(settings: &Settings, ca: &Identity, now: Timestamp) -> Result<(), PkiError> {
-    let name = format!("Neso {} authority", settings.datacenter.name);
-    let fail = |source| PkiError::Make { what: name.clone(), source };
+fn make_authority(name: &str, ca: &Identity, now: Timestamp) -> Result<(), PkiError> {
+    let fail = |source| PkiError::Make { what: name.to_owned(), source };
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name.clone());
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, now, CA_DAYS);

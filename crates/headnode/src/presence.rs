@@ -16,10 +16,13 @@ use control::{
     servers,
 };
 use flow::loops::Loop;
-use model::id::ServerId;
+use model::{headnode::MemberAddresses, id::ServerId};
 use store::BoxFuture;
 
-use crate::settings::Settings;
+use crate::{
+    members::{file::ClusterFile, process::url},
+    settings::Settings,
+};
 
 /// How often the record of this headnode is compared with what is so: an address may change while it runs.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -32,10 +35,17 @@ pub fn announcement(settings: &Settings, hostname: String, reported: Option<IpAd
         cloudapi: reached(settings.listen.cloudapi),
         node_link: reached(settings.listen.node_link),
         ops: reached(settings.listen.ops),
-        member: None,
+        member: own_member(settings),
         shared_settings: settings.shared().digest(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// The member of the store's cluster on this machine, as others reach it.
+fn own_member(settings: &Settings) -> Option<MemberAddresses> {
+    // Whatever is wrong with the file is said where the store is opened.
+    let member = ClusterFile::load(settings).ok().flatten()?.member?;
+    Some(MemberAddresses { client: url(&member.client), peer: url(&member.peer) })
 }
 
 /// Where other machines find what listens at `listen`, `HOST:PORT`; `None` when that cannot be told.

@@ -16,7 +16,6 @@ use std::{
 use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
 use control::{Control, ControlConfig, headnodes, servers};
-use etcd::Etcd;
 use flow::loops::{Loop, Loops};
 use model::{
     placement::{Policy, Weights},
@@ -24,21 +23,21 @@ use model::{
     time::Timestamp,
     unit::Mib,
 };
-use store::{BoxFuture, Engine, Store, sqlite::Sqlite};
+use store::{BoxFuture, Store};
 use tokio::net::TcpListener;
 
 use crate::{
     backup::TakeBackups,
     cloudapi,
     inquiries::Inquiries,
-    kept::Kept,
     listen::{self, Limits},
+    members::{self, TendMembers, file::ClusterFileError},
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
     presence::{Announce, Measurements},
     role,
-    settings::{Settings, StoreEngine},
+    settings::Settings,
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
 
@@ -86,8 +85,13 @@ pub enum RunError {
         #[source]
         source: store::EngineError,
     },
+    /// It is not known where the store is.
+    #[error("failed to find out where the store is")]
+    Cluster(#[from] ClusterFileError),
     /// The store in etcd could not be opened.
-    #[error("failed to open the store in etcd (`[store]` in the settings says where it is)")]
+    #[error(
+        "failed to open the store in etcd (`[store]` in the settings, or cluster.json among the headnode's files, says where it is)"
+    )]
     Etcd(#[from] etcd::OpenError),
     /// The control plane refused this machine's own server record.
     #[error("failed to register this machine")]
@@ -108,8 +112,8 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let started_at = Timestamp(clock.now_ms());
     let (pki, _) = pki::ensure(&settings, started_at)?;
     let sockets = Sockets::bind(&settings).await?;
-    let control = start_control(&settings, &pki, clock.clone(), &shutdown).await?;
-    control.keep_store_with(Arc::new(Kept::of(&settings)));
+    let (control, keeper) = start_control(&settings, &pki, clock.clone(), &shutdown).await?;
+    control.keep_store_with(keeper.clone());
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
     control::firewall::seed(&control).await.map_err(RunError::Seed)?;
@@ -132,6 +136,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
     loops.add(announce);
+    loops.add(TendMembers::new(keeper));
     loops.add(TakeBackups { control: control.clone(), settings: settings.clone() });
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
@@ -207,27 +212,13 @@ async fn start_control(
     pki: &Pki,
     clock: Arc<dyn Clock>,
     shutdown: &Shutdown,
-) -> Result<Control, RunError> {
+) -> Result<(Control, Arc<members::Keeper>), RunError> {
     let images_dir = settings.headnode_dir().join("images");
     std::fs::create_dir_all(&images_dir).map_err(|source| RunError::Directory { path: images_dir.clone(), source })?;
-    let store = Store::open(open_engine(settings, pki).await?, control::schema()).await?;
-    Ok(Control::start(store, clock, control_config(settings, pki, images_dir), shutdown.clone()))
-}
-
-async fn open_engine(settings: &Settings, pki: &Pki) -> Result<Arc<dyn Engine>, RunError> {
-    match settings.store.engine {
-        StoreEngine::Sqlite => {
-            let path = settings.headnode_dir().join("store.db");
-            let engine = Sqlite::open(&path).await.map_err(|source| RunError::Engine { path, source })?;
-            Ok(Arc::new(engine))
-        }
-        StoreEngine::Etcd => {
-            // Machines have different ids, and so do two headnodes' commits.
-            let config = settings.store.etcd(&settings.datacenter.name, &pki.server_id.to_string());
-            tracing::info!(endpoints = config.endpoints.join(", "), "the store is in etcd");
-            Ok(Arc::new(Etcd::open(config).await?))
-        }
-    }
+    let (engine, keeper) = members::open_store(settings, pki.server_id, clock.clone()).await?;
+    let store = Store::open(engine, control::schema()).await?;
+    keeper.attach(store.clone());
+    Ok((Control::start(store, clock, control_config(settings, pki, images_dir), shutdown.clone()), keeper))
 }
 
 fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> ControlConfig {

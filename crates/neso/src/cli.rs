@@ -65,6 +65,16 @@ enum Command {
         #[command(subcommand)]
         verb: Option<join::Verb>,
     },
+    /// Become this machine's member of the store's cluster.
+    #[command(hide = true)]
+    Member {
+        /// End when the process that started it ends.
+        #[arg(long, hide = true)]
+        supervised: bool,
+        /// Wait until this machine is to have one.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Keep headnode and node running; `neso up` starts this in the background.
     #[command(hide = true)]
     Supervise,
@@ -131,6 +141,7 @@ fn run(cli: Cli) -> Outcome {
         Command::CleanData { yes } => small(|_| async move { down::clean(&place, yes).await }),
         Command::Headnode { supervised } => processes::headnode(&place, supervised),
         Command::Node { verb: Some(verb), .. } => small(|_| async move { join::run(&place, verb).await }),
+        Command::Member { supervised, wait } => processes::member(&place, supervised, wait),
         Command::Node { supervised, verb: None } => processes::node(&place, supervised),
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),

@@ -106,7 +106,7 @@ async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress)
         systemctl(&[&["stop"], unit_names(settings)].concat()).await?;
     }
     let mut stopped = Vec::new();
-    for name in ["supervisor"].into_iter().chain(children(settings)) {
+    for name in ["supervisor"].into_iter().chain(children(settings)).chain([supervise::MEMBER]) {
         let path = supervise::pid_file(settings, name);
         let Some(pid) = PidFile::holder(&path) else {
             continue;

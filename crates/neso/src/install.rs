@@ -2,13 +2,14 @@
 //! of this.
 //!
 //! ```text
-//! program ─► /usr/local/bin/neso ─► settings, certificates ─► three units ─► systemctl enable --now ─► as `neso up`
+//! program ─► /usr/local/bin/neso ─► settings, certificates ─► units ─► systemctl enable --now ─► as `neso up`
 //! ```
 //! - **neso-node** ends alone (`KillMode=process`): zones and their supervisors are in control groups of their own, outside the
 //!   unit's, so restarting the agent never touches one.
 //! - **neso-instances** does nothing until the machine goes down; then, after the agent ended, it halts the instances and
 //!   unmounts the pool. Without it they would be killed with whatever else is left.
-//! - **neso-headnode** is the control plane; the other two need it for nothing.
+//! - **neso-headnode** is the control plane; the others need it for nothing.
+//! - **neso-member** waits until this machine keeps a part of the store, and becomes etcd then.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -26,14 +27,14 @@ use crate::{
     supervise, up,
 };
 
-/// The units of the two processes.
-const UNITS: [&str; 2] = ["neso-headnode.service", "neso-node.service"];
+/// The units of the processes.
+const UNITS: [&str; 3] = ["neso-headnode.service", "neso-member.service", "neso-node.service"];
 
 /// Those of this machine: most that joined run no headnode.
 pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
     match role::runs_headnode(settings) {
         true => &UNITS,
-        false => &UNITS[1..],
+        false => &UNITS[2..],
     }
 }
 /// The unit that halts instances when the machine goes down.
@@ -105,31 +106,34 @@ pub(crate) async fn systemctl(arguments: &[&str]) -> Outcome {
 
 /// Whether systemd runs this machine and has units for this very datacenter.
 pub(crate) fn is_installed(place: &Place) -> bool {
-    let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(UNITS[1])).unwrap_or_default();
+    let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(UNITS[2])).unwrap_or_default();
     let names_us = format!(" --config {} ", quoted(&place.settings_path()));
     Path::new(SYSTEMD_RUNS).exists() && unit.contains(&names_us)
 }
 
-/// Follows this machine's role: with a headnode its unit is there and runs, without one it is gone.
+/// Follows this machine's role: with a headnode its units are there and run, without one they are gone.
 pub(crate) async fn follow_role(place: &Place, settings: &Settings) -> Outcome {
-    let (path, name) = (Path::new(UNIT_DIRECTORY).join(UNITS[0]), UNITS[0]);
-    let wanted = units(Path::new(PROGRAM), &place.settings_path(), settings).into_iter().find(|unit| unit.name == name);
-    let fail = |error: std::io::Error| Failure::new(format!("failed to change `{}`: {error}", path.display()));
-    match wanted {
-        Some(unit) => {
-            if std::fs::read_to_string(&path).ok().as_ref() != Some(&unit.text) {
-                std::fs::write(&path, &unit.text).map_err(fail)?;
+    let wanted = units(Path::new(PROGRAM), &place.settings_path(), settings);
+    for name in &UNITS[..2] {
+        let path = Path::new(UNIT_DIRECTORY).join(name);
+        let fail = |error: std::io::Error| Failure::new(format!("failed to change `{}`: {error}", path.display()));
+        match wanted.iter().find(|unit| unit.name == *name) {
+            Some(unit) => {
+                if std::fs::read_to_string(&path).ok().as_ref() != Some(&unit.text) {
+                    std::fs::write(&path, &unit.text).map_err(fail)?;
+                    systemctl(&["daemon-reload"]).await?;
+                }
+                systemctl(&["enable", "--now", name]).await?;
+            }
+            None if path.exists() => {
+                systemctl(&["disable", "--now", name]).await?;
+                std::fs::remove_file(&path).map_err(fail)?;
                 systemctl(&["daemon-reload"]).await?;
             }
-            systemctl(&["enable", "--now", name]).await
+            None => {}
         }
-        None if path.exists() => {
-            systemctl(&["disable", "--now", name]).await?;
-            std::fs::remove_file(&path).map_err(fail)?;
-            systemctl(&["daemon-reload"]).await
-        }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// Takes the units away, halting the instances.
@@ -207,6 +211,17 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
         Unit {
             name: UNITS[1],
             text: format!(
+                "[Unit]\nDescription=Neso member: keeps a part of the store where there are several\n\
+                 After=network-online.target\nWants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\n\
+                 Restart=always\nRestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
+                 [Install]\nWantedBy=multi-user.target\n",
+                command("member --wait"),
+                log(supervise::MEMBER),
+            ),
+        },
+        Unit {
+            name: UNITS[2],
+            text: format!(
                 "[Unit]\nDescription=Neso node: runs this machine's instances\nAfter=network.target {INSTANCES}\n\
                  Requires={INSTANCES}\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
                  RestartSec=1\nKillMode=process\nLimitNOFILE=65536\nTasksMax=infinity\n{}\n\
@@ -225,7 +240,7 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
             ),
         },
     ];
-    let runs_here = |unit: &Unit| role::runs_headnode(settings) || unit.name != UNITS[0];
+    let runs_here = |unit: &Unit| role::runs_headnode(settings) || !UNITS[..2].contains(&unit.name);
     units.into_iter().filter(runs_here).collect()
 }
 
@@ -267,8 +282,8 @@ mod tests {
     #[test]
     fn the_agent_ends_alone_and_is_tried_for_ever() {
         let units = text_of(PROGRAM, "/etc/neso/neso.toml");
-        assert!(units[1].text.contains("KillMode=process\n"));
-        assert!(units[1].text.contains("StandardError=append:/var/log/neso/node.log\n"));
-        assert!(units[..2].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
+        assert!(units[2].text.contains("KillMode=process\n"));
+        assert!(units[2].text.contains("StandardError=append:/var/log/neso/node.log\n"));
+        assert!(units[..3].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
     }
 }

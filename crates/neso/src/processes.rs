@@ -1,13 +1,15 @@
-//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`. Each takes its pid file, sets up its log and
+//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`, and `neso member`, which becomes another program. Each takes its pid file, sets up its log and
 //! a runtime fit for its work, and runs until SIGTERM, SIGINT, or the end of its supervisor.
 
 use std::sync::Arc;
 
 use base::{
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     daemon::{self, PidFile},
     shutdown::{self, Trigger},
 };
+use headnode::members::process;
+use model::time::Timestamp;
 use tokio::runtime::Builder;
 
 use crate::{
@@ -55,6 +57,24 @@ pub(crate) fn node(place: &Place, supervised: bool) -> Outcome {
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// `neso member`: becomes etcd, and holds the pid file as such.
+pub(crate) fn member(place: &Place, supervised: bool, wait: bool) -> Outcome {
+    let settings = place.settings()?;
+    base::log::init(LOG_FILTER);
+    while wait && !supervise::has_member(&settings) {
+        std::thread::sleep(supervise::ROLE_POLL);
+    }
+    if supervised {
+        daemon::end_with_parent()?;
+    }
+    let held = PidFile::take(&supervise::pid_file(&settings, supervise::MEMBER))?;
+    let command = process::command(&settings, Timestamp(SystemClock.now_ms()))?;
+    tracing::info!(program = %command.program.display(), "becoming the store's member");
+    held.hand_over()?;
+    let error = base::process::become_program(&command.program, &command.arguments);
+    Err(Failure::new(format!("failed to become `{}`: {error}", command.program.display())))
 }
 
 /// `neso supervise`.

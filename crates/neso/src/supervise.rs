@@ -1,9 +1,10 @@
-//! The supervisor: keeps the headnode and the node running, each in a process of its own.
+//! The supervisor: keeps the headnode, the node and the store's member running, each in a process of its own.
 //!
 //! A child that ends is started again, after a delay that grows while it does not come up and is short again once it did.
-//! Neither child's end touches the other. Which there are follows the machine's role ([`headnode::role`]), which is looked at while it
-//! supervises: a node that becomes a headnode gets another child, one that ceases to be one loses it. The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
-//! waits. When the supervisor itself is killed, its children see their standard input close and end by themselves, so the
+//! No child's end touches another. Which there are follows the machine's role ([`headnode::role`]), which is looked at while it
+//! supervises: a node that becomes a headnode gets another child, one that ceases to be one loses it. A
+//! headnode that keeps a part of the store has a third child, etcd ([`headnode::members`]). The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
+//! waits. When the supervisor itself is killed, its children see their standard input close (the member is told by the kernel) and end by themselves, so the
 //! next supervisor never finds strangers on its ports; instances have supervisors of their own and notice nothing.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -13,7 +14,7 @@ use base::{
     daemon::{self, PidFile},
     shutdown::{Shutdown, Trigger},
 };
-use headnode::{Settings, role};
+use headnode::{Settings, members, role};
 use tokio::{process::Child, task::JoinHandle, time::Instant};
 
 use crate::{context::Place, failure::Outcome};
@@ -29,7 +30,7 @@ const RESTART_CEILING: Duration = Duration::from_secs(5);
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often we look which children there should be: reads a small file.
-const ROLE_POLL: Duration = Duration::from_millis(500);
+pub(crate) const ROLE_POLL: Duration = Duration::from_millis(500);
 
 /// The processes of this machine: a node, and a headnode where its role is to run one.
 pub(crate) fn children(settings: &Settings) -> Vec<&'static str> {
@@ -39,6 +40,14 @@ pub(crate) fn children(settings: &Settings) -> Vec<&'static str> {
     }
     names.push("node");
     names
+}
+
+/// This machine's member of the store's cluster, where it has one.
+pub(crate) const MEMBER: &str = "member";
+
+/// Whether this machine is to run a member now.
+pub(crate) fn has_member(settings: &Settings) -> bool {
+    role::runs_headnode(settings) && members::process::is_wanted(settings)
 }
 
 /// The pid file of `name` (`supervisor`, `headnode`, `node`).
@@ -57,7 +66,10 @@ pub(crate) async fn run(place: &Place, settings: &Settings, shutdown: Shutdown) 
     let program = std::env::current_exe()?;
     let mut kept: BTreeMap<&'static str, Kept> = BTreeMap::new();
     while !shutdown.is_set() {
-        let wanted = children(settings);
+        let mut wanted = children(settings);
+        if has_member(settings) {
+            wanted.push(MEMBER);
+        }
         let unwanted: Vec<&str> = kept.keys().filter(|name| !wanted.contains(*name)).copied().collect();
         for name in unwanted {
             if let Some(kept) = kept.remove(name) {

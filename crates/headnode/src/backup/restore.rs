@@ -30,6 +30,7 @@ use super::{
     sync_directory_of,
 };
 use crate::{
+    members::file::ClusterFile,
     pki::{make_directory, write_file},
     settings::{Settings, StoreEngine},
 };
@@ -175,6 +176,14 @@ async fn plan(restore: &Restore) -> Result<Plan, BackupError> {
         let why = format!(
             "the settings say that records are in etcd, and a restore fills a file; put settings with engine = \"sqlite\" below [store] in `{}` first",
             restore.settings_file.display()
+        );
+        return Err(BackupError::InTheWay(why));
+    }
+    let cluster = ClusterFile::path(&settings);
+    if cluster.exists() {
+        let why = format!(
+            "this machine has a headnode whose records are in the store's members already: `{}`; restore on another one, or remove this one with `neso clean-data`",
+            cluster.display()
         );
         return Err(BackupError::InTheWay(why));
     }

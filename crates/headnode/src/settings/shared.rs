@@ -179,7 +179,12 @@ impl Settings {
             external: shared.external.clone(),
             private: shared.private.clone(),
             backup: Backup { every_hours, keep_days, key_file, ..self.backup.clone() },
-            store: shared.store.clone().unwrap_or_default(),
+            // Where neso keeps the store, how its member here is reached is this machine's own affair.
+            store: match &shared.store {
+                Some(store) => store.clone(),
+                None if self.store.engine == StoreEngine::Sqlite => self.store.clone(),
+                None => StoreSettings::default(),
+            },
             ..self.clone()
         }
     }

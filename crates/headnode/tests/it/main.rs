@@ -1,7 +1,8 @@
 //! Tests of the headnode's doors, in one binary.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot prepare its stage has failed")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot prepare its stage has failed")]
 
 mod cloudapi;
 mod join;
 mod link;
+mod members;

@@ -146,6 +146,18 @@ fn headnodes_come_and_go_over_a_cluster_somebody_else_keeps() {
     headnodes_come_and_go(&fleet);
 }
 
+/// From a file to three headnodes whose store is kept by members of their own.
+#[test]
+fn headnodes_come_and_go_over_members_of_their_own() {
+    if !etcd_is_here() {
+        return;
+    }
+    let edit = |text: String| text.replace("headnode_takes_instances = true", "headnode_takes_instances = false");
+    let Some(fleet) = Fleet::start_prepared(3, edit, |_| ()) else { return };
+    headnodes_come_and_go(&fleet);
+    assert!(!fleet.head.settings().headnode_dir().join("store.db").exists(), "the file is put aside");
+}
+
 fn headnodes_come_and_go(fleet: &Fleet) {
     let ids: Vec<String> = fleet.machines.iter().map(Machine::server_id).collect();
     let instances = [create(fleet, "one"), create(fleet, "two")];

@@ -21,6 +21,7 @@ mod inside;
 mod lies;
 mod life;
 mod limits;
+mod member;
 mod network;
 mod path;
 mod repeat;

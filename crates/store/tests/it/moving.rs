@@ -129,8 +129,8 @@ async fn read(store: Store, told: Arc<Told>) {
     while !told.stop.load(Ordering::SeqCst) {
         let seen = store.snapshot();
         let entry = seen.get(&COUNTERS, "shared").expect("it stays");
-        assert!(seen.revision() >= revision && entry.count >= count && entry.revision >= of_record);
-        (revision, count, of_record) = (seen.revision(), entry.count, entry.revision);
+        assert!(seen.revision() >= revision && entry.count >= count && entry.revision() >= of_record);
+        (revision, count, of_record) = (seen.revision(), entry.count, entry.revision());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

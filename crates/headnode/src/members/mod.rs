@@ -1,0 +1,21 @@
+//! The members that keep the store, one beside each headnode: children of the same supervisor, cared for by the headnode.
+//!
+//! ```text
+//!   cluster.json ──► which store is opened at a start          (file)
+//!                └─► `neso member`: how etcd is started        (process)
+//!   a machine that becomes a headnode ─► what it is given      (kit)
+//!   a flow's steps ─► move the store, add, promote, remove     (keep: control's trait over crate etcd)
+//!   every ten seconds ─► addresses, history, file size, alarms, lost data   (tend)
+//! ```
+//! A member lives through its headnode's end, and a headnode through its member's: it talks to another one. Nothing here decides who leads or
+//! counts votes; etcd does.
+
+pub mod file;
+mod keep;
+mod kit;
+pub mod process;
+mod tend;
+
+pub use keep::{Keeper, open_store};
+pub use kit::kit;
+pub use tend::TendMembers;
