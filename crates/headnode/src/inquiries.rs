@@ -1,8 +1,7 @@
 //! Questions to nodes: whoever asks waits here, and so does the node that will be asked. See [`nodeapi::inquiry`].
 //!
-//! Nothing here is kept: a headnode that ends takes its questions along, and whoever asked is told. A node holds its request
-//! open at one headnode, so only that one can ask it; with several, the one that is asked must be the one that hears
-//! the node.
+//! Nothing here is kept: a headnode that ends takes its questions along, and whoever asked is told. A node holds a request open at
+//! every headnode, whichever it reports to, so each can ask it.
 
 use std::{
     collections::{HashMap, VecDeque},

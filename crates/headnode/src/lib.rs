@@ -15,6 +15,7 @@ pub mod nodelink;
 pub mod ops;
 pub mod pki;
 pub mod presence;
+pub mod replicas;
 pub mod role;
 pub mod settings;
 pub mod tls;

@@ -17,6 +17,7 @@ use control::{
 };
 use flow::loops::Loop;
 use model::{headnode::MemberAddresses, id::ServerId};
+use serde::{Deserialize, Serialize};
 use store::BoxFuture;
 
 use crate::{
@@ -25,7 +26,10 @@ use crate::{
 };
 
 /// How often the record of this headnode is compared with what is so: an address may change while it runs.
-const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_secs(15);
+
+/// File beside the store that says where all headnodes are, for commands on this machine that find this one dead.
+const ADDRESSES_FILE: &str = "headnodes.json";
 
 /// What this headnode says when it starts. `reported` is the address its own machine has between machines, as far as it is known.
 pub fn announcement(settings: &Settings, hostname: String, reported: Option<IpAddr>) -> Announcement {
@@ -105,6 +109,34 @@ impl Announce {
     }
 }
 
+/// Where headnodes are, as a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Addresses {
+    version: u32,
+    ops: Vec<String>,
+}
+
+impl Announce {
+    /// Writes down where everybody is, when that is news.
+    fn write_addresses(&self) -> std::io::Result<()> {
+        let ops = headnodes::list(&self.control).into_iter().map(|view| view.headnode.ops.clone()).collect();
+        let path = self.settings.headnode_dir().join(ADDRESSES_FILE);
+        let text = serde_json::to_string(&Addresses { version: 1, ops }).map_err(std::io::Error::other)?;
+        if std::fs::read_to_string(&path).is_ok_and(|held| held == text) {
+            return Ok(());
+        }
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, &text)?;
+        std::fs::rename(&partial, &path)
+    }
+}
+
+/// `HOST:PORT` of every headnode's ops API, as far as the headnode of this machine has written it down.
+pub fn known_ops(settings: &Settings) -> Vec<String> {
+    let text = std::fs::read_to_string(settings.headnode_dir().join(ADDRESSES_FILE)).unwrap_or_default();
+    serde_json::from_str::<Addresses>(&text).unwrap_or_default().ops
+}
+
 impl Loop for Announce {
     fn name(&self) -> &'static str {
         "announce headnode"
@@ -116,6 +148,7 @@ impl Loop for Announce {
 
     fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
         Box::pin(async {
+            self.write_addresses()?;
             let is_new = headnodes::refresh(&self.control, self.id, &self.now()).await?;
             Ok(if is_new { "this headnode's addresses changed".to_owned() } else { String::new() })
         })

@@ -36,6 +36,7 @@ use crate::{
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
     presence::{Announce, Measurements},
+    replicas::{self, Replicas},
     role,
     settings::Settings,
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
@@ -135,8 +136,11 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     });
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
-    loops.add(announce);
-    loops.add(TendMembers::new(keeper));
+    let news = [
+        loops.add(announce),
+        loops.add(Replicas::new(&control, &pki, &images_missing)),
+        loops.add(TendMembers::new(keeper)),
+    ];
     loops.add(TakeBackups { control: control.clone(), settings: settings.clone() });
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
@@ -155,6 +159,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
 
     let background = [
         base::task::spawn("beats", beats),
+        base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
         base::task::spawn("flows", flows.run(shutdown.clone())),
         base::task::spawn("loops", loops.run(shutdown.clone())),
     ];

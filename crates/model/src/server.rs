@@ -145,7 +145,8 @@ impl Server {
 /// What a machine's last report said of it, for headnodes that do not hear it themselves. Only written where there are several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Word {
-    /// See [`crate::target::Report::firewall_seen`].
+    /// Every change of its firewall up to this generation is in force: [`crate::target::Report::firewall_seen`], or higher where no change came
+    /// after that.
     #[serde(default)]
     pub firewall_seen: u64,
     /// See [`crate::target::Report::leaving`].

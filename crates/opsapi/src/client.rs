@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,7 @@ pub(crate) use http::Method;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
@@ -29,7 +29,7 @@ use model::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
@@ -40,6 +40,12 @@ use crate::{
 
 /// Largest answer we take, bytes: a listing of a full datacenter.
 const ANSWER_MAX_BYTES: usize = 256 << 20;
+/// Headnodes that are asked at most.
+const ADDRESSES_MAX: usize = 16;
+/// How long one of several headnodes may take to answer what changes nothing. More than a question to a node takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The name in every headnode's certificate, whatever its address.
+const HEADNODE_NAME: &str = "headnode.neso.internal";
 /// Bytes read from an image file at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -60,7 +66,7 @@ pub enum Error {
     #[error("the headnode's ops API at {address} does not answer")]
     Connect {
         /// Where.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -118,7 +124,10 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 #[derive(Clone)]
 pub struct Client {
     http: HttpClient<HttpsConnector<HttpConnector>, Body>,
-    address: SocketAddr,
+    /// Of every headnode that is known, the one to ask first in front.
+    addresses: Arc<[String]>,
+    /// Index of the one that answered last; a hint, so relaxed ordering is enough.
+    preferred: Arc<AtomicUsize>,
     /// What the last answer's [`STALE_HEADER`] said, milliseconds; none is 0.
     stale_ms: Arc<AtomicU64>,
 }
@@ -151,21 +160,73 @@ impl Client {
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
+            .with_server_name_resolver(FixedServerNameResolver::new(
+                ServerName::try_from(HEADNODE_NAME).expect("the constant is a host name"),
+            ))
             .enable_http1()
             .wrap_connector(tcp);
         let http = HttpClient::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { http, address, stale_ms: Arc::default() })
+        let addresses = vec![address.to_string()].into();
+        Ok(Self { http, addresses, preferred: Arc::default(), stale_ms: Arc::default() })
     }
 
+    /// The same, which asks others where the first does not answer: a request that was not sent, or that changes nothing.
+    #[must_use]
+    pub fn or_else_at(self, others: impl IntoIterator<Item = String>) -> Self {
+        let mut addresses = self.addresses.to_vec();
+        for other in others.into_iter().take(ADDRESSES_MAX) {
+            if !addresses.contains(&other) {
+                addresses.push(other);
+            }
+        }
+        Self { addresses: addresses.into(), ..self }
+    }
+
+    /// Sends a request whose body is read once.
     async fn send(&self, method: Method, path: &str, kind: &str, body: Body) -> Result<Bytes, Error> {
+        let address = &self.addresses[self.preferred.load(Ordering::Relaxed) % self.addresses.len()];
+        self.send_to(address, method, path, kind, body).await
+    }
+
+    /// Sends a request to the first headnode that can be asked.
+    async fn send_json(&self, method: Method, path: &str, json: Bytes) -> Result<Bytes, Error> {
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.addresses.len());
+        for offset in 0..count {
+            let index = (first + offset) % count;
+            let body = Full::new(json.clone()).map_err(|never| match never {}).boxed_unsync();
+            let sending = self.send_to(&self.addresses[index], method.clone(), path, "application/json", body);
+            let outcome = match count {
+                1 => sending.await,
+                // One that was stopped where it stood takes connections and says nothing.
+                _ if method == Method::GET => tokio::time::timeout(PATIENCE, sending)
+                    .await
+                    .unwrap_or_else(|late| Err(Error::Broken { source: late.into() })),
+                _ => sending.await,
+            };
+            let may_go_on = match &outcome {
+                Err(Error::Connect { .. }) => true,
+                Err(Error::Broken { .. }) => method == Method::GET,
+                _ => false,
+            };
+            if !may_go_on || offset + 1 == count {
+                if outcome.is_ok() {
+                    self.preferred.store(index, Ordering::Relaxed);
+                }
+                return outcome;
+            }
+        }
+        unreachable!("there is at least one address")
+    }
+
+    async fn send_to(&self, address: &str, method: Method, path: &str, kind: &str, body: Body) -> Result<Bytes, Error> {
         let request = Request::builder()
             .method(method)
-            .uri(format!("https://{}{path}", self.address))
+            .uri(format!("https://{address}{path}"))
             .header(header::CONTENT_TYPE, kind)
             .body(body)
             .expect("path segments are percent-encoded and the content type is a constant");
         let answer = self.http.request(request).await.map_err(|error| match error.is_connect() {
-            true => Error::Connect { address: self.address, source: error.into() },
+            true => Error::Connect { address: address.to_owned(), source: error.into() },
             false => Error::Broken { source: error.into() },
         })?;
         let status = answer.status();
@@ -206,8 +267,7 @@ impl Client {
             None => Vec::new(),
         };
         let what = format!("{method} {path}");
-        let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
-        let answer = self.send(method, path, "application/json", body).await?;
+        let answer = self.send_json(method, path, json.into()).await?;
         let text: &[u8] = if answer.is_empty() { b"null" } else { &answer };
         serde_json::from_slice(text).map_err(|source| Error::Answer { what, source })
     }

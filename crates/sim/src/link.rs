@@ -1,10 +1,10 @@
-//! The cable between a node and the headnode: slow, sometimes cut in one direction or both, sometimes losing what goes over it,
+//! The cable between a node and the headnodes: slow, sometimes cut in one direction or both, sometimes losing what goes over it,
 //! sometimes delivering it much later.
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,12 @@ pub(crate) struct Headnode {
     pub(crate) run: u64,
 }
 
+/// Every headnode's place, with who is there now.
+pub(crate) type Doors = Arc<watch::Sender<Vec<Option<Arc<Headnode>>>>>;
+
+/// Requests, in a thousand, after which a node goes to another headnode for no reason: as when it returns home.
+const MOVES_PER_THOUSAND: u64 = 5;
+
 /// How a cable is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weather {
@@ -67,7 +73,9 @@ impl Weather {
 
 /// What both ends of one cable share and the story changes.
 pub(crate) struct Cable {
-    headnode: Arc<watch::Sender<Option<Arc<Headnode>>>>,
+    headnodes: Doors,
+    /// The place of the headnode it speaks to.
+    at: AtomicUsize,
     pub(crate) weather: watch::Sender<Weather>,
     chance: Mutex<Chance>,
     /// Highest generation the node said it has; must never fall.
@@ -77,9 +85,10 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    pub(crate) fn new(seed: u64, headnode: Arc<watch::Sender<Option<Arc<Headnode>>>>) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, headnodes: Doors) -> Arc<Self> {
         Arc::new(Self {
-            headnode,
+            headnodes,
+            at: AtomicUsize::new(usize::try_from(seed % 2).unwrap_or(0)),
             weather: watch::Sender::new(Weather::FAIR),
             chance: Mutex::new(Chance::new(seed)),
             highest: AtomicU64::new(0),
@@ -104,15 +113,25 @@ impl Cable {
         *self.weather.borrow()
     }
 
-    /// Travels to the headnode.
+    /// The headnode it speaks to; the next one that is there when that one is gone.
+    fn headnode(&self) -> Option<Arc<Headnode>> {
+        let moves = self.chance(|chance| chance.below(1_000)) < MOVES_PER_THOUSAND;
+        let headnodes = self.headnodes.borrow().clone();
+        let first = self.at.load(Ordering::SeqCst) + usize::from(moves);
+        let mut places = (0..headnodes.len()).map(|offset| (first + offset) % headnodes.len());
+        let place = places.find(|place| headnodes[*place].is_some())?;
+        self.at.store(place, Ordering::SeqCst);
+        headnodes[place].clone()
+    }
+
+    /// Travels to a headnode.
     async fn travel(&self, doing: &str) -> Result<Arc<Headnode>, LinkError> {
         let ms = self.chance(|chance| chance.below(self.weather().travel_ms));
         tokio::time::sleep(Duration::from_millis(ms)).await;
         if !self.weather().up {
             return Err(self.unheard(doing).await);
         }
-        let headnode = self.headnode.borrow().clone();
-        headnode.ok_or_else(|| broken(doing, "nobody listens at the headnode"))
+        self.headnode().ok_or_else(|| broken(doing, "nobody listens at any headnode"))
     }
 
     /// Waits for `work` at the headnode, unless the cable breaks meanwhile; then perhaps loses the answer.
@@ -140,8 +159,8 @@ impl Cable {
 
     /// Resolves when a conversation with this run of the headnode is over.
     async fn breaks(&self, run: u64) -> &'static str {
-        let (mut headnode, mut weather) = (self.headnode.subscribe(), self.weather.subscribe());
-        let gone = headnode.wait_for(|now| now.as_ref().is_none_or(|now| now.run != run));
+        let (mut headnodes, mut weather) = (self.headnodes.subscribe(), self.weather.subscribe());
+        let gone = headnodes.wait_for(|now| now.iter().flatten().all(|now| now.run != run));
         let silent = async {
             loop {
                 let _ = weather.wait_for(|weather| !weather.up || !weather.down).await;

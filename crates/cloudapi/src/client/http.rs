@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::Ipv6Addr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -38,6 +38,10 @@ use crate::{
 
 /// How long one request may take.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long one of several headnodes may take to answer what changes nothing.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Headnodes a profile names at most.
+const BASES_MAX: usize = 16;
 /// Largest answer read, bytes: a page of 1,000 instances with much metadata.
 const ANSWER_MAX: usize = 64 << 20;
 /// Instances per page: the contract's maximum.
@@ -64,10 +68,12 @@ pub enum ClientError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No answer in time.
-    #[error("{url} did not answer within {} s", DEADLINE.as_secs())]
+    #[error("{url} did not answer within {seconds} s")]
     Timeout {
         /// Where.
         url: String,
+        /// How long it had.
+        seconds: u64,
     },
     /// The server says no.
     #[error("{} ({})", body.message, body.code)]
@@ -106,7 +112,10 @@ impl MachineFilter {
 /// A client of one account in one datacenter.
 pub struct Client {
     http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    base: String,
+    /// URL of each headnode: the first that answers is kept.
+    bases: Vec<String>,
+    /// Index of the one that answered last; a hint, so relaxed ordering is enough.
+    preferred: AtomicUsize,
     account: String,
     key_id: String,
     signer: Signer,
@@ -117,7 +126,7 @@ pub struct Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({} as {})", self.base, self.account)
+        write!(f, "Client({} as {})", self.bases.join(", "), self.account)
     }
 }
 
@@ -125,7 +134,6 @@ impl fmt::Debug for Client {
 pub(super) struct Ask {
     method: Method,
     target: String,
-    pub(super) url: String,
     body: Option<Bytes>,
 }
 
@@ -151,14 +159,19 @@ impl Client {
             .enable_http1()
             .enable_http2()
             .wrap_connector(tcp);
-        let base = profile.url.trim_end_matches('/').to_owned();
-        base.parse::<Uri>()
-            .ok()
-            .filter(|uri| uri.host().is_some())
-            .ok_or_else(|| ClientError::Profile(format!("`{base}` is not a URL like https://host:8443")))?;
+        let bases: Vec<String> =
+            profile.url.split(',').map(|base| base.trim().trim_end_matches('/').to_owned()).collect();
+        if bases.len() > BASES_MAX {
+            return Err(ClientError::Profile(format!("it names {} URLs, {BASES_MAX} are allowed", bases.len())));
+        }
+        for base in &bases {
+            let uri = base.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+            uri.ok_or_else(|| ClientError::Profile(format!("`{base}` is not a URL like https://host:8443")))?;
+        }
         Ok(Self {
             http: HyperClient::builder(TokioExecutor::new()).build(connector),
-            base,
+            bases,
+            preferred: AtomicUsize::new(0),
             account: profile.act_as.clone().unwrap_or_else(|| profile.account.clone()),
             key_id: format!("/{}/keys/{}", profile.account, signer.fingerprint_md5),
             signer,
@@ -400,7 +413,7 @@ impl Client {
             Some(rest) => format!("/{}{rest}", utf8_percent_encode(&self.account, SEGMENT)),
             None => target.to_owned(),
         };
-        let ask = Ask { method, url: format!("{}{target}", self.base), target, body: body.map(to_bytes) };
+        let ask = Ask { method, target, body: body.map(to_bytes) };
         let answer = self.see_through(&ask).await?.accepted()?;
         if answer.body.is_empty() { Ok(serde_json::Value::Null) } else { answer.read() }
     }
@@ -436,23 +449,65 @@ impl Client {
             target.push(if position == 0 { '?' } else { '&' });
             target.push_str(&format!("{}={}", utf8_percent_encode(key, SEGMENT), utf8_percent_encode(value, SEGMENT)));
         }
-        let url = format!("{}{target}", self.base);
-        Ask { method, target, url, body }
+        Ask { method, target, body }
     }
 
     /// What the server says to anybody who asks whether it is there.
     pub(super) async fn ping(&self) -> Result<Answer, ClientError> {
-        let url = format!("{}/--ping", self.base);
-        let request = Request::builder().uri(&url).body(Full::default());
-        self.fetch(&url, request.map_err(|error| unaskable(&url, error))?).await
+        let mut order = self.order();
+        loop {
+            let (index, is_last) = order.remove(0);
+            let url = format!("{}/--ping", self.bases[index]);
+            let request = Request::builder().uri(&url).body(Full::default());
+            let request = request.map_err(|error| unaskable(&url, error))?;
+            let outcome = self.fetch(&url, request, self.patience(true)).await;
+            match &outcome {
+                Err(_) if !is_last => {}
+                Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_last => {}
+                _ => return self.noted(index, outcome),
+            }
+        }
     }
 
-    /// Sends once.
+    /// Sends once to each headnode until one can be asked. One that may have heard it is the last, unless nothing changes by it.
     pub(super) async fn exchange(&self, ask: &Ask, name: Option<&str>) -> Result<Answer, ClientError> {
-        self.fetch(&ask.url, self.request(ask, name).await?).await
+        let changes_nothing = matches!(ask.method, Method::GET | Method::HEAD);
+        let mut order = self.order();
+        loop {
+            let (index, is_last) = order.remove(0);
+            let url = format!("{}{}", self.bases[index], ask.target);
+            let request = self.request(ask, &url, name).await?;
+            let outcome = self.fetch(&url, request, self.patience(changes_nothing)).await;
+            match &outcome {
+                Err(ClientError::Connect { source, .. })
+                    if !is_last && (changes_nothing || repeat::never_left(source.as_ref())) => {}
+                Err(ClientError::Timeout { .. }) if !is_last && changes_nothing => {}
+                // It says that it has not done it, and cannot now.
+                Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_last => {}
+                _ => return self.noted(index, outcome),
+            }
+        }
     }
 
-    async fn fetch(&self, url: &str, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+    /// Indexes of all headnodes, the one that answered last first; with each whether it is the last to try.
+    fn order(&self) -> Vec<(usize, bool)> {
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.bases.len());
+        (0..count).map(|offset| ((first + offset) % count, offset + 1 == count)).collect()
+    }
+
+    /// How long one of several headnodes may take: one that was stopped where it stood takes connections and says nothing.
+    fn patience(&self, changes_nothing: bool) -> Duration {
+        if self.bases.len() > 1 && changes_nothing { PATIENCE } else { DEADLINE }
+    }
+
+    fn noted(&self, index: usize, outcome: Result<Answer, ClientError>) -> Result<Answer, ClientError> {
+        if outcome.is_ok() {
+            self.preferred.store(index, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    async fn fetch(&self, url: &str, request: Request<Full<Bytes>>, within: Duration) -> Result<Answer, ClientError> {
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| failed(url, error))?;
             let (status, headers) = (response.status(), response.headers().clone());
@@ -462,14 +517,14 @@ impl Client {
             let body = body.map_err(|source| ClientError::Connect { url: url.to_owned(), source })?.to_bytes();
             Ok(Answer { url: url.to_owned(), status, headers, body })
         };
-        match timeout(DEADLINE, exchange).await {
+        match timeout(within, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Timeout { url: url.to_owned() }),
+            Err(_) => Err(ClientError::Timeout { url: url.to_owned(), seconds: within.as_secs() }),
         }
     }
 
-    async fn request(&self, ask: &Ask, name: Option<&str>) -> Result<Request<Full<Bytes>>, ClientError> {
-        let Ask { method, target, url, body } = ask;
+    async fn request(&self, ask: &Ask, url: &str, name: Option<&str>) -> Result<Request<Full<Bytes>>, ClientError> {
+        let Ask { method, target, body } = ask;
         let date = http_date((self.clock)());
         let message = format!("(request-target): {} {target}\ndate: {date}", method.as_str().to_lowercase());
         let signature = BASE64.encode(self.signer.sign(message.as_bytes()).await?);

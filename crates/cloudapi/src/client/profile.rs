@@ -18,7 +18,7 @@ const FILE_MAX: u64 = 65_536;
 pub struct Profile {
     /// `env`, or the file's name.
     pub name: String,
-    /// e.g. `https://127.0.0.1:8443`.
+    /// e.g. `https://127.0.0.1:8443`; several of one datacenter, separated by commas, are tried in turn. (`triton` itself takes one.)
     pub url: String,
     /// Login of the account that signs.
     pub account: String,

@@ -78,7 +78,7 @@ fn judge(outcome: &Result<Answer, ClientError>) -> Next {
 }
 
 /// Whether there was no connection to send anything on.
-fn never_left(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn never_left(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(hyper_util::client::legacy::Error::is_connect)
 }
 

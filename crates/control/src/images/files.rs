@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt as _};
 use model::{
     id::ImageId,
     image::{
-        Image, ImageFile,
+        Compression, Image, ImageFile,
         manifest::{ExpectedFile, FILE_MAX_BYTES},
     },
 };
@@ -74,6 +74,81 @@ pub fn file_path(control: &Control, sha256: &str) -> Result<PathBuf> {
         return Err(Error::not_found("image file", sha256));
     }
     Ok(control.config.images_dir.join(sha256))
+}
+
+/// A file that an image has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownFile {
+    /// Its SHA-256, which is its name too.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Every file that images have, each once, in the order of names.
+pub fn known_files(control: &Control) -> Vec<KnownFile> {
+    let snapshot = control.snapshot();
+    let files = snapshot.scan(&IMAGES).filter_map(|image| {
+        let file = image.file.as_ref()?;
+        Some((file.sha256.clone(), file.size))
+    });
+    let once: std::collections::BTreeMap<String, u64> = files.collect();
+    once.into_iter().map(|(sha256, size)| KnownFile { sha256, size }).collect()
+}
+
+/// Whether a file is here and as long as it should be.
+pub async fn is_here(control: &Control, file: &KnownFile) -> bool {
+    let found = tokio::fs::metadata(control.config.images_dir.join(&file.sha256)).await;
+    found.is_ok_and(|found| found.len() == file.size)
+}
+
+/// Reads a file that is here, and takes its name away if it is not what its name says: whoever asks for it is then sent to another headnode, and
+/// it is fetched again. Returns whether it was good.
+pub async fn try_file(control: &Control, file: &KnownFile) -> Result<bool> {
+    let path = control.config.images_dir.join(&file.sha256);
+    let reading = path.clone();
+    let found = base::task::blocking("image check", move || {
+        let mut sum = Sha256::new();
+        io::copy(&mut std::fs::File::open(&reading)?, &mut sum)?;
+        Ok::<_, io::Error>(hex(&sum.finalize()))
+    });
+    let found = found.await.map_err(file_error(|| format!("read {}", path.display())))?;
+    if found == file.sha256 {
+        return Ok(true);
+    }
+    tracing::warn!(path = %path.display(), found, "the file of an image is damaged");
+    // The ending of files that are swept.
+    let aside = path.with_extension(format!("damaged{PARTIAL}"));
+    tokio::fs::rename(&path, &aside).await.map_err(file_error(|| format!("put aside {}", path.display())))?;
+    Ok(false)
+}
+
+/// Receives a file that an image has already, and gives it its name if it is the right one.
+pub async fn place_file(
+    control: &Control,
+    file: &KnownFile,
+    content: impl Stream<Item = io::Result<Bytes>> + Unpin,
+) -> Result<()> {
+    let dir = &control.config.images_dir;
+    // Only sums that a record holds become paths, so no stranger's text does.
+    let name = file_path(control, &file.sha256)?;
+    tokio::fs::create_dir_all(dir).await.map_err(file_error(|| format!("make directory {}", dir.display())))?;
+    let partial = tempfile::Builder::new()
+        .prefix("fetched-")
+        .suffix(PARTIAL)
+        .tempfile_in(dir)
+        .map_err(file_error(|| format!("make a file in {}", dir.display())))?;
+    let (partial, path) = partial.into_parts();
+    let expected = ExpectedFile {
+        sha256: Some(file.sha256.clone()),
+        sha1: None,
+        size: Some(file.size),
+        compression: Compression::None,
+    };
+    let received = receive(tokio::fs::File::from_std(partial), &expected, content).await?;
+    verify(&received, &expected)?;
+    path.persist(&name).map_err(|error| error.error).map_err(file_error(|| format!("name file {}", name.display())))?;
+    sync_dir(dir).await.map_err(file_error(|| format!("flush directory {}", dir.display())))
 }
 
 /// Removes a file; a failure is only logged.
@@ -138,13 +213,16 @@ async fn receive(
     }
     file.flush().await.map_err(file_error(|| "write the image's file".to_owned()))?;
     file.sync_all().await.map_err(file_error(|| "flush the image's file".to_owned()))?;
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     Ok(ImageFile {
         sha256: hex(&sha256.finalize()),
         sha1: hex(&sha1.finalize()),
         size,
         compression: expected.compression,
     })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn verify(received: &ImageFile, expected: &ExpectedFile) -> Result<()> {

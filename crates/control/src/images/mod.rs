@@ -18,7 +18,7 @@ use crate::{
     tables::{BY_IMAGE, IMAGES, INSTANCES},
 };
 
-pub use files::{add_file, file_path};
+pub use files::{KnownFile, add_file, file_path, is_here, known_files, place_file, try_file};
 
 /// Instances that keep an image from being deleted and are named, at most: a line a person can read.
 const USERS_NAMED: usize = 5;

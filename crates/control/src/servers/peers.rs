@@ -20,9 +20,9 @@ use model::{
     part::Part,
     peers::{Nics, Segment},
 };
-use store::Snapshot;
+use store::{Entry, Snapshot};
 
-use crate::tables::NETWORKS;
+use crate::tables::{ACCOUNTS, IMAGES, NETWORKS};
 
 /// A NIC on a segment: VNI, Ethernet address, addresses.
 pub(super) type Member = (u32, MacAddr, Vec<IpAddr>);
@@ -320,6 +320,14 @@ pub(super) fn members(snapshot: &Snapshot, instance: &Instance) -> Vec<Member> {
 pub(super) fn routed(network: &Network) -> Option<(AccountId, u32)> {
     let fabric = network.fabric.as_ref().filter(|fabric| fabric.routed)?;
     Some((*network.owners.first()?, fabric.vni))
+}
+
+/// The highest revision of any record that goes into the part of `entry`.
+pub(super) fn newest_revision(snapshot: &Snapshot, entry: &Entry<Instance>) -> u64 {
+    let networks = entry.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string()));
+    let image = snapshot.get(&IMAGES, &entry.image.to_string()).map_or(0, |image| image.revision().0);
+    let account = snapshot.get(&ACCOUNTS, &entry.owner.to_string()).map_or(0, |account| account.revision().0);
+    networks.map(|network| network.revision().0).fold(entry.revision().0.max(image).max(account), u64::max)
 }
 
 #[cfg(test)]

@@ -241,7 +241,7 @@ async fn take(control: &Control, id: ServerId, report: &Report, worth: &Worth, n
     let known = looked_at_in(report, worth).filter_map(|zone| snapshot.get(&INSTANCES, &zone.to_string()));
     let news: Vec<InstanceId> =
         known.filter(|entry| news_of(control, &snapshot, entry, report).is_some()).map(|entry| entry.id).collect();
-    let here = Here::of(control);
+    let here = Here::of(control, report);
     if news.is_empty() && refreshed(&server, report, here, now).is_some() {
         write(control, id, report, &[], now).await?;
     }
@@ -264,7 +264,7 @@ async fn take(control: &Control, id: ServerId, report: &Report, worth: &Worth, n
 
 /// Commits what `report` says of the machine itself and of the instances in `some`.
 async fn write(control: &Control, id: ServerId, report: &Report, some: &[InstanceId], now: Timestamp) -> Result<Look> {
-    let here = Here::of(control);
+    let here = Here::of(control, report);
     let (_, look) = control
         .store
         .update(|snapshot| {
@@ -461,21 +461,33 @@ fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Times
 #[derive(Debug, Clone, Copy)]
 struct Here {
     headnode: Option<ServerId>,
-    /// Others must be told what only reports say.
-    tells: bool,
+    /// What the others must be told, where there are any.
+    said: Option<Word>,
 }
 
 impl Here {
-    fn of(control: &Control) -> Self {
-        Self { headnode: control.headnodes.me(), tells: !control.headnodes.roster().is_alone() }
+    fn of(control: &Control, report: &Report) -> Self {
+        let said = (!control.headnodes.roster().is_alone()).then(|| Word {
+            firewall_seen: control.targets.covered(report.server, report.firewall_seen),
+            leaving: report.leaving,
+            goes_down: report.goes_down,
+        });
+        Self { headnode: control.headnodes.me(), said }
+    }
+
+    /// Whether what is written down tells the others enough: a number that is covered by now is good for a minute more.
+    fn is_told(&self, server: &Server, report: &Report) -> bool {
+        let Some(said) = self.said else { return true };
+        let known = server.word;
+        (known.leaving, known.goes_down) == (said.leaving, said.goes_down)
+            && known.firewall_seen >= report.firewall_seen
     }
 }
 
 /// The machine's own part of the record, if the report changes it.
 fn refreshed(server: &Server, report: &Report, here: Here, now: Timestamp) -> Option<Server> {
     let heard_by = here.headnode.or(server.heard_by);
-    let said = Word { firewall_seen: report.firewall_seen, leaving: report.leaving, goes_down: report.goes_down };
-    let word = if here.tells { said } else { server.word };
+    let word = here.said.unwrap_or(server.word);
     let (address, mtu) =
         (report.underlay.map(|underlay| underlay.address), report.underlay.map(|underlay| underlay.mtu));
     let same = server.hostname == report.hostname
@@ -484,7 +496,8 @@ fn refreshed(server: &Server, report: &Report, here: Here, now: Timestamp) -> Op
         && server.nic_tags == report.hardware.nic_tags
         && server.identity.is_some()
         && server.clock_ahead_ms == clock::noted(server, report.clock)
-        && (server.heard_by, server.word) == (heard_by, word)
+        && server.heard_by == heard_by
+        && here.is_told(server, report)
         && (server.underlay, server.underlay_mtu, server.outside) == (address, mtu, report.outside)
         && server.headnode_fact == report.headnode;
     let fresh = server.last_seen_at.is_some_and(|at| now.0.saturating_sub(at.0) < LAST_SEEN_EVERY_MS);

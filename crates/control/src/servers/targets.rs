@@ -58,8 +58,7 @@ use crate::{
     headnodes,
     servers::walls::Walls,
     tables::{
-        ACCOUNTS, BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, HEADNODES, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES,
-        SERVERS,
+        BY_IMAGE, BY_NETWORK, BY_OWNER, BY_SERVER, HEADNODES, IMAGES, INSTANCES, KEYS, NETWORKS, PACKAGES, SERVERS,
     },
 };
 
@@ -259,6 +258,15 @@ impl Targets {
         }
     }
 
+    /// Up to which generation a machine that enforces generation `seen` has everything, as all headnodes count: they may have its document under
+    /// other numbers, but what changes it from here on they number alike.
+    pub(crate) fn covered(&self, server: ServerId, seen: u64) -> u64 {
+        let state = self.lock();
+        let Some(machine) = state.machines.get(&server) else { return seen };
+        let generation = *machine.generation.borrow();
+        if (1..=seen).contains(&generation) { seen.max(state.revision.saturating_add(machine.base)) } else { seen }
+    }
+
     /// Resolves when a machine has no document any more.
     pub(crate) fn gone(&self, server: ServerId) -> impl Future<Output = ()> + use<> {
         let mut generation = self.subscribe(server);
@@ -402,9 +410,9 @@ impl Targets {
                 let account_keys =
                     keys_of.entry(entry.owner).or_insert_with(|| keys::authorized_keys(snapshot, entry.owner));
                 let target = Part::new(self.zone(snapshot, &entry, account_keys));
-                newest = newest.max(newest_revision(snapshot, &entry));
+                newest = newest.max(peers::newest_revision(snapshot, &entry));
                 // Later than any change of this part; the machine is told again at worst.
-                machine.zones.insert(entry.id, Zone { revision: newest_revision(snapshot, &entry), target });
+                machine.zones.insert(entry.id, Zone { revision: peers::newest_revision(snapshot, &entry), target });
                 state.place_of.insert(entry.id, server.id);
                 let members = peers::members(snapshot, &entry);
                 state.peers.place(entry.id, Some((server.id, members)));
@@ -589,12 +597,4 @@ fn touched(
             }
         }
     }
-}
-
-/// The highest revision of any record that goes into the part of `entry`.
-fn newest_revision(snapshot: &Snapshot, entry: &Entry<Instance>) -> u64 {
-    let networks = entry.nics.iter().filter_map(|nic| snapshot.get(&NETWORKS, &nic.network.to_string()));
-    let image = snapshot.get(&IMAGES, &entry.image.to_string()).map_or(0, |image| image.revision().0);
-    let account = snapshot.get(&ACCOUNTS, &entry.owner.to_string()).map_or(0, |account| account.revision().0);
-    networks.map(|network| network.revision().0).fold(entry.revision().0.max(image).max(account), u64::max)
 }

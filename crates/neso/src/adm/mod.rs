@@ -166,7 +166,9 @@ async fn certificates(client: &Client, output: Output, command: Certificates) ->
 
 /// The ops API of this machine's datacenter, as its operator.
 pub(crate) fn client(settings: &headnode::Settings) -> Outcome<Client> {
-    Client::open(settings.listen.ops, &settings.paths.operator).map_err(|error| {
+    let client = Client::open(settings.listen.ops, &settings.paths.operator);
+    let known = headnode::presence::known_ops(settings);
+    client.map(|client| client.or_else_at(known)).map_err(|error| {
         Failure::from(error).mend("run as root (the operator's key is readable by root alone), after `neso up`")
     })
 }

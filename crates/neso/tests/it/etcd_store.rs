@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::datacenter::{Datacenter, PATIENCE, small_settings};
 
 /// Members, and the runtime their processes are watched by.
-struct Cluster {
+pub(crate) struct Cluster {
     runtime: tokio::runtime::Runtime,
     members: Vec<Member>,
     _directory: tempfile::TempDir,
@@ -22,7 +22,7 @@ struct Cluster {
 
 impl Cluster {
     /// `None`, with a line that says why, where etcd is not installed.
-    fn start(count: usize) -> Option<Self> {
+    pub(crate) fn start(count: usize) -> Option<Self> {
         if !etcd::local::is_installed() {
             println!("skipped: a datacenter over etcd, because etcd is not installed (Debian's package etcd-server)");
             return None;
@@ -41,7 +41,7 @@ impl Cluster {
     }
 
     /// Puts the store of a datacenter that does not run yet into it.
-    fn keep(&self, datacenter: &Datacenter) {
+    pub(crate) fn keep(&self, datacenter: &Datacenter) {
         let path = datacenter.root().join(headnode::settings::DEFAULT_FILE);
         let text = fs::read_to_string(&path).expect("settings");
         fs::write(&path, text.replace("engine = \"sqlite\"", &self.section())).expect("settings are written");
@@ -114,14 +114,14 @@ impl Cluster {
 }
 
 /// A headnode without a node, beside a datacenter's own: another root, the same authority, the same store.
-struct Second {
+pub(crate) struct Second {
     root: PathBuf,
     child: Child,
     url: String,
 }
 
 impl Second {
-    fn start(datacenter: &Datacenter, cluster: &Cluster) -> Self {
+    pub(crate) fn start(datacenter: &Datacenter, cluster: &Cluster) -> Self {
         let root = tempfile::Builder::new().prefix("neso-it-second-").tempdir().expect("a root").keep();
         let text = small_settings(&root).replace("engine = \"sqlite\"", &cluster.section());
         let settings = Settings::parse(&text).expect("settings");
@@ -150,8 +150,16 @@ impl Second {
             .wait("the second headnode", || self.run(datacenter, &["adm", "-j", "server", "list"]).status.success());
     }
 
+    pub(crate) fn settings(&self) -> Settings {
+        Settings::load(&self.root.join(headnode::settings::DEFAULT_FILE)).expect("settings")
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// A command of ours that asks this headnode.
-    fn run(&self, datacenter: &Datacenter, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, datacenter: &Datacenter, arguments: &[&str]) -> Output {
         base_command(datacenter, &self.root)
             .args(arguments)
             .env("TRITON_URL", &self.url)
@@ -159,7 +167,7 @@ impl Second {
             .expect("the binary under test runs")
     }
 
-    fn good(&self, datacenter: &Datacenter, arguments: &[&str]) -> Value {
+    pub(crate) fn good(&self, datacenter: &Datacenter, arguments: &[&str]) -> Value {
         let output = self.run(datacenter, arguments);
         let err = String::from_utf8_lossy(&output.stderr);
         let log = || fs::read_to_string(self.root.join("headnode.log")).unwrap_or_default();
@@ -167,12 +175,12 @@ impl Second {
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("our own process can be killed");
         self.child.wait().expect("and it ends");
     }
 
-    fn start_again(&mut self, datacenter: &Datacenter) {
+    pub(crate) fn start_again(&mut self, datacenter: &Datacenter) {
         self.child = Self::spawn(datacenter, &self.root);
         self.wait_up(datacenter);
     }

@@ -16,6 +16,7 @@ mod faults;
 mod firewall;
 mod full;
 mod guest;
+mod headnodes;
 mod inside;
 #[path = "../common/lies.rs"]
 mod lies;

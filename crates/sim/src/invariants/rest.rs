@@ -28,10 +28,12 @@ pub(crate) async fn open(datacenter: &Datacenter) -> Vec<String> {
     let peers = expected::peers(&snapshot);
     for (node, view) in datacenter.nodes.iter().filter_map(|node| {
         let view = control::servers::get(&datacenter.control, node.server).ok()?;
-        Some((node, view))
+        // The one it reports to knows best; another may have its document under a higher number.
+        let hearing = datacenter.hearing(view.server.heard_by);
+        Some((node, control::servers::get(hearing, node.server).ok()?))
     }) {
         let name = &view.server.hostname;
-        if view.target_seen != view.target_generation {
+        if view.target_seen < view.target_generation {
             let at = view.last_seen_at.map_or(0, |at| datacenter.control.now().millis_since(at));
             let (seen, newest) = (view.target_seen, view.target_generation);
             open.push(format!("{name}, heard of {at} ms ago, has seen target {seen} of {newest}"));
