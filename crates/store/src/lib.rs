@@ -27,6 +27,7 @@ mod change;
 pub mod engine;
 mod fill;
 mod fresh;
+mod key;
 mod listed;
 pub mod memory;
 mod mirror;

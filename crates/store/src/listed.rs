@@ -7,6 +7,8 @@ use std::{ops::Bound, sync::Arc};
 
 use imbl::OrdSet;
 
+use crate::key::{Compared, Key, Sought};
+
 /// Keys in one piece of memory at most: beyond, copying them costs more than a set does.
 const FEW_MAX: usize = 16;
 /// A set that has become so small is a piece of memory again. Less than [`FEW_MAX`], so that one key that comes and goes does not
@@ -18,7 +20,7 @@ const FEW_AGAIN: usize = 8;
 pub(crate) enum Listed {
     One(Arc<str>),
     Few(Arc<[Arc<str>]>),
-    Many(OrdSet<Arc<str>>),
+    Many(OrdSet<Key>),
 }
 
 impl Listed {
@@ -40,16 +42,20 @@ impl Listed {
         let (few, many) = match self {
             Self::One(one) => (std::slice::from_ref(one), None),
             Self::Few(few) => (&few[..], None),
-            Self::Many(many) => (&[][..], Some(many.range::<_, str>((Bound::Included(from), Bound::Unbounded)))),
+            Self::Many(many) => {
+                let from = Sought::new(from);
+                let from: &(dyn Compared + '_) = &from;
+                (&[][..], Some(many.range::<_, dyn Compared + '_>((Bound::Included(from), Bound::Unbounded))))
+            }
         };
         let first = few.partition_point(|key| **key < *from);
-        few[first..].iter().chain(many.into_iter().flatten())
+        few[first..].iter().chain(many.into_iter().flatten().map(Key::text))
     }
 
     /// Adds one; nothing when it is there.
     pub(crate) fn add(&mut self, key: &Arc<str>) {
         if let Self::Many(many) = self {
-            many.insert(key.clone());
+            many.insert(key.clone().into());
             return;
         }
         let mut keys: Vec<Arc<str>> = self.keys().cloned().collect();
@@ -61,6 +67,8 @@ impl Listed {
     /// Takes one away; nothing when it is not there. Empty then, it is of no more use.
     pub(crate) fn remove(&mut self, key: &str) {
         if let Self::Many(many) = self {
+            let key = Sought::new(key);
+            let key: &(dyn Compared + '_) = &key;
             many.remove(key);
             if many.len() > FEW_AGAIN {
                 return;
@@ -76,7 +84,7 @@ impl Listed {
         match keys.len() {
             1 => Self::One(keys.swap_remove(0)),
             0..=FEW_MAX => Self::Few(keys.into()),
-            _ => Self::Many(keys.into_iter().collect()),
+            _ => Self::Many(keys.into_iter().map(Key::from).collect()),
         }
     }
 }

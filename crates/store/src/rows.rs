@@ -11,6 +11,7 @@ use imbl::OrdMap;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    key::{Compared, Key, Sought},
     listed::Listed,
     table::{AnyEntry, DecodeError, Entry, Revision, Table, decode, encode},
 };
@@ -33,8 +34,8 @@ pub(crate) trait AnyRows: Any + Send + Sync {
 
 pub(crate) struct Rows<T: 'static> {
     table: &'static Table<T>,
-    rows: OrdMap<Arc<str>, Arc<Entry<T>>>,
-    indexes: Vec<OrdMap<Arc<str>, Listed>>,
+    rows: OrdMap<Key, Arc<Entry<T>>>,
+    indexes: Vec<OrdMap<Key, Listed>>,
 }
 
 impl<T> Rows<T> {
@@ -43,7 +44,7 @@ impl<T> Rows<T> {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Arc<Entry<T>>> {
-        self.rows.get(key)
+        self.rows.get(sought(&Sought::new(key)))
     }
 
     pub(crate) fn scan(&self) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
@@ -52,27 +53,30 @@ impl<T> Rows<T> {
 
     /// Records with keys greater than `after`.
     pub(crate) fn range(&self, after: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
-        self.rows.range::<_, str>((Bound::Excluded(after), Bound::Unbounded)).map(|(_, entry)| entry.clone())
+        let after = Sought::new(after);
+        self.rows
+            .range::<_, dyn Compared + '_>((Bound::Excluded(sought(&after)), Bound::Unbounded))
+            .map(|(_, entry)| entry.clone())
     }
 
     /// Records under `key` of the index named `index`, in the order of their own keys.
     pub(crate) fn find(&self, index: &str, key: &str) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
-        self.index(index).get(key).into_iter().flat_map(Listed::keys).map(|key| self.listed(key))
+        self.index(index).get(sought(&Sought::new(key))).into_iter().flat_map(Listed::keys).map(|key| self.listed(key))
     }
 
     /// Keys of the records under `key` of the index named `index`, in their order.
     pub(crate) fn keys_of(&self, index: &str, key: &str) -> impl Iterator<Item = &str> + use<'_, T> {
-        self.index(index).get(key).into_iter().flat_map(Listed::keys).map(AsRef::as_ref)
+        self.index(index).get(sought(&Sought::new(key))).into_iter().flat_map(Listed::keys).map(AsRef::as_ref)
     }
 
     /// How many records are under `key` of the index named `index`.
     pub(crate) fn count(&self, index: &str, key: &str) -> usize {
-        self.index(index).get(key).map_or(0, Listed::len)
+        self.index(index).get(sought(&Sought::new(key))).map_or(0, Listed::len)
     }
 
     /// Keys of the index named `index` that begin with `prefix`, in their order, each with the number of records under it.
     pub(crate) fn counts(&self, index: &str, prefix: &str) -> impl Iterator<Item = (&str, usize)> + use<'_, T> {
-        self.within(index, prefix, prefix).map(|(key, listed)| (key.as_ref(), listed.len()))
+        self.within(index, prefix, prefix).map(|(key, listed)| (&**key.text(), listed.len()))
     }
 
     /// Records under all keys of the index named `index` that begin with `prefix`, in the order of those.
@@ -90,35 +94,35 @@ impl<T> Rows<T> {
     ) -> impl Iterator<Item = Arc<Entry<T>>> + use<'_, T> {
         let (first, key) = (from.to_owned(), key.to_owned());
         self.within(index, prefix, from).flat_map(move |(found, listed)| {
-            let after = if **found == *first { key.as_str() } else { "" };
+            let after = if **found.text() == *first { key.as_str() } else { "" };
             listed.keys_from(after).map(|key| self.listed(key))
         })
     }
 
-    fn within(&self, index: &str, prefix: &str, from: &str) -> impl Iterator<Item = (&Arc<str>, &Listed)> + use<'_, T> {
-        let prefix = prefix.to_owned();
-        let rest = self.index(index).range::<_, str>((Bound::Included(from), Bound::Unbounded));
-        rest.take_while(move |(found, _)| found.starts_with(&prefix))
+    fn within(&self, index: &str, prefix: &str, from: &str) -> impl Iterator<Item = (&Key, &Listed)> + use<'_, T> {
+        let (prefix, from) = (prefix.to_owned(), Sought::new(from));
+        let rest = self.index(index).range::<_, dyn Compared + '_>((Bound::Included(sought(&from)), Bound::Unbounded));
+        rest.take_while(move |(found, _)| found.text().starts_with(&prefix))
     }
 
-    fn index(&self, name: &str) -> &OrdMap<Arc<str>, Listed> {
+    fn index(&self, name: &str) -> &OrdMap<Key, Listed> {
         let position = self.table.indexes.iter().position(|candidate| candidate.name == name);
         &self.indexes[position.unwrap_or_else(|| panic!("table `{}` has no index `{name}`", self.table.name))]
     }
 
     fn listed(&self, key: &Arc<str>) -> Arc<Entry<T>> {
-        self.rows.get(key).expect("an index lists records that are there").clone()
+        self.get(key).expect("an index lists records that are there").clone()
     }
 
     fn put(&mut self, key: &str, entry: Arc<Entry<T>>) {
         // One text for the record's key, wherever it stands.
-        let replaced = self.rows.get_key_value_mut(key);
-        let replaced = replaced.map(|(key, old)| (key.clone(), std::mem::replace(old, entry.clone())));
+        let replaced = self.rows.get_key_value_mut(sought(&Sought::new(key)));
+        let replaced = replaced.map(|(key, old)| (key.text().clone(), std::mem::replace(old, entry.clone())));
         let (key, old) = match replaced {
             Some((key, old)) => (key, Some(old)),
             None => {
                 let key: Arc<str> = key.into();
-                self.rows.insert(key.clone(), entry.clone());
+                self.rows.insert(key.clone().into(), entry.clone());
                 (key, None)
             }
         };
@@ -132,10 +136,10 @@ impl<T> Rows<T> {
                 unlist(map, stale, &key);
             }
             for fresh in new_keys.iter().filter(|fresh| !old_keys.contains(fresh)) {
-                match map.get_mut(fresh.as_str()) {
+                match map.get_mut(sought(&Sought::new(fresh))) {
                     Some(listed) => listed.add(&key),
                     None => {
-                        map.insert(fresh.as_str().into(), Listed::One(key.clone()));
+                        map.insert(Arc::<str>::from(fresh.as_str()).into(), Listed::One(key.clone()));
                     }
                 }
             }
@@ -144,12 +148,18 @@ impl<T> Rows<T> {
 }
 
 /// Takes `key` off the list under `index_key`.
-fn unlist(map: &mut OrdMap<Arc<str>, Listed>, index_key: &str, key: &str) {
-    let Some(listed) = map.get_mut(index_key) else { return };
+fn unlist(map: &mut OrdMap<Key, Listed>, index_key: &str, key: &str) {
+    let index_key = Sought::new(index_key);
+    let Some(listed) = map.get_mut(sought(&index_key)) else { return };
     listed.remove(key);
     if listed.len() == 0 {
-        map.remove(index_key);
+        map.remove(sought(&index_key));
     }
+}
+
+/// As maps are asked for it.
+fn sought<'a>(key: &'a Sought<'a>) -> &'a (dyn Compared + 'a) {
+    key
 }
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T> {
@@ -167,14 +177,14 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T
 
     fn put_as_in(&mut self, other: &dyn AnyRows, key: &str) {
         let other = other.as_any().downcast_ref::<Self>().expect("a table keeps its type");
-        match other.rows.get(key) {
+        match other.get(key) {
             Some(entry) => self.put(key, entry.clone()),
             None => self.remove(key),
         }
     }
 
     fn remove(&mut self, key: &str) {
-        let Some(old) = self.rows.remove(key) else { return };
+        let Some(old) = self.rows.remove(sought(&Sought::new(key))) else { return };
         for (index, map) in self.table.indexes.iter().zip(&mut self.indexes) {
             for stale in (index.keys)(&old.value) {
                 unlist(map, &stale, key);
@@ -183,7 +193,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T
     }
 
     fn revision_of(&self, key: &str) -> Option<Revision> {
-        self.rows.get(key).map(|entry| entry.revision())
+        self.get(key).map(|entry| entry.revision())
     }
 
     fn len(&self) -> usize {
@@ -192,7 +202,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> AnyRows for Rows<T
 
     fn each_stored(&self, visit: &mut dyn FnMut(&str, Bytes) -> io::Result<()>) -> io::Result<()> {
         for (key, entry) in &self.rows {
-            visit(&format!("{}/{key}", self.table.name), encode(self.table, &entry.value)?)?;
+            visit(&format!("{}/{}", self.table.name, key.text()), encode(self.table, &entry.value)?)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ mod refusals;
 
 use std::{
     cell::{OnceCell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     ops::ControlFlow,
     sync::Arc,
 };
@@ -37,7 +37,7 @@ use crate::{
     error::Faults,
     networks::{self, pools},
     packages,
-    tables::{AFFINITY_GROUPS, BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, room_key},
+    tables::{AFFINITY_GROUPS, BY_OWNER, BY_OWNER_ON, BY_RACK, BY_ROOM, INSTANCES, SERVERS, owner_on, room_key},
 };
 
 /// Affinity rules in one request at most.
@@ -270,9 +270,9 @@ impl Fleet for Machines<'_> {
 struct Others<'a> {
     snapshot: &'a Snapshot,
     owner: AccountId,
-    /// How many are on which machine, counted once per request from the keys of an index; `None` for an owner of very many, where each
-    /// machine is asked for by itself.
-    on: OnceCell<Option<HashMap<&'a str, usize>>>,
+    /// How many are on which machine, in the order of the machines, counted once per request from the keys of an index; `None` for an owner
+    /// of very many, where each machine is asked for by itself.
+    on: OnceCell<Option<Vec<(ServerId, usize)>>>,
     /// How many are in a rack, counted once per rack and request.
     racks: RefCell<BTreeMap<String, usize>>,
 }
@@ -288,36 +288,37 @@ impl<'a> Others<'a> {
         Self { snapshot, owner, on: OnceCell::new(), racks: RefCell::default() }
     }
 
-    /// By the machine's id as keys have it.
-    fn counted(&self) -> Option<&HashMap<&'a str, usize>> {
+    fn counted(&self) -> Option<&[(ServerId, usize)]> {
         let counted = self.on.get_or_init(|| {
-            let mut on = HashMap::new();
+            let mut on = Vec::new();
             let owned = format!("{}@", self.owner);
             for (key, count) in self.snapshot.counts(&INSTANCES, BY_OWNER_ON, &owned) {
                 if on.len() == WALKED_MAX {
                     return None;
                 }
-                on.insert(&key[owned.len()..], count);
+                // The order of keys is that of the ids in them.
+                on.push((key[owned.len()..].parse().ok()?, count));
             }
             Some(on)
         });
-        counted.as_ref()
+        counted.as_deref()
     }
 
     fn count_rack(&self, rack: &str) -> usize {
         let machines = self.snapshot.count_of(&SERVERS, BY_RACK, rack);
         match self.counted() {
-            Some(on) if on.is_empty() => 0,
+            Some([]) => 0,
             // The shorter way: where the owner is, or who is in the rack.
             Some(on) if on.len() < machines => {
-                let is_there = |id: &str| {
-                    self.snapshot.get(&SERVERS, id).is_some_and(|server| server.rack.as_deref() == Some(rack))
+                let is_there = |id: ServerId| {
+                    let server = self.snapshot.get(&SERVERS, &id.to_string());
+                    server.is_some_and(|server| server.rack.as_deref() == Some(rack))
                 };
-                on.iter().filter(|(id, _)| is_there(id)).map(|(_, count)| count).sum()
+                on.iter().filter(|(id, _)| is_there(*id)).map(|(_, count)| count).sum()
             }
             _ => {
                 let mut sum = 0;
-                for id in self.snapshot.keys_of(&SERVERS, BY_RACK, rack) {
+                for id in self.snapshot.keys_of(&SERVERS, BY_RACK, rack).filter_map(|id| id.parse().ok()) {
                     sum += self.on_machine(id);
                     if sum >= COUNTED_MAX {
                         break;
@@ -328,17 +329,17 @@ impl<'a> Others<'a> {
         }
     }
 
-    fn on_machine(&self, id: &str) -> usize {
+    fn on_machine(&self, id: ServerId) -> usize {
         match self.counted() {
-            Some(on) => on.get(id).copied().unwrap_or(0),
-            None => self.snapshot.count_of(&INSTANCES, BY_OWNER_ON, &format!("{}@{id}", self.owner)),
+            Some(on) => on.binary_search_by_key(&id, |(id, _)| *id).map_or(0, |position| on[position].1),
+            None => self.snapshot.count_of(&INSTANCES, BY_OWNER_ON, &owner_on(self.owner, id)),
         }
     }
 }
 
 impl Spread for Others<'_> {
     fn on(&self, server: ServerId) -> usize {
-        self.on_machine(&server.to_string()).min(COUNTED_MAX)
+        self.on_machine(server).min(COUNTED_MAX)
     }
 
     fn in_rack(&self, rack: &str) -> usize {
