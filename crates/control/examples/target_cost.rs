@@ -13,6 +13,7 @@ use model::{
     delta::TargetDelta,
     id::{AccountId, ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::{Brand, TagValue, Wanted},
+    pairs::Pairs,
     target::{Limits, NicTarget, Target, ZoneTarget},
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
@@ -112,7 +113,7 @@ fn zone(number: usize, network: NetworkId, image: ImageId) -> ZoneTarget {
             text("user-script", "#!/bin/sh\necho hello\n"),
         ]
         .into(),
-        internal_metadata: BTreeMap::new(),
+        internal_metadata: Pairs::default(),
         tags: [("role".to_owned(), TagValue::Bool(true))].into(),
         guest_metadata_seen: 0,
         created_at: Timestamp(0),

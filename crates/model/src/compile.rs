@@ -68,8 +68,9 @@ pub fn zone<'a>(
         });
     }
     let mut metadata = instance.metadata.clone();
-    if !account_keys.is_empty() {
-        metadata.entry(ROOT_AUTHORIZED_KEYS.to_owned()).or_insert_with(|| account_keys.to_owned());
+    if !account_keys.is_empty() && !metadata.contains_key(ROOT_AUTHORIZED_KEYS) {
+        let own = metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
+        metadata = own.chain([(ROOT_AUTHORIZED_KEYS.to_owned(), account_keys.to_owned())]).collect();
     }
     ZoneTarget {
         wanted: instance.intent.wanted,

@@ -3,13 +3,12 @@
 //! The record has two halves that never overwrite each other: the control plane writes [`Instance::intent`], the node's
 //! reports write [`Instance::fact`]. What the public sees is [`crate::state::public`] of the two.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{AccountId, FlowId, ImageId, InstanceId, PackageId, ServerId},
     network::Nic,
+    pairs::{Pairs, exact},
     target::{Limits, Phase, ZoneFact, ZoneState},
     time::Timestamp,
 };
@@ -34,18 +33,19 @@ pub struct Instance {
     /// What the kernel enforces, copied from the package.
     pub limits: Limits,
     /// Rules of affinity it was asked for with.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "exact")]
     pub affinity: Vec<String>,
     /// The machine it lives on.
     pub server: ServerId,
     /// In order of their interface number.
+    #[serde(deserialize_with = "exact")]
     pub nics: Vec<Nic>,
     /// Tenant's metadata, `root_authorized_keys` and `user-script` among it.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Pairs<String, String>,
     /// Metadata only operators and the guest see (generated passwords).
-    pub internal_metadata: BTreeMap<String, String>,
+    pub internal_metadata: Pairs<String, String>,
     /// Tenant's tags.
-    pub tags: BTreeMap<String, TagValue>,
+    pub tags: Pairs<String, TagValue>,
     /// Whether the distributed firewall applies.
     pub firewall_enabled: bool,
     /// Refuses deletion while set.
@@ -65,6 +65,7 @@ pub struct Instance {
     /// The flow that works on it, if one does.
     pub flow: Option<FlowId>,
     /// How long each phase of its provisioning took.
+    #[serde(deserialize_with = "exact")]
     pub timeline: Vec<Phase>,
     /// Highest sequence number of guest metadata changes that is contained in `metadata`.
     pub guest_metadata_seen: u64,
@@ -75,6 +76,7 @@ pub struct Instance {
     #[serde(default)]
     pub metadata_edits_served: u64,
     /// Newest last; at most [`Instance::HISTORY_MAX`].
+    #[serde(deserialize_with = "exact")]
     pub history: Vec<AuditEntry>,
     /// When it was asked for.
     pub created_at: Timestamp,

@@ -22,6 +22,7 @@ pub mod image;
 pub mod instance;
 pub mod network;
 pub mod package;
+pub mod pairs;
 pub mod repeat;
 pub mod server;
 

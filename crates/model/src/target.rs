@@ -23,6 +23,7 @@ use crate::{
     image::Compression,
     instance::{Brand, TagValue, Wanted},
     network::VXLAN_PORT,
+    pairs::{Pairs, exact},
     part::Part,
     peers::Segment,
     role::{HeadnodeFact, HeadnodeRole},
@@ -193,11 +194,11 @@ pub struct ZoneTarget {
     /// Static routes besides the default one.
     pub routes: BTreeMap<IpNet, IpAddr>,
     /// Tenant's metadata.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Pairs<String, String>,
     /// Metadata the guest may read but tenants do not see.
-    pub internal_metadata: BTreeMap<String, String>,
+    pub internal_metadata: Pairs<String, String>,
     /// Tenant's tags.
-    pub tags: BTreeMap<String, TagValue>,
+    pub tags: Pairs<String, TagValue>,
     /// Highest guest metadata change the control plane has taken over; the node forgets those up to it.
     pub guest_metadata_seen: u64,
     /// When it was asked for.
@@ -357,10 +358,12 @@ pub struct ZoneFact {
     /// What stands in the way, in words: the last error, cleared by the next success.
     pub error: Option<String>,
     /// Phases of making and booting it for the first time.
+    #[serde(deserialize_with = "exact")]
     pub timeline: Vec<Phase>,
     /// Limits in force; differs from the target until a resize was applied.
     pub limits: Option<Limits>,
     /// MACs of the NICs in force.
+    #[serde(deserialize_with = "exact")]
     pub nics: Vec<MacAddr>,
     /// IPv6 addresses in force, by NIC, of those that have any: they may change while the NIC stays.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -2,7 +2,8 @@
 //! that share structure between snapshots.
 //!
 //! An index holds keys and not records. A record that changes, as most do, without moving in an index then costs that index nothing,
-//! and one that is found by an index is looked up once more. The keys of an index are those of the table itself: a pointer each.
+//! and one that is found by an index is looked up once more. The keys of an index are those of the table itself: a pointer
+//! each, and in a map the beginning of the text beside it ([`Key`]).
 
 use std::{any::Any, io, ops::Bound, sync::Arc};
 

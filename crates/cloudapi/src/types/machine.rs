@@ -9,6 +9,7 @@ use std::{
 use model::{
     id::{ImageId, InstanceId, MacAddr, NetworkId, ServerId},
     instance::{Caller, TagValue},
+    pairs::Pairs,
     target::Phase,
     time::Timestamp,
     unit::Mib,
@@ -43,7 +44,7 @@ pub struct Machine<'a> {
     /// Tenant's metadata; with `?credentials=true` also an object `credentials`.
     pub metadata: Metadata<'a>,
     /// Tenant's tags.
-    pub tags: Cow<'a, BTreeMap<String, TagValue>>,
+    pub tags: Cow<'a, Pairs<String, TagValue>>,
     /// When it was asked for.
     pub created: Timestamp,
     /// When it last changed.
@@ -90,7 +91,7 @@ pub struct Metadata<'a> {
     pub credentials: Option<BTreeMap<String, String>>,
     /// The rest.
     #[serde(flatten)]
-    pub entries: Cow<'a, BTreeMap<String, String>>,
+    pub entries: Cow<'a, Pairs<String, String>>,
 }
 
 /// A NIC.

@@ -21,7 +21,7 @@ pub type Metadata = BTreeMap<String, String>;
 
 /// All metadata.
 pub fn get(control: &Control, scope: Scope, id: InstanceId) -> Result<Metadata> {
-    Ok(present(&control.snapshot(), scope, id)?.metadata.clone())
+    Ok(present(&control.snapshot(), scope, id)?.metadata.to_map())
 }
 
 /// Keys that [`delete_all`] leaves: nobody could log in any more without them.
@@ -79,11 +79,13 @@ async fn change(
     edit: impl Fn(&mut Metadata, &mut Metadata) -> Result<()>,
 ) -> Result<InstanceView> {
     decide(control, scope, id, |_, entry| {
-        let mut instance = entry.value.clone();
-        edit(&mut instance.metadata, &mut instance.internal_metadata)?;
-        for half in [&instance.metadata, &instance.internal_metadata] {
+        let (mut open, mut internal) = (entry.metadata.to_map(), entry.internal_metadata.to_map());
+        edit(&mut open, &mut internal)?;
+        for half in [&open, &internal] {
             rules::check_metadata(half).map_err(|(field, why)| Error::invalid(field, why))?;
         }
+        let mut instance =
+            Instance { metadata: open.into(), internal_metadata: internal.into(), ..entry.value.clone() };
         if instance.metadata == entry.metadata && instance.internal_metadata == entry.internal_metadata {
             return Ok(None);
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use model::{
     id::InstanceId,
     instance::{Caller, TagValue},
+    pairs::Pairs,
     rules,
 };
 use store::Transaction;
@@ -17,7 +18,7 @@ pub type Tags = BTreeMap<String, TagValue>;
 
 /// All tags.
 pub fn get(control: &Control, scope: Scope, id: InstanceId) -> Result<Tags> {
-    Ok(present(&control.snapshot(), scope, id)?.tags.clone())
+    Ok(present(&control.snapshot(), scope, id)?.tags.to_map())
 }
 
 /// Adds tags, or changes those that are there.
@@ -76,9 +77,10 @@ async fn change(
     edit: impl Fn(&mut Tags) -> Result<()>,
 ) -> Result<InstanceView> {
     decide(control, scope, id, |_, entry| {
-        let mut tags = entry.tags.clone();
+        let mut tags = entry.tags.to_map();
         edit(&mut tags)?;
         rules::check_tags(&tags).map_err(|(field, why)| Error::invalid(field, why))?;
+        let tags = Pairs::from(tags);
         Ok((tags != entry.tags).then(|| Decision {
             instance: edited(entry, action, caller, control.now(), |instance| instance.tags = tags),
             transaction: Transaction::new(),

@@ -250,7 +250,7 @@ impl Making<'_> {
         };
         let done = |count: fn(&ZoneFact) -> u64| fact.as_ref().map_or(0, count);
         // The owner's keys stand in for this while the tenant set none.
-        let mut metadata = zone.metadata.clone();
+        let mut metadata = zone.metadata.to_map();
         let account_keys = keys::authorized_keys(self.snapshot, zone.owner);
         if !account_keys.is_empty() && metadata.get(ROOT_AUTHORIZED_KEYS) == Some(&account_keys) {
             metadata.remove(ROOT_AUTHORIZED_KEYS);
@@ -267,7 +267,7 @@ impl Making<'_> {
             affinity: Vec::new(),
             server,
             nics,
-            metadata,
+            metadata: metadata.into(),
             internal_metadata: zone.internal_metadata.clone(),
             tags: zone.tags.clone(),
             firewall_enabled: self.told.firewall,

@@ -440,14 +440,14 @@ fn merge_guest_metadata(instance: &mut Instance, fact: &mut ZoneFact, now: Times
         instance.guest_metadata_seen = change.sequence;
         let internal = is_internal_key(&change.key);
         let half = if internal { &mut instance.internal_metadata } else { &mut instance.metadata };
-        let mut metadata = half.clone();
+        let mut metadata = half.to_map();
         match change.value {
             Some(value) => metadata.insert(change.key.clone(), value),
             None => metadata.remove(&change.key),
         };
         match rules::check_metadata(&metadata) {
             Ok(()) => {
-                *half = metadata;
+                *half = metadata.into();
                 instance.updated_at = now;
             }
             Err((field, why)) => {

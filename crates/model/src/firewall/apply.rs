@@ -12,6 +12,7 @@ use super::rule::{Action, Rule, Target, Targets};
 use crate::{
     id::{AccountId, FirewallRuleId, InstanceId},
     instance::TagValue,
+    pairs::Pairs,
     time::Timestamp,
 };
 
@@ -159,7 +160,7 @@ impl InstanceView {
     pub fn new(
         id: InstanceId,
         owner: AccountId,
-        tags: &BTreeMap<String, TagValue>,
+        tags: &Pairs<String, TagValue>,
         addresses: Vec<IpAddr>,
         firewall_enabled: bool,
     ) -> Self {

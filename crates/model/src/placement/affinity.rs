@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{AccountId, InstanceId, ServerId},
     instance::{Instance, TagValue},
+    pairs::Pairs,
 };
 
 /// Bytes of a rule at most.
@@ -212,7 +213,7 @@ pub struct Neighbour<'a> {
     /// Its name.
     pub alias: &'a str,
     /// Its tags.
-    pub tags: &'a std::collections::BTreeMap<String, TagValue>,
+    pub tags: &'a Pairs<String, TagValue>,
     /// Where it is.
     pub server: ServerId,
 }
@@ -332,8 +333,6 @@ impl Wishes {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -352,8 +351,8 @@ mod tests {
     /// `db0` on machine 1 in rack `r1`, `web0` (role=web, tier=2) on machine 2 in no rack.
     fn wishes(rules: &[&str]) -> Wishes {
         let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().expect("a rule")).collect();
-        let none = BTreeMap::new();
-        let web: BTreeMap<String, TagValue> = [
+        let none = Pairs::default();
+        let web: Pairs<String, TagValue> = [
             ("role".to_owned(), TagValue::Text("web".to_owned())),
             ("tier".to_owned(), TagValue::Number(2.into())),
             ("live".to_owned(), TagValue::Bool(true)),

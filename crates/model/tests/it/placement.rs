@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 
 use model::{
     id::{InstanceId, NetworkId, ServerId},
+    pairs::Pairs,
     placement::{
         Candidate, Choice, Demand, Fleet, Mark, Neighbour, NoRoom, Placed, Policy, Refusal, Request, Rule, Spread,
         Weights, Wishes, explain, place, roominess, stage,
@@ -243,7 +244,7 @@ impl Spread for At<'_> {
 fn with_rules<'a>(rules: &[&str], at: &'a At<'a>) -> Request<'a> {
     let At { servers, neighbours } = at;
     let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().expect("a rule")).collect();
-    let none = BTreeMap::new();
+    let none = Pairs::default();
     let neighbours: Vec<Neighbour<'_>> = neighbours
         .iter()
         .map(|(alias, at)| Neighbour { id: InstanceId::random(), alias, tags: &none, server: id(*at) })

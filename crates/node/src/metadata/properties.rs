@@ -163,6 +163,7 @@ mod tests {
     use model::{
         id::{AccountId, ImageId, MacAddr, NetworkId, ServerId},
         instance::TagValue,
+        pairs::Pairs,
         target::{Limits, NetworkTarget},
         unit::{CpuCap, CpuShares, Mib},
     };
@@ -207,8 +208,8 @@ mod tests {
             resolvers: vec!["8.8.8.8".parse().unwrap()],
             dns_domain: None,
             routes: BTreeMap::from([("10.9.0.0/16".parse().unwrap(), Ipv4Addr::new(10, 0, 0, 7).into())]),
-            metadata: BTreeMap::new(),
-            internal_metadata: BTreeMap::from([("operator-script".to_owned(), "#!/bin/sh".to_owned())]),
+            metadata: Pairs::default(),
+            internal_metadata: Pairs::from([("operator-script".to_owned(), "#!/bin/sh".to_owned())]),
             tags: tags.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             guest_metadata_seen: 0,
             created_at: Timestamp(0),

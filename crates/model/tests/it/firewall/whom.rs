@@ -1,6 +1,6 @@
 //! Whom a rule concerns, and the addresses behind names.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use model::{
     firewall::{
@@ -10,14 +10,14 @@ use model::{
     },
     id::AccountId,
     instance::TagValue,
+    pairs::Pairs,
 };
 use proptest::prelude::*;
 
 use super::worlds::{self, account, instance_id, record, v4, v6};
 
 fn view(number: u8, owner: AccountId, tags: &[(&str, TagValue)], addresses: Vec<IpAddr>) -> InstanceView {
-    let tags: BTreeMap<String, TagValue> =
-        tags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let tags: Pairs<String, TagValue> = tags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     InstanceView::new(instance_id(number), owner, &tags, addresses, true)
 }
 
