@@ -122,18 +122,10 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let announce = announce(&settings, &pki, &control).await?;
     let images_missing = Arc::new(AtomicU64::new(0));
 
-    let tenants_tls = TlsSource::open(&pki, ClientCertificates::NotAsked)?;
-    let nodes_tls = TlsSource::open(&pki, ClientCertificates::Optional)?;
-    let members_tls = TlsSource::open(&pki, ClientCertificates::Required)?;
+    let doors = Doors::open(&pki)?;
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
-    let certificates = Arc::new(Certificates {
-        settings: settings.clone(),
-        clock: clock.clone(),
-        tenants: tenants_tls.clone(),
-        nodes: nodes_tls.clone(),
-        members: members_tls.clone(),
-    });
+    let certificates = doors.certificates(&settings, clock.clone());
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
     let news = [
@@ -166,15 +158,15 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
     tokio::join!(
-        serve("cloudapi", sockets.cloudapi, tenants_tls, tenants_router(&control, &settings), Limits::TENANTS),
+        serve("cloudapi", sockets.cloudapi, doors.tenants, tenants_router(&control, &settings), Limits::TENANTS),
         serve(
             "node link",
             sockets.node_link,
-            nodes_tls,
+            doors.nodes,
             nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
             Limits::NODES
         ),
-        serve("ops", sockets.ops, members_tls, ops::router(ops), Limits::OPERATORS),
+        serve("ops", sockets.ops, doors.members, ops::router(ops), Limits::OPERATORS),
     );
     for task in background {
         // A task that panicked has been logged by its name.
@@ -202,6 +194,34 @@ async fn announce(settings: &Settings, pki: &Pki, control: &Control) -> Result<A
     let announce = Announce { control: control.clone(), id, settings, hostname };
     headnodes::register(control, id, &announce.now()).await.map_err(RunError::Announce)?;
     Ok(announce)
+}
+
+/// What each listener proves and asks for.
+struct Doors {
+    tenants: TlsSource,
+    nodes: TlsSource,
+    members: TlsSource,
+}
+
+impl Doors {
+    fn open(pki: &Pki) -> Result<Self, TlsError> {
+        Ok(Self {
+            tenants: TlsSource::open(pki, ClientCertificates::NotAsked)?,
+            nodes: TlsSource::open(pki, ClientCertificates::Optional)?,
+            members: TlsSource::open(pki, ClientCertificates::Required)?,
+        })
+    }
+
+    /// What renews their certificates.
+    fn certificates(&self, settings: &Settings, clock: Arc<dyn Clock>) -> Arc<Certificates> {
+        Arc::new(Certificates {
+            settings: settings.clone(),
+            clock,
+            tenants: self.tenants.clone(),
+            nodes: self.nodes.clone(),
+            members: self.members.clone(),
+        })
+    }
 }
 
 /// CloudAPI's routes.
