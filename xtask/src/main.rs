@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod command;
+mod faults;
 mod fresh;
 mod fuzz;
 mod sim;
@@ -20,6 +21,7 @@ usage: cargo xtask <command>
   tidy [--shrink]      check walls, licences, lengths, documents, words; --shrink lowers the recorded debts
   check                tidy, formatting, clippy: what must pass before a change lands
   bench [name…]        measure and rewrite docs/performance.md; without a name, every bench
+  faults [name…]       break a datacenter of three headnodes under load and rewrite docs/reliability.md (as root); all when none is named
   fuzz [--seconds N] [target…]
                        run the fuzz targets, each for so long; without a name, every target
   sim [--seed N] …     run the simulation; the arguments go to it as they are
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             ("tidy", [flag]) if flag == "--shrink" => tidy::run(&root, tidy::Debts::Shrink),
             ("check", []) => check::run(&root),
             ("bench", names) => bench::run(&root, names),
+            ("faults", names) => faults::run(&root, names),
             ("fuzz", rest) => fuzz::run(&root, rest),
             ("sim", rest) => sim::run(&root, rest),
             ("fresh", rest) => fresh::run(&root, rest),

@@ -33,6 +33,8 @@ const IDS_PER_MACHINE: u32 = 65_536 * 64;
 /// First host id: above what other datacenters of tests use.
 const ID_BASE: u32 = 0xe000_0000;
 
+/// Address of a machine of clients.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 201);
 /// Address of the world outside on the switch.
 const GATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 200);
 /// Its address behind that, which no machine has a network with.
@@ -141,6 +143,26 @@ impl Fleet {
         let machines = std::iter::once(&self.head).chain(&self.machines);
         machines.for_each(Machine::look_outside);
         world
+    }
+
+    /// A machine of clients on the switch, without anything of ours.
+    pub(crate) fn client(&self) -> Space {
+        let client = Space::new(&self.base.join("client"), &machine_id(997));
+        self.switch.run(&format!("ip link add client type veth peer name eth0 netns {}", client.pid()));
+        self.switch.run("ip link set client master switch up");
+        client.run(&format!("ip address add {CLIENT}/24 dev eth0"));
+        client.run("ip link set eth0 up");
+        client
+    }
+
+    /// All machines lose power at once and are switched on again; nothing is started yet.
+    pub(crate) fn power_cycle(&mut self) {
+        let (switch, head) = (&self.switch, &mut self.head);
+        std::thread::scope(|scope| {
+            for machine in self.machines.iter_mut().chain([head]) {
+                scope.spawn(move || machine.power_cycle(switch));
+            }
+        });
     }
 
     /// A machine on the switch with settings and nothing else.
@@ -447,9 +469,11 @@ impl Machine {
     }
 }
 
-/// Settings whose node link other machines reach, should a headnode run there.
+/// Settings whose node link and CloudAPI other machines reach, should a headnode run there.
 fn reachable(text: String) -> String {
-    text.replace("node_link = \"127.0.0.1:", "node_link = \"0.0.0.0:")
+    ["node_link", "cloudapi"]
+        .iter()
+        .fold(text, |text, door| text.replace(&format!("{door} = \"127.0.0.1:"), &format!("{door} = \"0.0.0.0:")))
 }
 
 fn machine_id(number: u32) -> String {

@@ -7,6 +7,7 @@
 
 mod clock;
 mod fabric;
+#[expect(dead_code, reason = "the reliability harness uses the rest")]
 mod fleet;
 mod guest;
 mod headnodes;
@@ -17,6 +18,7 @@ mod logging;
 mod path;
 mod rebuild;
 mod six;
+#[expect(dead_code, reason = "the reliability harness uses the rest")]
 mod space;
 #[path = "../common/wire.rs"]
 mod wire;

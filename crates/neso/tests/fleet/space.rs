@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -73,6 +73,18 @@ impl Space {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "`{line}` failed: {out}{err}");
         out.into_owned()
+    }
+
+    /// Runs words parted by spaces, which read `input` and must succeed.
+    #[track_caller]
+    pub(crate) fn feed(&self, line: &str, input: &str) {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().expect("a program"));
+        let mut child = command.args(words).stdin(Stdio::piped()).spawn().expect("`nsenter` of util-linux runs");
+        let mut pipe = child.stdin.take().expect("its input is a pipe");
+        pipe.write_all(input.as_bytes()).expect("it reads");
+        drop(pipe);
+        assert!(child.wait().expect("it ends").success(), "`{line}` failed on\n{input}");
     }
 
     /// Runs words parted by spaces.
