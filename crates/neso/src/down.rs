@@ -11,6 +11,7 @@ use std::{path::Path, time::Duration};
 
 use base::{daemon, daemon::PidFile};
 use headnode::Settings;
+use host::linux::mounts;
 
 use crate::{
     context::Place,
@@ -65,6 +66,8 @@ pub(crate) async fn clean(place: &Place, yes: bool) -> Outcome {
     step.done(&format!("{count}"));
     let step = progress.step("Removing files");
     let paths = &settings.paths;
+    // A build that was killed leaves the root it was building, with file systems of the machine in it.
+    mounts::detach_below(&paths.data.join("images-built"))?;
     for directory in [&paths.data, &paths.run, &paths.log, &paths.operator] {
         remove(directory)?;
     }
@@ -139,11 +142,20 @@ async fn stop_instances(settings: &Settings, progress: &Progress) -> Outcome {
     Ok(())
 }
 
+/// Removes a directory with all that is in it, but nothing that only shows through a mount.
 fn remove(directory: &Path) -> Outcome {
+    if let Some(mount) = mounts::below(directory)?.first() {
+        return Err(Failure::new(format!(
+            "`{}` is not removed: `{}` is mounted",
+            directory.display(),
+            mount.display()
+        ))
+        .mend(format!("see what uses it, then `umount {}` and try again", mount.display())));
+    }
     match std::fs::remove_dir_all(directory) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::new(format!("failed to remove `{}`: {error}", directory.display()))
-            .mend("see with `findmnt` whether something is still mounted below it")),
+            .mend("see with `ls -la` and `lsattr` why it stays, and try again")),
     }
 }

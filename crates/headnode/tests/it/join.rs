@@ -11,6 +11,7 @@ use headnode::{
     Settings,
     inquiries::Inquiries,
     listen::{self, Limits},
+    members::open_store,
     nodelink, pki,
     tls::{ClientCertificates, TlsSource},
 };
@@ -28,7 +29,7 @@ use nodeapi::{
     kit::HeadnodeKit,
     link::{HeadnodeLink as _, LinkError},
 };
-use store::{Store, Transaction, memory::Memory};
+use store::{Store, Transaction};
 
 fn identity(number: u128) -> MachineIdentity {
     MachineIdentity { installation: Some(uuid::Uuid::from_u128(number)), ..MachineIdentity::default() }
@@ -44,9 +45,12 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let clock = Arc::new(ManualClock::new(there.0));
     let (ahead, _) = pki::ensure(&settings, there).unwrap();
     let (trigger, shutdown) = Shutdown::new();
-    let store = Store::open(Arc::new(Memory::new()), control::schema()).await.unwrap();
+    std::fs::create_dir_all(settings.headnode_dir()).unwrap();
+    let (engine, keeper) = open_store(&settings, ahead.server_id, clock.clone()).await.unwrap();
+    let store = Store::open(engine, control::schema()).await.unwrap();
     let config = ControlConfig::new("dc-1".to_owned(), root.path().join("images"));
     let control = Control::start(store, clock.clone(), config, shutdown.clone());
+    control.keep_store_with(keeper);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let tls = TlsSource::open(&ahead, ClientCertificates::Optional).unwrap();

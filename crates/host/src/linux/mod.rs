@@ -6,6 +6,7 @@ pub mod hardware;
 pub mod imagebuild;
 pub mod link;
 pub mod machine;
+pub mod mounts;
 pub mod nflog;
 pub mod pool;
 pub mod zone;

@@ -25,6 +25,7 @@ mod limits;
 mod member;
 mod network;
 mod path;
+mod removal;
 mod repeat;
 mod restore;
 mod shell;

@@ -143,8 +143,8 @@ fn disks() -> Vec<Fault> {
         },
         Fault {
             name: "disk-read-only",
-            about: "the leader's disk turns read-only, for 20 s",
-            break_it: |stage| stage.freeze_disk(stage.leader()),
+            about: "the leader's disk reports an error and turns read-only, for 20 s",
+            break_it: |stage| stage.break_disk(stage.leader()),
             lasts: secs(20),
             mend: Stage::mend_disks,
         },

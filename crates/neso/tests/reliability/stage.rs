@@ -35,6 +35,7 @@ pub(crate) struct Stage {
     make: [String; 3],
     frozen: Vec<u32>,
     tracers: Vec<Child>,
+    broken_disk: Option<usize>,
 }
 
 impl Stage {
@@ -53,6 +54,7 @@ impl Stage {
             make: Default::default(),
             frozen: Vec::new(),
             tracers: Vec::new(),
+            broken_disk: None,
         };
         let others: Vec<String> = stage.fleet.machines.iter().map(Machine::server_id).collect();
         let add: Vec<&str> = ["adm", "ha", "add"].into_iter().chain(others.iter().map(String::as_str)).collect();
@@ -269,9 +271,10 @@ impl Stage {
         self.fleet.machine(number).space.output(&format!("dd if=/dev/zero of={} bs=1M", filler.display()));
     }
 
-    pub(crate) fn freeze_disk(&mut self, number: usize) {
-        let directory = self.disk(number);
-        self.fleet.machine(number).space.run(&format!("mount -o remount,ro {}", directory.display()));
+    /// The disk of a machine's headnode and member reports an error that makes the kernel turn it read-only.
+    pub(crate) fn break_disk(&mut self, number: usize) {
+        self.fleet.machine(number).space.run(&format!("mount -o remount,abort {}", self.disk(number).display()));
+        self.broken_disk = Some(number);
     }
 
     pub(crate) fn mend_disks(&mut self) {
@@ -280,9 +283,18 @@ impl Stage {
             let _ = tracer.wait();
         }
         for number in 0..COUNT {
-            let directory = self.disk(number);
-            let _ = self.fleet.machine(number).space.output(&format!("mount -o remount,rw {}", directory.display()));
-            let _ = self.fleet.machine(number).space.output(&format!("rm -f {}/filler", directory.display()));
+            // Where it was not filled there is no such file.
+            let _ = self.fleet.machine(number).space.output(&format!("rm -f {}/filler", self.disk(number).display()));
+        }
+        // An operator ends what uses it, checks it, and starts the machine's processes again.
+        if let Some(number) = self.broken_disk.take() {
+            self.down(number);
+            let (machine, directory) = (self.fleet.machine(number), self.disk(number));
+            machine.space.run(&format!("umount {}", directory.display()));
+            // Its answer says that it mended something.
+            let _ = machine.space.output(&format!("e2fsck -p {}", image(machine).display()));
+            mount_disk(machine);
+            self.start_all();
         }
     }
 
@@ -347,7 +359,7 @@ impl Drop for Stage {
 
 /// Gives the headnode and the member of a machine a disk of their own, which can be filled.
 fn mount_disk(machine: &Machine) {
-    let (image, directory) = (machine.root.join("headnode.img"), machine.settings().headnode_dir());
+    let (image, directory) = (image(machine), machine.settings().headnode_dir());
     fs::create_dir_all(&directory).expect("a directory");
     if !image.exists() {
         let file = fs::File::create(&image).expect("an image file");
@@ -355,6 +367,11 @@ fn mount_disk(machine: &Machine) {
         machine.space.run(&format!("mkfs.ext4 -q -F {}", image.display()));
     }
     machine.space.run(&format!("mount -o loop {} {}", image.display(), directory.display()));
+}
+
+/// What that disk is.
+fn image(machine: &Machine) -> PathBuf {
+    machine.root.join("headnode.img")
 }
 
 fn is_well(status: &Value) -> bool {
