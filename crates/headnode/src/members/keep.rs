@@ -355,6 +355,8 @@ impl Keeper {
 
     async fn do_remove(&self, server: ServerId) -> Result<(), MembersError> {
         let (admin, _) = self.admin()?;
+        // Asked first: without a majority nothing else is answered, and this says so at once.
+        self.do_status().await?.check_removal(server)?;
         let known = admin.members().await.map_err(failed("list the store's members"))?;
         let (name, peer) = (server.to_string(), self.peer_of(server));
         let gone = known.iter().find(|member| {
@@ -363,7 +365,6 @@ impl Keeper {
                 || (member.name.is_empty() && peer.as_ref().is_some_and(|peer| member.peers.contains(peer)))
         });
         let Some(gone) = gone else { return Ok(()) };
-        self.do_status().await?.check_removal(server)?;
         admin.remove(gone.id).await.map_err(failed("take a member out"))
     }
 
