@@ -19,7 +19,10 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::endpoint::{Endpoint, Tls};
+use crate::{
+    endpoint::{Endpoint, Tls},
+    messages::path,
+};
 
 /// How long making a connection may take; a frozen member's kernel still takes connections, but nobody answers the handshake.
 const DIAL_MAX: Duration = Duration::from_secs(2);
@@ -211,13 +214,14 @@ impl Channel {
 
     async fn send<A>(&self, path: &str, body: Outgoing) -> Result<Answers<A>, CallError> {
         let uri = Uri::try_from(format!("{}{path}", self.base)).map_err(|error| self.unsent(error))?;
-        let request = Request::post(uri)
+        let mut request = Request::post(uri)
             .header(http::header::CONTENT_TYPE, "application/grpc")
-            .header(http::header::TE, "trailers")
-            // A member that has no leader says so instead of keeping a watch open that hears nothing.
-            .header("hasleader", "true")
-            .body(body)
-            .map_err(|error| self.unsent(error))?;
+            .header(http::header::TE, "trailers");
+        // A member that has no leader says so instead of keeping a watch open that hears nothing. What it is asked about itself it answers all the same.
+        if !matches!(path, path::STATUS | path::MEMBER_LIST) {
+            request = request.header("hasleader", "true");
+        }
+        let request = request.body(body).map_err(|error| self.unsent(error))?;
         let mut sender = self.sender.clone();
         sender.ready().await.map_err(|error| self.unsent(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.lost(base::errors::chain(&error)))?;

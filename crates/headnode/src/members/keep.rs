@@ -30,6 +30,8 @@ use crate::{
 const FIRST_MEMBER_MAX: Duration = Duration::from_secs(90);
 /// How often it is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// How long a majority has to answer before one member's word is taken for how all are.
+const MAJORITY_MAX: Duration = Duration::from_secs(5);
 /// How long etcd may take to say its version.
 const VERSION_MAX: Duration = Duration::from_secs(10);
 /// The oldest etcd that will do.
@@ -370,10 +372,10 @@ impl Keeper {
 
     async fn do_status(&self) -> Result<Cluster, MembersError> {
         let (admin, _) = self.admin()?;
-        let known = match admin.members().await {
-            Ok(known) => known,
+        let known = match tokio::time::timeout(MAJORITY_MAX, admin.members()).await {
+            Ok(Ok(known)) => known,
             // Without a majority: as the one knows it that answers.
-            Err(_) => admin.members_as_known().await.map_err(failed("list the store's members"))?,
+            Ok(Err(_)) | Err(_) => admin.members_as_known().await.map_err(failed("list the store's members"))?,
         };
         let statuses = join_all(known.iter().map(|member| status(&admin, member))).await;
         let newest = statuses.iter().flatten().map(|status| status.logged).max().unwrap_or(0);
