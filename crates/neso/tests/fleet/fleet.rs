@@ -268,7 +268,9 @@ impl Machine {
         let (number, pid) = (self.number, self.space.pid());
         // A port of a machine that lost its power goes with its other end, a little later.
         let _ = switch.output(&format!("ip link delete p{number}"));
-        switch.run(&format!("ip link add p{number} type veth peer name eth0 netns {pid}"));
+        // A machine that was off has the same card as before: its neighbours remember it.
+        let mac = format!("02:77:00:00:{:02x}:{:02x}", number >> 8, number & 0xff);
+        switch.run(&format!("ip link add p{number} type veth peer name eth0 address {mac} netns {pid}"));
         switch.run(&format!("ip link set p{number} master switch up"));
         self.space.run(&format!("ip address add {}/24 dev eth0", self.address));
         self.space.run("ip link set eth0 up");

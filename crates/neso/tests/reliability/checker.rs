@@ -34,9 +34,20 @@ pub(crate) struct Span<A> {
     pub(crate) action: A,
 }
 
-/// Whether the history of one object is linearizable; when it is not, the longest part of it that is, as positions in `history` in the order of a
-/// possible effect, for whoever looks for the reason.
-pub(crate) fn check<M: Model>(history: &[Span<M::Action>]) -> Result<(), Vec<usize>> {
+/// States after which the search gives up: many operations that may or may not have happened make more of them than there is memory for.
+const STATES_MAX: usize = 2_000_000;
+
+/// Why a history is not known to be linearizable.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// It is not. The longest part of it that is, as positions in the history in the order of a possible effect, for whoever looks for the reason.
+    Impossible(Vec<usize>),
+    /// The search gave up.
+    Undecided,
+}
+
+/// Whether the history of one object is linearizable.
+pub(crate) fn check<M: Model>(history: &[Span<M::Action>]) -> Result<(), Doubt> {
     let mut line = Line::new(history);
     let mut open = history.iter().filter(|span| span.returned.is_some()).count();
     let mut state = M::initial();
@@ -46,6 +57,9 @@ pub(crate) fn check<M: Model>(history: &[Span<M::Action>]) -> Result<(), Vec<usi
     let mut longest = Vec::new();
     let mut at = line.first();
     while open > 0 {
+        if seen.len() > STATES_MAX {
+            return Err(Doubt::Undecided);
+        }
         let moment = at.expect("an operation that returned is still in the line");
         if line.is_call(moment) {
             let operation = line.operation(moment);
@@ -72,7 +86,7 @@ pub(crate) fn check<M: Model>(history: &[Span<M::Action>]) -> Result<(), Vec<usi
         if taken.len() > longest.len() {
             longest = taken.iter().map(|(operation, _)| *operation).collect();
         }
-        let Some((operation, before)) = taken.pop() else { return Err(longest) };
+        let Some((operation, before)) = taken.pop() else { return Err(Doubt::Impossible(longest)) };
         state = before;
         done[operation / 64] &= !(1 << (operation % 64));
         open += usize::from(history[operation].returned.is_some());

@@ -5,7 +5,7 @@
 //!    └─► history: who asked what, when, and was told what ─► linearizable? acknowledged and there? how long was there silence?
 //! ```
 //! `cargo xtask faults [NAME…]` does the named faults, or all, and writes `docs/reliability.md`. Without arguments, as a test, it does the first
-//! few and fails when a promise is broken; it asserts no time. It needs root and etcd, and says so where it has not.
+//! few and fails when a promise is broken; it asserts no time. With `NESO_HISTORIES=DIR` each history is kept in a file there. It needs root and etcd, and says so where it has not.
 
 #![allow(
     clippy::disallowed_types,

@@ -114,6 +114,16 @@ struct History {
 }
 
 impl History {
+    /// Writes it below the directory that `NESO_HISTORIES` names, for whoever looks for a reason.
+    fn keep(&self, name: &str) {
+        let Some(directory) = std::env::var_os("NESO_HISTORIES") else { return };
+        let lines = self.lines.iter().map(|line| serde_json::to_string(line).expect("plain data"));
+        let instances = self.instances.iter().map(|line| serde_json::to_string(line).expect("plain data"));
+        let marks = self.marks.iter().map(|mark| serde_json::to_string(mark).expect("plain data"));
+        let text: Vec<String> = lines.chain(instances).chain(marks).collect();
+        std::fs::write(std::path::Path::new(&directory).join(name), text.join("\n")).expect("the history is kept");
+    }
+
     fn at(&self, mark: &str) -> u64 {
         self.marks.iter().find(|known| known.name == mark).expect("a mark").at
     }
@@ -148,6 +158,7 @@ pub(crate) fn run(stage: &mut Stage, fault: &Fault) -> Outcome {
     let recovery = mended.elapsed();
     std::thread::sleep(CALM);
     let history = load.end();
+    history.keep(fault.name);
 
     let (broken, end) = (history.at(BROKEN), history.lines.iter().map(|line| line.returned).max().unwrap_or(0));
     let promise = history::check(&history.lines).and_then(|()| {
