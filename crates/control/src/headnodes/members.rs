@@ -6,7 +6,7 @@
 //!
 //! Every verb may be repeated: it looks at what is first, and does what is missing.
 
-use model::id::ServerId;
+use model::{id::ServerId, quorum::majority};
 use store::BoxFuture;
 
 /// Members as one verb after the other changes them.
@@ -172,11 +172,6 @@ impl Cluster {
             ))),
         }
     }
-}
-
-/// How many of `count` are more than half.
-pub const fn majority(count: usize) -> usize {
-    count / 2 + 1
 }
 
 /// Why a verb was not carried out.

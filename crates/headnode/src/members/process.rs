@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use model::time::Timestamp;
+use model::{
+    quorum::{CLIENT_PORT, PEER_PORT},
+    time::Timestamp,
+};
 
 use crate::{
     members::file::{ClusterFile, ClusterFileError, Kept, MemberFile},
@@ -14,10 +17,6 @@ use crate::{
     settings::Settings,
 };
 
-/// The port for headnodes, and the one for members, unless the settings say otherwise.
-const CLIENT_PORT: u16 = 2379;
-/// See [`CLIENT_PORT`].
-const PEER_PORT: u16 = 2380;
 /// Where etcd is looked for beside the search path, which a supervisor may have been started without.
 const PROGRAM_DIRECTORIES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/sbin"];
 /// Entries of the log between snapshots: a member that comes back after more gets a snapshot instead of entries, and memory is held for as many.
