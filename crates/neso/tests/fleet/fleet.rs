@@ -320,9 +320,15 @@ impl Machine {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.space.command(NESO);
         command.arg("--root").arg(&self.root).args(arguments).env("HOME", self.root.join("home"));
+        command.env("NESO_CRASH_FILE", self.crash_dir());
         command.env_remove("SSH_AUTH_SOCK").env_remove("NESO_ROOT").env_remove("NESO_CONFIG").envs(self.tenant.clone());
         command.envs(self.environment.clone());
         command
+    }
+
+    /// Where crash points are armed: a file named as the point.
+    pub(crate) fn crash_dir(&self) -> PathBuf {
+        self.root.join("crash")
     }
 
     /// Runs a command of ours.

@@ -1,7 +1,7 @@
 //! One headnode becomes three, one is lost, another takes its place, one goes: with instances running and tenants asking all the time.
 
 use std::{
-    collections::BTreeSet,
+    fs,
     net::{Shutdown, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -219,7 +219,11 @@ fn pause_ms(machine: &Machine) -> Value {
     digits.parse::<u64>().map_or(Value::Null, Value::from)
 }
 
-/// The headnode that carries the change out is killed at each of its steps that is slow enough to be seen, and goes on.
+/// Steps of adding a headnode.
+const STEPS: [&str; 8] =
+    ["claim", "move_store", "add_member", "tell", "await_files", "await_beat", "promote", "activate"];
+
+/// Whichever headnode carries the change out is killed before and after each of its steps, and it goes on.
 #[test]
 fn a_change_survives_the_death_of_who_makes_it() {
     if !etcd_is_here() {
@@ -228,26 +232,36 @@ fn a_change_survives_the_death_of_who_makes_it() {
     let kept = Kept::start();
     let edit = |text: String| text.replace("engine = \"sqlite\"", &kept.section());
     let Some(fleet) = Fleet::start_prepared(1, edit, |machine| kept.reach(machine)) else { return };
-    let id = fleet.machines[0].server_id();
-    let flows = fleet.json(&["adm", "-j", "ha", "add", &id, "--even", "--no-wait"]);
-    let flow = flows[0]["id"].as_str().expect("an id").to_owned();
-    let mut killed = BTreeSet::new();
-    fleet.wait("the change to be done", || {
-        let Some(view) = fleet.ask(&["adm", "-j", "flow", "show", &flow]) else { return false };
-        let state = view["state"].as_str().unwrap_or_default();
-        assert!(state == "running" || state == "succeeded", "{view}");
-        let steps = view["steps"].as_array().expect("steps");
-        if let Some(step) = steps.iter().find(|step| step["state"] == "pending")
-            && killed.insert(step["name"].as_str().unwrap_or_default().to_owned())
-            && let Some(pid) = fleet.head.pid("headnode")
-        {
-            let _ = base::daemon::kill(pid);
+    let machines = [&fleet.head, &fleet.machines[0]];
+    let points: Vec<String> = STEPS
+        .iter()
+        .flat_map(|step| ["before", "after"].map(|word| format!("flow.headnode-add.{step}.{word}")))
+        .collect();
+    for machine in machines {
+        fs::create_dir(machine.crash_dir()).expect("a directory for crash points");
+        for point in &points {
+            fs::write(machine.crash_dir().join(point), "").expect("a crash point is armed");
         }
-        state == "succeeded"
+    }
+    // The answer may be lost with who gives it.
+    let _ = fleet.head.run(&["adm", "-j", "ha", "add", &fleet.machines[0].server_id(), "--even", "--no-wait"]);
+    let flow = || {
+        let flows = fleet.ask(&["adm", "-j", "flow", "list"])?;
+        flows.as_array()?.iter().find(|flow| flow["kind"] == "headnode-add").cloned()
+    };
+    fleet.wait("the change to be done", || {
+        let Some(view) = flow() else { return false };
+        let names: Vec<&str> =
+            view["steps"].as_array().expect("steps").iter().flat_map(|one| one["name"].as_str()).collect();
+        assert_eq!(names, STEPS, "each step is armed");
+        assert!(view["state"] == "running" || view["state"] == "succeeded", "{view}");
+        view["state"] == "succeeded"
     });
-    println!("killed at {killed:?}");
-    assert!(!killed.is_empty(), "none of its steps was seen");
-    for machine in [&fleet.head, &fleet.machines[0]] {
+    let is_spent = |point: &&String| machines.iter().any(|machine| !machine.crash_dir().join(point).exists());
+    let unspent: Vec<&String> = points.iter().filter(|point| !is_spent(point)).collect();
+    assert!(unspent.is_empty(), "nobody died at {unspent:?}");
+    for machine in machines {
+        let _ = fs::remove_dir_all(machine.crash_dir());
         fleet.wait("both to be headnodes", || active(machine) == 2);
     }
 }
