@@ -115,11 +115,21 @@ async fn a_line_keeps_its_order_when_it_changes_hands_and_back() {
     let mut ids: Vec<FlowId> = vec![order(&one, &SystemClock, "lamp", 0).await];
     for _ in 0..4 {
         // More of the same subject wait behind the first.
-        let entry = one.snapshot().get(&THINGS, "lamp").unwrap();
         let id = FlowId::new(base::clock::Clock::now_ms(&SystemClock));
         let input = crate::world::Order { thing: "lamp".to_owned(), troubles: 0 };
         let flow = flow::record_for::<crate::world::Make>(id, "lamp", &input, 0);
-        one.commit(store::Transaction::new().require(&THINGS, &entry).create(&flow::FLOWS, flow)).await.unwrap();
+        // The first flow changes the lamp meanwhile, so the commit is tried until it comes first.
+        loop {
+            let lamp = one.snapshot().get(&THINGS, "lamp").unwrap();
+            let wanted = store::Transaction::new().require(&THINGS, &lamp).create(&flow::FLOWS, flow.clone());
+            match one.commit(wanted).await {
+                Err(store::CommitError::Conflict { .. }) => {}
+                end => {
+                    end.unwrap();
+                    break;
+                }
+            }
+        }
         ids.push(id);
     }
     first.until_called("lamp/await").await;
