@@ -53,7 +53,8 @@ pub(crate) struct Machine {
     /// What its programs find in their environment.
     pub(crate) environment: Vec<(String, String)>,
     number: u32,
-    tenant: Vec<(String, String)>,
+    /// What `neso up` told tenants to export.
+    pub(crate) tenant: Vec<(String, String)>,
 }
 
 /// See the head of this file. Destroyed when dropped.
@@ -300,6 +301,12 @@ impl Machine {
         fs::write(path, text).expect("settings are written");
     }
 
+    /// Changes the text of its settings; who has read them already is not told.
+    pub(crate) fn change_settings(&self, edit: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(self.settings_path()).expect("its settings");
+        fs::write(self.settings_path(), edit(text)).expect("settings are written");
+    }
+
     fn settings_path(&self) -> PathBuf {
         self.root.join(headnode::settings::DEFAULT_FILE)
     }
@@ -413,9 +420,8 @@ impl Machine {
     /// Is met by other machines at an IPv6 address from now on.
     pub(crate) fn meet_at_six(&self, address: &str) {
         self.space.run(&format!("ip -6 address add {address}/64 dev eth0 nodad"));
-        let text = fs::read_to_string(self.settings_path()).expect("its settings");
-        let text = text.replacen("\n[fabric]\n", &format!("\n[fabric]\nunderlay_address = \"{address}\"\n"), 1);
-        fs::write(self.settings_path(), text).expect("settings are written");
+        let line = format!("\n[fabric]\nunderlay_address = \"{address}\"\n");
+        self.change_settings(|text| text.replacen("\n[fabric]\n", &line, 1));
         assert!(self.settings().fabric.underlay_address.is_some(), "its settings say where it is met");
         self.good(&["down", "--keep-instances"]);
         self.good(&["up"]);

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{Shutdown, TcpListener, TcpStream},
+    process::Output,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -10,7 +11,10 @@ use std::{
 use etcd::local::Member;
 use serde_json::Value;
 
-use crate::fleet::{Fleet, Machine, PATIENCE};
+use crate::{
+    fleet::{Fleet, Machine, PATIENCE},
+    reach::{self, Moving, Tenant},
+};
 
 /// The processes of a machine, the one that starts the others first.
 const PROCESSES: [&str; 4] = ["supervisor", "headnode", "member", "node"];
@@ -153,8 +157,10 @@ fn headnodes_come_and_go_over_members_of_their_own() {
         return;
     }
     let edit = |text: String| text.replace("headnode_takes_instances = true", "headnode_takes_instances = false");
-    let Some(fleet) = Fleet::start_prepared(3, edit, |_| ()) else { return };
+    let called = |machine: &Machine| machine.change_settings(reach::settle);
+    let Some(fleet) = Fleet::start_prepared(3, edit, called) else { return };
     headnodes_come_and_go(&fleet);
+    one_url_is_enough(&fleet);
     assert!(!fleet.head.settings().headnode_dir().join("store.db").exists(), "the file is put aside");
 }
 
@@ -177,6 +183,60 @@ fn headnodes_come_and_go(fleet: &Fleet) {
     println!("after the first headnode was killed with all its processes: a write took {silence:?}");
     fleet.wait("the loss to be seen", || active(&fleet.machines[1]) == 2);
     assert_eq!(running(&fleet.machines), before, "instances notice nothing");
+}
+
+/// The first of three is gone. A tenant with one URL finds the others, by a name with all addresses and by an address that moves.
+fn one_url_is_enough(fleet: &Fleet) {
+    if let Some(lack) = reach::lack() {
+        assert!(std::env::var_os("NESO_REQUIRE_CLIENTS").is_none(), "cannot run the tenants' command: {lack}");
+        println!("skipped: one URL for several headnodes, because {lack}");
+        return;
+    }
+    let machines = [&fleet.head, &fleet.machines[0], &fleet.machines[1]];
+    let tenant = Tenant::new(fleet);
+    let told = |output: &Output| {
+        [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
+    };
+    let listed = || told(&tenant.triton(&["instance", "list", "-H", "-o", "name"]));
+    if reach::tries_all_addresses() {
+        tenant.finds(machines.map(|machine| machine.address.as_str()));
+        let names = listed();
+        assert!(names.contains("one") && names.contains("two"), "{names}");
+    } else {
+        println!("skipped: a name with several addresses, because this Node.js tries only one of them");
+    }
+
+    fleet.head.good(&["up"]);
+    fleet.wait("three headnodes again", || machines.iter().all(|machine| active(machine) == 3));
+    let moving = Moving::start(&machines);
+    tenant.finds([Moving::ADDRESS]);
+    fleet.wait("the address to be somewhere", || Moving::holders(&machines).len() == 1);
+    let names = listed();
+    assert!(names.contains("one") && names.contains("two"), "{names}");
+
+    let first = Moving::holders(&machines)[0];
+    let holder = *machines.iter().find(|machine| machine.name == first).expect("one of them");
+    kill_all(holder);
+    let begun = Instant::now();
+    loop {
+        let done = tenant.triton(&["instance", "tag", "set", "one", "moved=true"]);
+        if done.status.success() {
+            break;
+        }
+        let places = Moving::holders(&machines);
+        assert!(begun.elapsed() < PATIENCE, "the address is at {places:?}: {}", told(&done));
+    }
+    println!("the unmodified triton worked again {:?} after the headnode with the address had died", begun.elapsed());
+    fleet.wait("the address to be elsewhere alone", || {
+        let holders = Moving::holders(&machines);
+        holders.len() == 1 && holders[0] != first
+    });
+    holder.good(&["up"]);
+    fleet.wait("three headnodes again", || machines.iter().all(|machine| active(machine) == 3));
+    assert_ne!(Moving::holders(&machines), [first], "it stays where it is");
+    let got = tenant.triton(&["instance", "get", "one"]);
+    assert!(got.status.success(), "and the tenant with it: {}", told(&got));
+    drop(moving);
 }
 
 /// From one to three, while somebody reads and writes.

@@ -16,6 +16,7 @@ mod join;
 mod lies;
 mod logging;
 mod path;
+mod reach;
 mod rebuild;
 mod six;
 #[expect(dead_code, reason = "the reliability harness uses the rest")]
