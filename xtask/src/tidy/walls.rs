@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("base", 0),
     ("model", 0),
     ("mdata", 0),
+    ("dns", 1),
     ("store", 1),
     ("host", 1),
     ("nodeapi", 1),
@@ -38,6 +39,7 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ("store", &["model", "control", "hyper", "axum"], "the store knows no noun"),
     ("etcd", &["model", "flow", "control", "axum"], "an engine knows no noun"),
     ("flow", &["model", "control", "hyper", "axum"], "flows know no noun"),
+    ("dns", &["model", "store", "flow", "control", "host", "hyper", "axum"], "a name server knows no cloud"),
     (
         "node",
         &["store", "flow", "control", "headnode", "cloudapi", "opsapi", "rusqlite", "axum"],

@@ -1,0 +1,359 @@
+//! Names as they are on the wire, in lower case: the one form in which zones, questions and answers meet, so that finding a name is
+//! hashing bytes. Text is for people and settings.
+
+use std::{borrow::Borrow, fmt, net::IpAddr, str::FromStr, sync::Arc};
+
+/// Bytes of a name at most, with its lengths and the root.
+pub(crate) const NAME_MAX: usize = 255;
+/// Bytes of a label at most.
+const LABEL_MAX: usize = 63;
+
+/// A whole name, in lower case. A clone costs a pointer. Ordered by its bytes; see [`Name::canonical_cmp`] for DNSSEC's order.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Arc<[u8]>);
+
+/// Why something is not a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Two dots follow each other, or one begins the name.
+    #[error("a name has an empty label")]
+    EmptyLabel,
+    /// A part between two dots is too long.
+    #[error("a label is longer than {LABEL_MAX} bytes")]
+    LongLabel,
+    /// The whole is too long.
+    #[error("a name is longer than {NAME_MAX} bytes")]
+    LongName,
+    /// A backslash is followed by neither a character nor three digits up to 255.
+    #[error("a name has an escape that means nothing")]
+    Escape,
+    /// Bytes that are not one uncompressed name.
+    #[error("bytes are not one whole name")]
+    Wire,
+}
+
+impl Name {
+    /// The root.
+    pub fn root() -> Self {
+        Self(Arc::from([0_u8].as_slice()))
+    }
+
+    /// A name of these labels, the leftmost first. Any byte may be in a label.
+    pub fn from_labels<L: AsRef<[u8]>>(labels: impl IntoIterator<Item = L>) -> Result<Self, NameError> {
+        let mut wire = Vec::with_capacity(64);
+        for label in labels {
+            push_label(&mut wire, label.as_ref())?;
+        }
+        finish(wire)
+    }
+
+    /// A name from its bytes on the wire: no compression, nothing behind it, any case.
+    pub fn from_wire(wire: &[u8]) -> Result<Self, NameError> {
+        match wire_len(wire) {
+            Some(len) if len == wire.len() => Ok(Self(wire.to_ascii_lowercase().into())),
+            _ => Err(NameError::Wire),
+        }
+    }
+
+    /// The name under which the owner of an address is asked for: `4.3.2.1.in-addr.arpa` and its like.
+    pub fn reverse(address: IpAddr) -> Self {
+        let mut labels = Vec::with_capacity(34);
+        match address {
+            IpAddr::V4(v4) => {
+                labels.extend(v4.octets().iter().rev().map(u8::to_string));
+                labels.push("in-addr".to_owned());
+            }
+            IpAddr::V6(v6) => {
+                let nibbles = v6.octets().into_iter().rev().flat_map(|octet| [octet & 15, octet >> 4]);
+                labels.extend(nibbles.map(|nibble| format!("{nibble:x}")));
+                labels.push("ip6".to_owned());
+            }
+        }
+        labels.push("arpa".to_owned());
+        Self::from_labels(labels).expect("an address has few and short labels")
+    }
+
+    /// This name with one more label on its left.
+    pub fn child(&self, label: impl AsRef<[u8]>) -> Result<Self, NameError> {
+        let mut wire = Vec::with_capacity(self.0.len() + 1 + label.as_ref().len());
+        push_label(&mut wire, label.as_ref())?;
+        wire.extend_from_slice(&self.0);
+        if wire.len() > NAME_MAX { Err(NameError::LongName) } else { Ok(Self(wire.into())) }
+    }
+
+    /// This name without its leftmost label; none of the root.
+    pub fn parent(&self) -> Option<Self> {
+        parent(&self.0).map(|wire| Self(wire.into()))
+    }
+
+    /// Whether it is `other` or lies below it.
+    pub fn is_under(&self, other: &Name) -> bool {
+        is_under(&self.0, &other.0)
+    }
+
+    /// How many labels it has; the root has none.
+    pub fn label_count(&self) -> usize {
+        label_count(&self.0)
+    }
+
+    /// Its labels, the leftmost first.
+    pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
+        Labels(&self.0)
+    }
+
+    /// Its bytes on the wire, never compressed.
+    pub fn as_wire(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// DNSSEC's order: label by label from the right.
+    pub fn canonical_cmp(&self, other: &Name) -> std::cmp::Ordering {
+        let (mine, theirs) = (Labels(&self.0).collect::<Vec<_>>(), Labels(&other.0).collect::<Vec<_>>());
+        mine.iter().rev().cmp(theirs.iter().rev())
+    }
+}
+
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    /// A name as people write it; the last dot may be left out. `\.` and `\046` stand for bytes that would mean something else.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let mut wire = Vec::with_capacity(text.len() + 2);
+        let mut label = Vec::with_capacity(LABEL_MAX);
+        let mut bytes = text.bytes();
+        if text == "." {
+            return Ok(Self::root());
+        }
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'.' => {
+                    push_label(&mut wire, &label)?;
+                    label.clear();
+                }
+                b'\\' => label.push(unescape(&mut bytes)?),
+                byte => label.push(byte),
+            }
+        }
+        if !label.is_empty() {
+            push_label(&mut wire, &label)?;
+        }
+        if wire.is_empty() {
+            return Err(NameError::EmptyLabel);
+        }
+        finish(wire)
+    }
+}
+
+impl fmt::Display for Name {
+    /// Without the last dot, as people write it; the root is a dot.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.len() == 1 {
+            return formatter.write_str(".");
+        }
+        for (place, label) in self.labels().enumerate() {
+            if place > 0 {
+                formatter.write_str(".")?;
+            }
+            for byte in label {
+                match byte {
+                    b'.' | b'\\' | b'"' | b'(' | b')' | b';' | b'@' | b'$' => {
+                        write!(formatter, "\\{}", char::from(*byte))?
+                    }
+                    0x21..=0x7e => write!(formatter, "{}", char::from(*byte))?,
+                    byte => write!(formatter, "\\{byte:03}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+// === names as bytes: what questions are until they are found ===
+
+/// How many bytes at the front of `wire` are one uncompressed name.
+pub(crate) fn wire_len(wire: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let len = usize::from(*wire.get(at)?);
+        if len > LABEL_MAX {
+            return None;
+        }
+        at += 1 + len;
+        if at > NAME_MAX || at > wire.len() {
+            return None;
+        }
+        if len == 0 {
+            return Some(at);
+        }
+    }
+}
+
+/// A name's bytes without the leftmost label.
+pub(crate) fn parent(wire: &[u8]) -> Option<&[u8]> {
+    match wire.first() {
+        None | Some(0) => None,
+        Some(len) => wire.get(1 + usize::from(*len)..),
+    }
+}
+
+/// How many labels a name's bytes have.
+pub(crate) fn label_count(wire: &[u8]) -> usize {
+    Labels(wire).count()
+}
+
+/// Whether a name's bytes are `apex` or end in it, at a label's edge.
+pub(crate) fn is_under(wire: &[u8], apex: &[u8]) -> bool {
+    let Some(above) = wire.len().checked_sub(apex.len()) else { return false };
+    if wire.get(above..) != Some(apex) {
+        return false;
+    }
+    let mut at = 0;
+    while at < above {
+        at += 1 + usize::from(wire[at]);
+    }
+    at == above
+}
+
+struct Labels<'a>(&'a [u8]);
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = parent(self.0)?;
+        let label = self.0.get(1..self.0.len() - rest.len());
+        self.0 = rest;
+        label
+    }
+}
+
+fn push_label(wire: &mut Vec<u8>, label: &[u8]) -> Result<(), NameError> {
+    if label.is_empty() {
+        return Err(NameError::EmptyLabel);
+    }
+    if label.len() > LABEL_MAX {
+        return Err(NameError::LongLabel);
+    }
+    wire.push(u8::try_from(label.len()).map_err(|_| NameError::LongLabel)?);
+    wire.extend(label.iter().map(u8::to_ascii_lowercase));
+    Ok(())
+}
+
+fn finish(mut wire: Vec<u8>) -> Result<Name, NameError> {
+    wire.push(0);
+    if wire.len() > NAME_MAX { Err(NameError::LongName) } else { Ok(Name(wire.into())) }
+}
+
+fn unescape(bytes: &mut std::str::Bytes<'_>) -> Result<u8, NameError> {
+    let first = bytes.next().ok_or(NameError::Escape)?;
+    if !first.is_ascii_digit() {
+        return Ok(first);
+    }
+    let mut value = u32::from(first - b'0');
+    for _ in 0..2 {
+        let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::Escape)?;
+        value = value * 10 + u32::from(digit - b'0');
+    }
+    u8::try_from(value).map_err(|_| NameError::Escape)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn text_and_wire_are_two_forms_of_one_name() {
+        assert_eq!(name("WWW.Example.com.").as_wire(), b"\x03www\x07example\x03com\0");
+        assert_eq!(name("www.example.com"), name("WWW.Example.com."));
+        assert_eq!(name(r"a\.b.c").labels().collect::<Vec<_>>(), [b"a.b".as_slice(), b"c"]);
+        assert_eq!(name(r"a\000b.c").to_string(), r"a\000b.c");
+        assert_eq!(name(".").to_string(), ".");
+        assert_eq!(name("a.b.c").parent(), Some(name("b.c")));
+        assert_eq!(Name::root().parent(), None);
+        assert_eq!(name("b.c").child("A").unwrap(), name("a.b.c"));
+        let refused = [
+            ("", NameError::EmptyLabel),
+            ("a..b", NameError::EmptyLabel),
+            (".a", NameError::EmptyLabel),
+            (r"a\25", NameError::Escape),
+        ];
+        for (text, why) in refused {
+            assert_eq!(text.parse::<Name>(), Err(why), "{text}");
+        }
+        assert_eq!("a".repeat(64).parse::<Name>(), Err(NameError::LongLabel));
+        assert_eq!("abc.".repeat(64).parse::<Name>(), Err(NameError::LongName));
+        assert_eq!(Name::from_wire(b"\x01a\0\0"), Err(NameError::Wire));
+        assert_eq!(Name::from_wire(b"\x01a\xc0\x0c"), Err(NameError::Wire));
+    }
+
+    #[test]
+    fn below_is_decided_at_labels_edges() {
+        assert!(name("a.example.com").is_under(&name("example.com")));
+        assert!(name("example.com").is_under(&name("example.com")));
+        assert!(!name("notexample.com").is_under(&name("example.com")));
+        assert!(!name("com").is_under(&name("example.com")));
+        // The bytes end alike, but inside a label.
+        let odd = Name::from_labels([b"x\x07example".as_slice(), b"com"]).unwrap();
+        assert!(!odd.is_under(&name("example.com")));
+    }
+
+    #[test]
+    fn addresses_have_names() {
+        assert_eq!(Name::reverse([192, 0, 2, 7].into()), name("7.2.0.192.in-addr.arpa"));
+        let v6 = Name::reverse("2001:db8::1".parse().unwrap()).to_string();
+        assert_eq!(v6, "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa");
+    }
+
+    #[test]
+    fn the_canonical_order_is_the_standards() {
+        // RFC 4034, 6.1.
+        let ordered = [
+            "example",
+            "a.example",
+            "yljkjljk.a.example",
+            "z.a.example",
+            "zabc.a.example",
+            "z.example",
+            r"\001.z.example",
+        ];
+        for pair in ordered.windows(2) {
+            assert_eq!(name(pair[0]).canonical_cmp(&name(pair[1])), std::cmp::Ordering::Less, "{pair:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(labels in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..10)) {
+            let name = Name::from_labels(&labels).unwrap();
+            prop_assert_eq!(name.to_string().parse::<Name>(), Ok(name.clone()));
+            prop_assert_eq!(Name::from_wire(name.as_wire()), Ok(name.clone()));
+            prop_assert_eq!(name.label_count(), labels.len());
+        }
+
+        #[test]
+        fn strange_bytes_are_a_name_or_not(bytes in prop::collection::vec(any::<u8>(), 0..300), text in ".{0,80}") {
+            if let Ok(name) = Name::from_wire(&bytes) {
+                prop_assert_eq!(name.as_wire().len(), bytes.len());
+            }
+            let _ = text.parse::<Name>();
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! A zone: immutable and persistent. A change makes a new one that shares everything it does not touch, and keeps the difference, so
+//! that secondaries can be told what is new.
+//!
+//! Names lie in a hash map by their bytes, because a question is one look-up then. A name that has nothing but names below it (an *empty
+//! non-terminal*: it exists, without records) has an entry as well; each entry counts the names directly below, so that the last one
+//! to go takes those above with it.
+
+use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
+
+use imbl::{GenericHashMap, shared_ptr::DefaultSharedPtr};
+
+use crate::{
+    name::{self, Name},
+    rrset::{Kind, Rrset, Soa},
+};
+
+/// Differences a zone keeps at most: a secondary that missed more gets the whole zone.
+const HISTORY_DIFFERENCES_MAX: usize = 1000;
+/// Changes of names in all kept differences at most.
+const HISTORY_CHANGES_MAX: usize = 50_000;
+
+/// What one name had, and what it has instead. A name with nothing is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Whose records change.
+    pub name: Name,
+    /// Its record sets so far, in any order.
+    pub before: Vec<Rrset>,
+    /// Its record sets from now on, in any order.
+    pub after: Vec<Rrset>,
+}
+
+/// How a zone came from one serial to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The serial it had.
+    pub from: u32,
+    /// The serial it got.
+    pub to: u32,
+    /// What changed; each name once.
+    pub changes: Vec<Change>,
+}
+
+/// Why something is not a zone, or cannot follow one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneError {
+    /// A name that does not belong there.
+    #[error("`{name}` is not in the zone `{apex}`")]
+    Outside {
+        /// The name.
+        name: Name,
+        /// The zone.
+        apex: Name,
+    },
+    /// A change of something else than what there is.
+    #[error("`{0}` has not the records that the change takes away")]
+    Before(Name),
+    /// The same kind twice at one name, or one name twice.
+    #[error("`{0}` has two sets of kind {1}")]
+    Twice(Name, Kind),
+    /// An alias beside other records, or at the apex.
+    #[error("`{0}` is an alias and something else")]
+    Alias(Name),
+    /// The zone's own record is made from its [`Soa`] and serial; signatures go with what they sign.
+    #[error("records of kind {1} at `{0}` are made by the zone")]
+    Own(Name, Kind),
+    /// Serials only grow.
+    #[error("serial {to} does not follow {from}")]
+    Serial {
+        /// The serial so far.
+        from: u32,
+        /// The serial that was to follow.
+        to: u32,
+    },
+    /// The zone has no name server.
+    #[error("the zone `{0}` has no NS records at its apex")]
+    NoServer(Name),
+}
+
+/// What is known of one name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Node {
+    /// Sorted by kind; none for an empty non-terminal.
+    pub(crate) rrsets: Option<Arc<[Rrset]>>,
+    /// How many names lie directly below.
+    below: u32,
+}
+
+type Nodes = GenericHashMap<Name, Node, NameHash, DefaultSharedPtr>;
+
+/// Names and their records at one serial. A clone costs a pointer.
+#[derive(Debug, Clone)]
+pub struct Zone(Arc<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    apex: Name,
+    soa: Soa,
+    serial: u32,
+    soa_rrset: Rrset,
+    nodes: Nodes,
+    /// Names that have records.
+    names: usize,
+    /// Names below the apex with name servers of their own.
+    cuts: usize,
+    history: VecDeque<Arc<Difference>>,
+    history_changes: usize,
+}
+
+impl Zone {
+    /// The zone `apex` at a serial. `names` has each name once, the apex with its NS records among them; the SOA record is made here.
+    /// `history` is what led to it, the oldest first; what does not end in `serial` without a gap is left out.
+    pub fn load(
+        apex: Name,
+        soa: Soa,
+        serial: u32,
+        names: impl IntoIterator<Item = (Name, Vec<Rrset>)>,
+        history: impl IntoIterator<Item = Difference>,
+    ) -> Result<Self, ZoneError> {
+        let soa_rrset = soa.rrset(serial);
+        let nodes = Nodes::with_hasher(NameHash::new());
+        let kept = VecDeque::new();
+        let mut inner =
+            Inner { apex, soa, serial, soa_rrset, nodes, names: 0, cuts: 0, history: kept, history_changes: 0 };
+        inner.nodes.insert(inner.apex.clone(), Node::default());
+        for (name, rrsets) in names {
+            inner.change(&Change { name, before: Vec::new(), after: rrsets })?;
+        }
+        inner.check_apex()?;
+        for difference in history {
+            if inner.history.back().is_some_and(|last| last.to != difference.from) {
+                inner.history.clear();
+                inner.history_changes = 0;
+            }
+            inner.remember(difference);
+        }
+        if inner.history.back().is_some_and(|last| last.to != serial) {
+            inner.history.clear();
+            inner.history_changes = 0;
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The zone after `changes` (each name once), at a later serial.
+    pub fn with(&self, serial: u32, changes: &[Change]) -> Result<Self, ZoneError> {
+        if !is_later(serial, self.0.serial) {
+            return Err(ZoneError::Serial { from: self.0.serial, to: serial });
+        }
+        let mut inner = Inner::clone(&self.0);
+        for change in changes {
+            inner.change(change)?;
+        }
+        inner.check_apex()?;
+        inner.remember(Difference { from: self.0.serial, to: serial, changes: changes.to_vec() });
+        inner.serial = serial;
+        inner.soa_rrset = inner.soa.rrset(serial);
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The name under which all others lie.
+    pub fn apex(&self) -> &Name {
+        &self.0.apex
+    }
+
+    /// Its serial.
+    pub fn serial(&self) -> u32 {
+        self.0.serial
+    }
+
+    /// What it says about itself.
+    pub fn soa(&self) -> &Soa {
+        &self.0.soa
+    }
+
+    /// How many names have records.
+    pub fn name_count(&self) -> usize {
+        self.0.names
+    }
+
+    /// The record sets of a name, the zone's own record apart; none when there are none.
+    pub fn rrsets(&self, name: &Name) -> &[Rrset] {
+        self.0.nodes.get(name).map_or(&[], Node::rrsets)
+    }
+
+    /// Every name with its record sets, in no order; the zone's own record apart.
+    pub fn names(&self) -> impl Iterator<Item = (&Name, &[Rrset])> {
+        self.0.nodes.iter().map(|(name, node)| (name, node.rrsets())).filter(|(_, rrsets)| !rrsets.is_empty())
+    }
+
+    /// The differences since a serial, the oldest first; none when they are not known any more, or never were.
+    pub fn since(&self, serial: u32) -> Option<impl Iterator<Item = &Difference>> {
+        let first = self.0.history.iter().position(|difference| difference.from == serial)?;
+        Some(self.0.history.range(first..).map(Arc::as_ref))
+    }
+
+    /// The zone's own record.
+    pub(crate) fn soa_rrset(&self) -> &Rrset {
+        &self.0.soa_rrset
+    }
+
+    /// The zone's own record at another serial.
+    pub(crate) fn soa_rrset_at(&self, serial: u32) -> Rrset {
+        self.0.soa.rrset(serial)
+    }
+
+    /// What is known of a name, given as bytes; none when it does not exist.
+    pub(crate) fn node(&self, wire: &[u8]) -> Option<&Node> {
+        self.0.nodes.get(wire)
+    }
+
+    /// Whether names below the apex have name servers of their own.
+    pub(crate) fn has_cuts(&self) -> bool {
+        self.0.cuts > 0
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Its record sets, sorted by kind.
+    pub(crate) fn rrsets(&self) -> &[Rrset] {
+        self.rrsets.as_deref().unwrap_or_default()
+    }
+
+    /// The set of a kind.
+    pub(crate) fn rrset(&self, kind: Kind) -> Option<&Rrset> {
+        self.rrsets().iter().find(|rrset| rrset.kind() == kind)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn change(&mut self, change: &Change) -> Result<(), ZoneError> {
+        let name = &change.name;
+        let mut after = change.after.clone();
+        after.sort_by_key(Rrset::kind);
+        self.check(name, &after)?;
+        let mut before = change.before.clone();
+        before.sort_by_key(Rrset::kind);
+        let now = self.nodes.get(name).map_or(&[][..], Node::rrsets);
+        if now != before {
+            return Err(ZoneError::Before(name.clone()));
+        }
+        let is_cut = |rrsets: &[Rrset]| name != &self.apex && rrsets.iter().any(|rrset| rrset.kind() == Kind::NS);
+        let (was_cut, is_cut) = (is_cut(&before), is_cut(&after));
+        self.names = self.names + usize::from(!after.is_empty()) - usize::from(!before.is_empty());
+        self.cuts = self.cuts + usize::from(is_cut) - usize::from(was_cut);
+        if after.is_empty() {
+            self.take(name);
+        } else {
+            self.put(name, after.into());
+        }
+        Ok(())
+    }
+
+    fn check(&self, name: &Name, rrsets: &[Rrset]) -> Result<(), ZoneError> {
+        if !name.is_under(&self.apex) {
+            return Err(ZoneError::Outside { name: name.clone(), apex: self.apex.clone() });
+        }
+        if let Some(own) = rrsets.iter().find(|rrset| matches!(rrset.kind(), Kind::SOA | Kind::RRSIG)) {
+            return Err(ZoneError::Own(name.clone(), own.kind()));
+        }
+        if let Some(pair) = rrsets.windows(2).find(|pair| pair[0].kind() == pair[1].kind()) {
+            return Err(ZoneError::Twice(name.clone(), pair[0].kind()));
+        }
+        let is_alias = rrsets.iter().any(|rrset| rrset.kind() == Kind::CNAME);
+        let beside = rrsets.iter().any(|rrset| !matches!(rrset.kind(), Kind::CNAME | Kind::NSEC));
+        if is_alias && (beside || name == &self.apex) {
+            return Err(ZoneError::Alias(name.clone()));
+        }
+        Ok(())
+    }
+
+    fn check_apex(&self) -> Result<(), ZoneError> {
+        let apex = self.nodes.get(&self.apex);
+        match apex.and_then(|node| node.rrset(Kind::NS)) {
+            Some(_) => Ok(()),
+            None => Err(ZoneError::NoServer(self.apex.clone())),
+        }
+    }
+
+    fn put(&mut self, name: &Name, rrsets: Arc<[Rrset]>) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.rrsets = Some(rrsets);
+            return;
+        }
+        self.nodes.insert(name.clone(), Node { rrsets: Some(rrsets), below: 0 });
+        let mut above = name.parent();
+        while let Some(parent) = above.filter(|parent| parent.is_under(&self.apex)) {
+            if let Some(node) = self.nodes.get_mut(&parent) {
+                node.below += 1;
+                return;
+            }
+            above = parent.parent();
+            self.nodes.insert(parent, Node { rrsets: None, below: 1 });
+        }
+    }
+
+    fn take(&mut self, name: &Name) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        node.rrsets = None;
+        let mut empty = node.below == 0;
+        let mut name = name.clone();
+        while empty && name != self.apex {
+            self.nodes.remove(&name);
+            let Some(parent) = name.parent() else { return };
+            let Some(node) = self.nodes.get_mut(&parent) else { return };
+            node.below -= 1;
+            empty = node.below == 0 && node.rrsets.is_none();
+            name = parent;
+        }
+    }
+
+    fn remember(&mut self, difference: Difference) {
+        self.history_changes += difference.changes.len();
+        self.history.push_back(Arc::new(difference));
+        while self.history.len() > HISTORY_DIFFERENCES_MAX || self.history_changes > HISTORY_CHANGES_MAX {
+            let Some(oldest) = self.history.pop_front() else { return };
+            self.history_changes -= oldest.changes.len();
+        }
+    }
+}
+
+/// Whether a serial follows another, around the end of the numbers as well (RFC 1982).
+pub(crate) fn is_later(serial: u32, than: u32) -> bool {
+    let ahead = serial.wrapping_sub(than);
+    ahead != 0 && ahead < 1 << 31
+}
+
+// === hashing names ===
+
+/// Names are tenants' choice, so the hash depends on chance of this process; beyond that it is made to be fast on few bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct NameHash {
+    seed: u64,
+}
+
+impl NameHash {
+    /// A hash that no other zone has.
+    pub(crate) fn new() -> Self {
+        Self { seed: base::random::bits() }
+    }
+}
+
+impl Default for NameHash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl BuildHasher for NameHash {
+    type Hasher = NameHasher;
+
+    fn build_hasher(&self) -> NameHasher {
+        NameHasher { state: self.seed }
+    }
+}
+
+/// See [`NameHash`].
+#[derive(Debug)]
+pub(crate) struct NameHasher {
+    state: u64,
+}
+
+impl std::hash::Hasher for NameHasher {
+    fn finish(&self) -> u64 {
+        fold(self.state, 0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (eights, rest) = bytes.as_chunks::<8>();
+        for eight in eights {
+            self.state = fold(self.state ^ u64::from_le_bytes(*eight), 0xa076_1d64_78bd_642f);
+        }
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.state = fold(self.state ^ u64::from_le_bytes(last), 0xe703_7ed1_a0b4_28db);
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        // A slice's length, before its bytes.
+        self.state ^= number as u64;
+    }
+}
+
+fn fold(one: u64, other: u64) -> u64 {
+    let product = u128::from(one) * u128::from(other);
+    let halves = (product as u64, (product >> 64) as u64);
+    halves.0 ^ halves.1
+}
+
+/// The bytes of the names from `wire` up to, and with, the apex.
+pub(crate) fn upwards<'a>(wire: &'a [u8], apex: &Name) -> impl Iterator<Item = &'a [u8]> {
+    let len = apex.as_wire().len();
+    std::iter::successors(Some(wire), |wire| name::parent(wire)).take_while(move |wire| wire.len() >= len)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rrset::Data;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn soa() -> Soa {
+        let (primary, mailbox) = (name("ns.example"), name("hostmaster.example"));
+        Soa { primary, mailbox, refresh_s: 1, retry_s: 1, expire_s: 100, negative_s: 30, ttl_s: 30 }
+    }
+
+    fn servers() -> Rrset {
+        Rrset::new(3600, &[Data::Ns(name("ns.example"))]).unwrap()
+    }
+
+    fn address(last: u8) -> Rrset {
+        Rrset::new(30, &[Data::A([192, 0, 2, last].into())]).unwrap()
+    }
+
+    fn zone() -> Zone {
+        Zone::load(name("example"), soa(), 1, [(name("example"), vec![servers()])], []).unwrap()
+    }
+
+    fn change(of: &str, before: &[u8], after: &[u8]) -> Change {
+        let sets = |all: &[u8]| all.iter().map(|last| address(*last)).collect();
+        Change { name: name(of), before: sets(before), after: sets(after) }
+    }
+
+    #[test]
+    fn names_between_exist_as_long_as_something_lies_below() {
+        let with = zone().with(2, &[change("a.b.c.example", &[], &[1])]).unwrap();
+        let exists = |zone: &Zone, text: &str| zone.node(name(text).as_wire()).is_some();
+        assert!(exists(&with, "b.c.example") && exists(&with, "c.example"));
+        let two = with.with(3, &[change("c.example", &[], &[1]), change("a.b.c.example", &[1], &[])]).unwrap();
+        assert!(!exists(&two, "b.c.example") && exists(&two, "c.example"));
+        let none = two.with(4, &[change("c.example", &[1], &[])]).unwrap();
+        assert!(!exists(&none, "c.example") && exists(&none, "example"));
+        assert!(exists(&with, "a.b.c.example"), "the older zone is as it was");
+        assert_eq!((with.name_count(), none.name_count()), (2, 1));
+    }
+
+    #[test]
+    fn what_cannot_follow_is_refused() {
+        let zone = zone().with(5, &[change("a.example", &[], &[1])]).unwrap();
+        let refused = |serial, change: Change| zone.with(serial, &[change]).unwrap_err();
+        assert_eq!(refused(5, change("b.example", &[], &[1])), ZoneError::Serial { from: 5, to: 5 });
+        assert_eq!(refused(6, change("a.example", &[2], &[3])), ZoneError::Before(name("a.example")));
+        assert_eq!(refused(6, change("a.example", &[1], &[2, 3])), ZoneError::Twice(name("a.example"), Kind::A));
+        let outside = ZoneError::Outside { name: name("a.other"), apex: name("example") };
+        assert_eq!(refused(6, change("a.other", &[], &[1])), outside);
+        let alias = Rrset::new(1, &[Data::Cname(name("b.example"))]).unwrap();
+        let beside = Change { name: name("a.example"), before: vec![address(1)], after: vec![alias, address(1)] };
+        assert_eq!(refused(6, beside), ZoneError::Alias(name("a.example")));
+        let headless = Change { name: name("example"), before: vec![servers()], after: vec![] };
+        assert_eq!(refused(6, headless), ZoneError::NoServer(name("example")));
+        let own = Change { name: name("b.example"), before: vec![], after: vec![soa().rrset(1)] };
+        assert_eq!(refused(6, own), ZoneError::Own(name("b.example"), Kind::SOA));
+    }
+
+    #[test]
+    fn serials_go_around_the_end() {
+        assert!(is_later(0, u32::MAX) && is_later(5, u32::MAX - 5));
+        assert!(!is_later(u32::MAX, 0) && !is_later(7, 7));
+    }
+
+    #[test]
+    fn history_has_no_gap_and_an_end() {
+        let mut zone = zone();
+        for serial in 2..=1500 {
+            let (before, after): (&[u8], &[u8]) = if serial % 2 == 0 { (&[], &[1]) } else { (&[1], &[]) };
+            zone = zone.with(serial, &[change("a.example", before, after)]).unwrap();
+        }
+        let serials = |zone: &Zone, from| zone.since(from).map(|all| all.map(|one| one.to).collect::<Vec<_>>());
+        assert_eq!(serials(&zone, 1498), Some(vec![1499, 1500]));
+        assert_eq!(serials(&zone, 500).map(|all| all.len()), Some(1000));
+        assert_eq!(serials(&zone, 499), None, "too long ago");
+        assert_eq!(serials(&zone, 1500), None, "nothing is newer");
+        let history: Vec<Difference> = zone.since(1490).unwrap().cloned().collect();
+        let names: Vec<_> = zone.names().map(|(name, rrsets)| (name.clone(), rrsets.to_vec())).collect();
+        let loaded = |serial, history: Vec<Difference>| {
+            Zone::load(name("example"), soa(), serial, names.clone(), history).unwrap()
+        };
+        assert_eq!(serials(&loaded(1500, history.clone()), 1490).map(|all| all.len()), Some(10));
+        assert_eq!(serials(&loaded(1501, history.clone()), 1490), None, "it does not lead here");
+        let gap = history.into_iter().filter(|difference| difference.to != 1495).collect();
+        assert_eq!(serials(&loaded(1500, gap), 1495).map(|all| all.len()), Some(5), "what follows the gap is good");
+    }
+
+    proptest! {
+        #[test]
+        fn a_zone_after_changes_is_the_zone_loaded_anew(
+            steps in prop::collection::vec((prop::collection::vec(0_u8..3, 1..4), prop::option::of(0_u8..3)), 0..40)
+        ) {
+            let mut zone = zone();
+            let mut wanted: BTreeMap<Name, u8> = BTreeMap::new();
+            for (serial, (labels, value)) in (2..).zip(steps) {
+                let text: String = labels.iter().map(|label| format!("n{label}.")).collect();
+                let name = name(&format!("{text}example"));
+                let before = wanted.get(&name).map(|last| address(*last)).into_iter().collect();
+                let after = value.map(address).into_iter().collect();
+                zone = zone.with(serial, &[Change { name: name.clone(), before, after }]).unwrap();
+                match value {
+                    Some(value) => wanted.insert(name, value),
+                    None => wanted.remove(&name),
+                };
+            }
+            let names = wanted.iter().map(|(name, last)| (name.clone(), vec![address(*last)]));
+            let apex = (name("example"), vec![servers()]);
+            let loaded = Zone::load(name("example"), soa(), zone.serial(), names.chain([apex]), []).unwrap();
+            let all = |zone: &Zone| -> BTreeMap<Name, Vec<Rrset>> {
+                zone.0.nodes.iter().map(|(name, node)| (name.clone(), node.rrsets().to_vec())).collect()
+            };
+            prop_assert_eq!(all(&zone), all(&loaded));
+            let existing: BTreeSet<Name> = wanted.keys().flat_map(|name| {
+                upwards(name.as_wire(), zone.apex()).map(|wire| Name::from_wire(wire).unwrap()).collect::<Vec<_>>()
+            }).chain([name("example")]).collect();
+            prop_assert_eq!(all(&zone).into_keys().collect::<BTreeSet<_>>(), existing);
+            prop_assert_eq!(zone.name_count(), wanted.len() + 1);
+        }
+    }
+}
