@@ -133,7 +133,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops.add(Replicas::new(&control, &pki, &images_missing)),
         loops.add(TendMembers::new(keeper)),
     ];
-    loops.add(TakeBackups { control: control.clone(), settings: settings.clone() });
+    loops.add(TakeBackups::new(control.clone(), settings.clone()));
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
         inquiries: inquiries.clone(),

@@ -61,6 +61,8 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         let mut lines = backup::contents(&outcome.head, &outcome.end);
         let verb = if command.dry_run { "would write" } else { "written" };
         lines.extend(outcome.written.iter().map(|path| (verb, path.display().to_string())));
+        let filling = if command.dry_run { "would fill" } else { "filled" };
+        lines.extend(outcome.filled.iter().map(|endpoint| (filling, endpoint.clone())));
         lines.extend(outcome.kept.iter().map(|path| ("kept", path.display().to_string())));
         details(&lines)
     })?;

@@ -48,6 +48,30 @@ pub struct BackupView {
     pub taken_at: Timestamp,
     /// Revision of the store.
     pub revision: u64,
+    /// Where else it lies, whole.
+    #[serde(default)]
+    pub copies: Vec<String>,
+}
+
+/// How a headnode's backups stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupStanding {
+    /// When the newest was taken; there may be none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_at: Option<Timestamp>,
+    /// How old it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<u64>,
+    /// Hours from one to the next; 0 takes none by itself.
+    pub every_hours: u32,
+    /// It is older than it should be, or missing.
+    pub overdue: bool,
+    /// Backups need a key.
+    pub sealed: bool,
+    /// How many copies the newest has.
+    pub copies: usize,
+    /// Where it should lie too and does not, and why.
+    pub missing: Vec<String>,
 }
 
 impl Client {

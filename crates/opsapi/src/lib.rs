@@ -59,7 +59,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use backup::{BackupTaken, BackupView, NewBackup};
+pub use backup::{BackupStanding, BackupTaken, BackupView, NewBackup};
 pub use client::{Client, Error};
 pub use firewall::{
     FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,
@@ -122,6 +122,9 @@ pub struct Datacenter {
     pub counts: Counts,
     /// Certificates and when they end.
     pub certificates: Vec<CertificateView>,
+    /// How old this headnode's newest backup is, and where it lies.
+    #[serde(default)]
+    pub backups: BackupStanding,
     /// What deserves a look; empty when all is well.
     pub findings: Vec<String>,
 }

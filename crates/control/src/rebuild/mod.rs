@@ -138,9 +138,10 @@ fn mark_lost(snapshot: &Snapshot, some: &[InstanceId], report: &Report, now: Tim
 
 /// Whether every machine that holds something up has spoken, and nothing is left to decide.
 fn is_at_rest(snapshot: &Snapshot) -> bool {
-    // One without instances, like the machine of the headnode that was lost, may be gone for good.
+    // One without instances, like the machine of a headnode that was lost, may be gone for good.
     let is_needed = |server: &Entry<Server>| {
-        !server.headnode || snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()).next().is_some()
+        !(server.headnode || server.headnode_role.is_some())
+            || snapshot.find(&INSTANCES, BY_SERVER, &server.id.to_string()).next().is_some()
     };
     snapshot.scan(&SERVERS).all(|server| match server.restored {
         None => true,

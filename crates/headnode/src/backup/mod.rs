@@ -11,11 +11,15 @@
 //! - [`file`]: the lines.
 //! - [`sealed`]: what is around them when there is a key.
 //! - [`restore`]: the way back, on a machine without a headnode.
+//! - [`cluster`]: the way back into etcd.
+//! - [`standing`]: how old the newest is, and where it lies.
 
+mod cluster;
 pub mod file;
 pub mod restore;
 mod schedule;
 pub mod sealed;
+mod standing;
 
 use std::{
     fs,
@@ -24,6 +28,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use model::time::Timestamp;
 use serde::Serialize;
 use store::{DecodeError, Fill, FillError, Snapshot, Trial};
@@ -37,6 +42,7 @@ use file::{End, Head, Item, Writer};
 use sealed::SealKey;
 
 pub use schedule::TakeBackups;
+pub use standing::{Kept, Standing};
 
 /// How files of ours end.
 const EXTENSION: &str = "neso-backup";
@@ -118,6 +124,18 @@ pub enum BackupError {
     Differs {
         /// The file.
         path: PathBuf,
+    },
+    /// The etcd that records are to go into cannot be used.
+    #[error(
+        "the settings say that records are in etcd at {endpoints}, which cannot be used; put settings with engine = \"sqlite\" below [store] \
+         in place first to have them in a file"
+    )]
+    Etcd {
+        /// Where it should be.
+        endpoints: String,
+        /// What is wrong.
+        #[source]
+        source: etcd::OpenError,
     },
     /// A directory or a file beside it could not be made.
     #[error(transparent)]
@@ -263,9 +281,17 @@ fn look(path: &Path, key: Option<&SealKey>) -> Result<(Head, End, Vec<BackedFile
     Ok((head, end, files))
 }
 
-/// Fills `engine` with a backup's records. What was filled in is good only if this returns no error.
-async fn fill(path: &Path, key: Option<SealKey>, engine: &dyn store::Engine) -> Result<(), BackupError> {
+/// Fills `engine` with a backup's records, after `first`. What was filled in is good only if this returns no error.
+async fn fill(
+    path: &Path,
+    key: Option<SealKey>,
+    engine: &dyn store::Engine,
+    first: Option<(String, Bytes)>,
+) -> Result<(), BackupError> {
     let mut fill = Fill::begin(engine).await?;
+    if let Some((key, value)) = first {
+        fill.add(key, value).await?;
+    }
     let (send, mut receive) = tokio::sync::mpsc::channel(AHEAD);
     let path = path.to_owned();
     let reading = base::task::blocking("backup-read", move || {

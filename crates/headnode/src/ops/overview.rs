@@ -45,6 +45,8 @@ async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
             more => format!("{more} instances could not be made; each says why"),
         });
     }
+    let (backups, about_backups) = super::backups::look(&ops).await;
+    findings.extend(about_backups);
     Ok(Json(Datacenter {
         name: config.datacenter.clone(),
         region: config.region.clone(),
@@ -56,6 +58,7 @@ async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
         resident_bytes: resident_bytes(),
         counts,
         certificates: certificates(&ops),
+        backups,
         findings,
     }))
 }

@@ -3,10 +3,11 @@
 use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
 
 use headnode::backup::{self, sealed::SealKey};
-use opsapi::NewBackup;
+use model::time::Timestamp;
+use opsapi::{BackupStanding, NewBackup};
 use serde::Serialize;
 
-use super::{Output, ago, bytes, details, table};
+use super::{Output, ago, bytes, details, or_dash, table};
 use crate::{context::Place, failure::Outcome, progress::Progress};
 
 /// Commands about backups.
@@ -47,7 +48,8 @@ pub(crate) async fn run(place: &Place, output: Output, command: Command) -> Outc
     match command {
         Command::List => {
             let client = super::client(&place.settings()?)?;
-            let (found, now) = (client.backups().await?, client.datacenter().await?.now);
+            let (found, datacenter) = (client.backups().await?, client.datacenter().await?);
+            let now = datacenter.now;
             output.show(&found, |found| {
                 let rows = found.iter().map(|one| {
                     let path = one.path.display().to_string();
@@ -57,10 +59,15 @@ pub(crate) async fn run(place: &Place, output: Output, command: Command) -> Outc
                         one.revision.to_string(),
                         bytes(one.bytes),
                         path,
+                        or_dash((!one.copies.is_empty()).then(|| one.copies.join("\n"))),
                     ]
                 });
-                table(&["taken", "age", "revision", "size", "file"], rows)
-            })
+                table(&["taken", "age", "revision", "size", "file", "copies"], rows)
+            })?;
+            for place in &datacenter.backups.missing {
+                output.say(format!("The newest has no copy in {place}."))?;
+            }
+            Ok(())
         }
         Command::Create { to } => {
             let client = super::client(&place.settings()?)?;
@@ -119,4 +126,11 @@ pub(crate) fn contents(head: &backup::file::Head, end: &backup::file::End) -> Ve
         ("revision", head.revision.to_string()),
         ("records, files", format!("{}, {}", end.records, end.files)),
     ]
+}
+
+/// How the backups stand, in one line.
+pub(super) fn summary(standing: &BackupStanding, now: Timestamp) -> String {
+    let Some(at) = standing.newest_at else { return "none".to_owned() };
+    let late = if standing.overdue { ", overdue" } else { "" };
+    format!("{at} ({}){late}, {} copies", ago(now, Some(at)), standing.copies)
 }

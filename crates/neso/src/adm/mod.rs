@@ -195,6 +195,7 @@ async fn info(client: &Client, output: Output) -> Outcome {
             ),
             ("flows", format!("{} under way, {} parked", counts.flows_running, counts.flows_parked)),
         ];
+        lines.push(("newest backup", backup::summary(&info.backups, info.now)));
         for certificate in &info.certificates {
             lines.push(("certificate", format!("{} until {}", certificate.name, certificate.expires_at)));
         }

@@ -20,7 +20,7 @@ use crate::{
 const PROCESSES: [&str; 4] = ["supervisor", "headnode", "member", "node"];
 
 /// Whether etcd is here; says so where it is not.
-fn etcd_is_here() -> bool {
+pub(crate) fn etcd_is_here() -> bool {
     let is_here = etcd::local::is_installed();
     if !is_here {
         println!("skipped: several headnodes, because etcd is not installed (Debian's package etcd-server)");
@@ -34,18 +34,18 @@ fn create(fleet: &Fleet, name: &str) -> String {
 }
 
 /// What a machine says of all headnodes; nothing while it does not answer.
-fn status(machine: &Machine) -> Option<Value> {
+pub(crate) fn status(machine: &Machine) -> Option<Value> {
     let output = machine.run(&["adm", "-j", "ha", "status"]);
     output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
 }
 
 /// Headnodes that are active and beat, by the word of `machine`.
-fn active(machine: &Machine) -> usize {
+pub(crate) fn active(machine: &Machine) -> usize {
     let is_active = |one: &&Value| one["stage"] == "active" && one["fresh"] == true;
     status(machine).map_or(0, |view| view["headnodes"].as_array().map_or(0, |all| all.iter().filter(is_active).count()))
 }
 
-fn kill_all(machine: &Machine) {
+pub(crate) fn kill_all(machine: &Machine) {
     for name in PROCESSES {
         if let Some(pid) = machine.pid(name) {
             // It may have gone with the one before.

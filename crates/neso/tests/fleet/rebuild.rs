@@ -4,7 +4,10 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::fleet::Fleet;
+use crate::{
+    fleet::{Fleet, Machine},
+    headnodes::{active, etcd_is_here, kill_all},
+};
 
 fn create(fleet: &Fleet, name: &str) -> String {
     fleet.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
@@ -15,6 +18,17 @@ fn create(fleet: &Fleet, name: &str) -> String {
 fn ids(view: &Value, field: &str) -> Vec<String> {
     let all = view[field].as_array().into_iter().flatten();
     all.filter_map(|one| Some(one["instance"].as_str()?.to_owned())).collect()
+}
+
+/// All of the headnode's machine is destroyed but the tenant's home, and another one takes its address.
+fn destroy_head(fleet: &Fleet) {
+    let home = fleet.head.root.join("home");
+    let aside = fleet.head.root.with_file_name("home");
+    fs::rename(&home, &aside).expect("the tenant is elsewhere");
+    fleet.good(&["clean-data", "--yes"]);
+    fs::remove_dir_all(&fleet.head.root).expect("everything is gone");
+    fs::create_dir_all(&fleet.head.root).expect("a machine");
+    fs::rename(&aside, &home).expect("the tenant is here");
 }
 
 #[test]
@@ -33,14 +47,7 @@ fn what_happened_after_the_backup_is_known_again() {
     assert!(runs.iter().all(Option::is_some), "{runs:?}");
     assert_eq!(machine.init(&gone), None);
 
-    // All of the headnode's machine is destroyed but the tenant's home, and another one takes its address.
-    let home = fleet.head.root.join("home");
-    let aside = fleet.head.root.with_file_name("home");
-    fs::rename(&home, &aside).expect("the tenant is elsewhere");
-    fleet.good(&["clean-data", "--yes"]);
-    fs::remove_dir_all(&fleet.head.root).expect("everything is gone");
-    fs::create_dir_all(&fleet.head.root).expect("a machine");
-    fs::rename(&aside, &home).expect("the tenant is here");
+    destroy_head(&fleet);
     fleet.good(&["restore", &backup]);
     fleet.good(&["up"]);
 
@@ -81,4 +88,71 @@ fn what_happened_after_the_backup_is_known_again() {
     for name in ["kept", "young"] {
         fleet.good(&["instance", "delete", "-w", name]);
     }
+}
+
+/// Three headnodes over members of their own are lost with all they had but one backup; one is made of it, and then three again.
+#[test]
+fn three_headnodes_come_back_from_one_backup() {
+    if !etcd_is_here() {
+        return;
+    }
+    let Some(fleet) = Fleet::start(3) else { return };
+    let ids: Vec<String> = fleet.machines.iter().map(Machine::server_id).collect();
+    let [second, third, _] = &fleet.machines[..] else { panic!("three machines") };
+    fleet.good(&["adm", "ha", "add", &ids[0], &ids[1]]);
+    fleet.wait("three headnodes", || active(&fleet.head) == 3);
+    let kept = create(&fleet, "kept");
+    let backup = fleet.head.root.with_file_name("three.neso-backup").display().to_string();
+    fleet.good(&["adm", "backup", "create", "--to", &backup]);
+    let young = create(&fleet, "young");
+    let running = || [&kept, &young].map(|id| fleet.machines.iter().find_map(|machine| machine.init(id)));
+    let runs = running();
+    assert!(runs.iter().all(Option::is_some), "{runs:?}");
+
+    // One machine is gone, one lost its headnode's data, and the third's headnode is alone without a majority.
+    destroy_head(&fleet);
+    kill_all(second);
+    fs::remove_dir_all(second.settings().headnode_dir()).expect("its headnode is lost");
+    for key in ["ca.key", "server.key", "server.pem"] {
+        fs::remove_file(second.settings().pki_dir().join(key)).expect("a headnode had it");
+    }
+    second.good(&["up"]);
+    assert_eq!(second.pid("headnode"), None, "it is a node and nothing else");
+    assert_eq!(running(), runs, "an instance was touched");
+
+    fleet.good(&["restore", &backup]);
+    fleet.good(&["up"]);
+    let look = || fleet.ask(&["adm", "-j", "rebuild"]).unwrap_or_default();
+    fleet.wait("the machines to say what they have", || {
+        let seen = look();
+        let silent = seen["waiting"].as_array().into_iter().flatten();
+        let silent =
+            silent.filter(|one| one["has_spoken"] == false && ids.iter().any(|id| one["server"] == id.as_str()));
+        ids_are(&seen, &young) && silent.count() == 0
+    });
+    fleet.good(&["adm", "rebuild", "--yes"]);
+    fleet.wait("what is left of the third headnode to be put away", || third.pid("headnode").is_none());
+    fleet.wait("its member too", || {
+        third.pid("member").is_none() && !third.settings().pki_dir().join("ca.key").exists()
+    });
+    assert!(
+        fleet.head.settings().headnode_dir().join("store.db").exists(),
+        "records are in a file, as in the beginning"
+    );
+
+    let add = ["adm", "ha", "add", &ids[0], &ids[1]];
+    fleet.wait("both to be fit", || fleet.head.run(&add).status.success());
+    for machine in [&fleet.head, second, third] {
+        fleet.wait("three headnodes again", || active(machine) == 3);
+    }
+    assert_eq!(running(), runs, "an instance was touched");
+    for name in ["kept", "young"] {
+        fleet.good(&["instance", "stop", "-w", name]);
+        fleet.good(&["instance", "delete", "-w", name]);
+    }
+}
+
+/// Whether `id` is all that nobody knows.
+fn ids_are(view: &Value, id: &str) -> bool {
+    ids(view, "found") == [id.to_owned()]
 }
