@@ -371,6 +371,13 @@ pub(crate) fn child() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("cannot make a network namespace: {error}"))?;
     run("ip link set lo up")?;
     let links = LinuxLinks::new(LinkNames::new(PREFIX).map_err(|error| error.to_string())?);
+    let answered = answer_all(&links);
+    // The namespace of its wires has a name and would outlive it.
+    links.program(&FabricSet::default()).map_err(|error| base::errors::chain(&error))?;
+    answered
+}
+
+fn answer_all(links: &LinuxLinks) -> Result<(), String> {
     let private = || memory(std::process::id()).map_or(f64::NAN, |(_, private)| private / 1024.0);
     let (mut before, mut held): (Option<f64>, Option<(Target, FabricSet)>) = (None, None);
     for line in std::io::stdin().lines() {

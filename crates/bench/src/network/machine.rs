@@ -28,8 +28,9 @@ const WIRE_MTU: u16 = 1500;
 pub(super) const SEGMENT_MTU: u16 = 1450;
 /// The segment's number.
 const VNI: u32 = 42;
-/// Of the interfaces; no datacenter is made with it.
-const PREFIX: &str = "zq";
+/// Of the interfaces of each machine; no datacenter is made with one. They differ because the namespace in which a machine tries its wires is named
+/// by its prefix, in a directory that both share.
+const PREFIXES: [&str; 2] = ["zp", "zq"];
 /// Addresses of the two machines.
 const MACHINES: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
 /// The segment's subnet.
@@ -84,7 +85,7 @@ impl Fabric {
             ..NetworkTarget::default()
         };
         let [one, two] = two_wired()?;
-        let mut fabric = Self { machines: [Machine::new(one, MACHINES[0])?, Machine::new(two, MACHINES[1])?], network };
+        let mut fabric = Self { machines: [Machine::new(one, 0)?, Machine::new(two, 1)?], network };
         fabric.machines.iter_mut().try_for_each(|machine| machine.join(&fabric.network))?;
         Ok(fabric)
     }
@@ -105,9 +106,9 @@ impl Fabric {
 }
 
 impl Machine {
-    fn new(space: Space, underlay: Ipv4Addr) -> Result<Self, String> {
-        let names = LinkNames::new(PREFIX).map_err(text)?;
-        let fabrics = FabricSet { underlay: Some(IpAddr::from(underlay)), ..FabricSet::default() };
+    fn new(space: Space, number: usize) -> Result<Self, String> {
+        let names = LinkNames::new(PREFIXES[number]).map_err(text)?;
+        let fabrics = FabricSet { underlay: Some(IpAddr::from(MACHINES[number])), ..FabricSet::default() };
         let filters = LinuxFilters::new("neso", names.clone());
         Ok(Self { space, links: LinuxLinks::new(names), filters, filtered: FilterSet::default(), fabrics })
     }
@@ -158,6 +159,16 @@ impl Machine {
         let Self { space, links, fabrics, .. } = self;
         change(&mut fabrics.segments.get_mut(&VNI).ok_or("the segment is not there")?.peers);
         space.enter(|| links.program(fabrics).map_err(text))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All but one namespace goes with the machine's own.
+        let Self { space, links, .. } = self;
+        if let Err(why) = space.enter(|| links.program(&FabricSet::default()).map_err(text)) {
+            eprintln!("bench network: a namespace is left behind: {why}");
+        }
     }
 }
 
