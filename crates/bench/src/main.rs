@@ -10,6 +10,7 @@
 )]
 
 mod api;
+mod coldstart;
 mod create;
 mod datacenter;
 mod density;
@@ -21,6 +22,7 @@ mod placement;
 mod report;
 mod standing;
 mod store;
+mod watch;
 
 use std::{path::Path, process::ExitCode};
 
@@ -31,6 +33,7 @@ type Bench = (&'static str, fn() -> Result<Vec<Section>, String>);
 
 const BENCHES: &[Bench] = &[
     ("api", api::measure),
+    ("coldstart", coldstart::measure),
     ("create", create::measure),
     ("density", density::measure),
     ("firewall", firewall::measure),
@@ -38,6 +41,7 @@ const BENCHES: &[Bench] = &[
     ("network", network::measure),
     ("placement", placement::measure),
     ("store", store::measure),
+    ("watch", watch::measure),
 ];
 
 fn main() -> ExitCode {

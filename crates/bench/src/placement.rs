@@ -5,7 +5,7 @@
 //! and many at once. Nothing answers for the machines, so the new instances stay in provisioning: what comes after the commit is
 //! not measured here. Following the machines' targets is part of it, since a headnode does that too.
 
-use std::{collections::BTreeMap, fs, net::Ipv4Addr, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
 use base::{
     clock::{Clock as _, SystemClock},
@@ -16,20 +16,16 @@ use control::{
     accounts::{self, NewAccount},
     images,
     instances::{self, CreateInstance, NetworkChoice},
-    networks::{self, NewNetwork},
+    networks,
     packages::{self, NewPackage},
     servers,
     tables::{self, Claim},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use model::{
-    id::{AccountId, ImageId, MacAddr, NetworkId, PackageId, ServerId},
-    instance::{Caller, Instance},
-    layout::Layout,
-    network::{Address, Nic},
-    placement::{Demand, roominess},
-    server::{Hardware, Server},
-    target::{Limits, Report},
+    id::{AccountId, ImageId, NetworkId, ServerId},
+    instance::Caller,
+    target::Report,
     time::Timestamp,
     unit::{CpuCap, CpuShares, Mib},
 };
@@ -37,19 +33,15 @@ use store::{Engine, Store, Table, Transaction, memory::Memory};
 
 use crate::{
     report::{Row, Section},
-    standing::{self, Standing},
+    standing::{self, NETWORKS, World},
 };
 
 /// Machines of the three datacenters that are compared; the last is the one with everything measured.
 const SIZES: [u32; 3] = [100, 1_000, 10_000];
 /// Instances on each machine.
 const ON_EACH: u32 = 20;
-/// Machines in a rack.
-const RACK: u32 = 40;
 /// Tenants.
 const ACCOUNTS: usize = 1_000;
-/// Networks the instances are on; each holds 2^14 addresses.
-const NETWORKS: u32 = 32;
 /// Creates measured one at a time.
 const SINGLE: usize = 2_000;
 /// Creates measured many at once.
@@ -184,9 +176,7 @@ impl Crowd {
 struct Place {
     engine: Arc<Memory>,
     control: Control,
-    accounts: Vec<AccountId>,
-    networks: Vec<NetworkId>,
-    image: ImageId,
+    world: World,
     servers: Vec<ServerId>,
     _trigger: Trigger,
     directory: std::path::PathBuf,
@@ -212,57 +202,21 @@ impl Place {
         packages::create(&control, package()).await.map_err(text)?;
         let mut networks = Vec::new();
         for number in 0..NETWORKS {
-            networks.push(networks::create(&control, network(number)).await.map_err(text)?.id);
+            networks.push(networks::create(&control, standing::network(number)).await.map_err(text)?.id);
         }
         let image = image(&control, accounts[0]).await?;
-        let mut place =
-            Self { engine, control, accounts, networks, image, servers: Vec::new(), _trigger: trigger, directory };
+        let policy = control.config.placement;
+        let world = World { accounts, networks, image, policy, on_each: ON_EACH, jobs: false };
+        let mut place = Self { engine, control, world, servers: Vec::new(), _trigger: trigger, directory };
         for number in 0..machines {
-            place.machine(number).await?;
+            let (id, transactions) = place.world.machine(number, Timestamp(SystemClock.now_ms()));
+            for transaction in transactions {
+                place.control.store.commit(transaction).await.map_err(text)?;
+            }
+            place.servers.push(id);
         }
         place.report(&place.control).await?;
         Ok(place)
-    }
-
-    /// A machine with its instances, as records.
-    async fn machine(&mut self, number: u32) -> Result<(), String> {
-        let now = Timestamp(SystemClock.now_ms());
-        let id = ServerId::random();
-        let mut server = server(id, number, now);
-        let mut transactions = Vec::new();
-        let mut transaction = Transaction::new();
-        for slot in 0..ON_EACH {
-            let index = number * ON_EACH + slot;
-            let owner = self.accounts[index as usize % self.accounts.len()];
-            let network = self.networks[index as usize % self.networks.len()];
-            let instance = instance(index, owner, self.image, network, id, now);
-            server.reserved = server.reserved.plus(Demand::of(&instance.limits));
-            let nic = &instance.nics[0];
-            let address = Address {
-                network,
-                ip: nic.first_address().expect("it was given one"),
-                instance: Some(instance.id),
-                owner: Some(owner),
-                reserved: false,
-                created_at: now,
-            };
-            let holder = instance.id.to_string();
-            transaction = transaction
-                .create(&tables::CLAIMS, Claim { name: format!("mac/{}", nic.mac.bare()), holder: holder.clone() })
-                .create(&tables::CLAIMS, Claim { name: format!("alias/{owner}/{}", instance.alias), holder })
-                .create(&tables::ADDRESSES, address)
-                .create(&tables::INSTANCES, instance);
-            if slot % 10 == 9 {
-                transactions.push(std::mem::take(&mut transaction));
-            }
-        }
-        server.roominess = roominess(&self.control.config.placement, &server);
-        transactions.push(transaction.create(&tables::SERVERS, server));
-        for transaction in transactions {
-            self.control.store.commit(transaction).await.map_err(text)?;
-        }
-        self.servers.push(id);
-        Ok(())
     }
 
     /// Every machine is heard of.
@@ -275,7 +229,7 @@ impl Place {
                 boot_id: "boot".to_owned(),
                 target_seen: 0,
                 firewall_seen: 0,
-                hardware: hardware(),
+                hardware: standing::hardware(),
                 zones: BTreeMap::new(),
                 images: Vec::new(),
                 underlay: None,
@@ -300,11 +254,12 @@ impl Place {
     }
 
     async fn create(&self, control: &Control, number: usize) -> Result<(), String> {
-        let owner = self.accounts[number % self.accounts.len()];
+        let World { accounts, networks, image, .. } = &self.world;
+        let owner = accounts[number % accounts.len()];
         let request = CreateInstance {
             package: "bench".to_owned(),
-            image: self.image.to_string(),
-            networks: vec![NetworkChoice::any(self.networks[number % self.networks.len()])],
+            image: image.to_string(),
+            networks: vec![NetworkChoice::any(networks[number % networks.len()])],
             ..CreateInstance::default()
         };
         instances::create(control, &Caller::System, owner, request).await.map(drop).map_err(text)
@@ -376,7 +331,7 @@ async fn bare_commits(count: usize, at_once: usize) -> Result<Crowd, String> {
         let store = &store;
         async move {
             let began = Instant::now();
-            let instance = instance(u32::try_from(number).unwrap_or(0), owner, image, network, server, now);
+            let instance = standing::full(u32::try_from(number).unwrap_or(0), owner, image, network, server, now);
             let claim = |kind: &str| Claim { name: format!("{kind}/{}", instance.id), holder: instance.id.to_string() };
             let transaction = ["alias", "mac", "address", "server", "flow"]
                 .iter()
@@ -430,66 +385,6 @@ fn package() -> NewPackage {
         traits: BTreeMap::new(),
         brand: None,
     }
-}
-
-fn network(number: u32) -> NewNetwork {
-    let subnet = Ipv4Addr::from_bits(0x0a00_0000 | number << 14);
-    NewNetwork {
-        name: format!("net{number}"),
-        nic_tag: "external".to_owned(),
-        // A segment of its own.
-        vlan: u16::try_from(number).unwrap_or(0),
-        layout: Layout { subnet: Some(ipnet::Ipv4Net::new_assert(subnet, 18)), ..Layout::default() },
-        ..NewNetwork::default()
-    }
-}
-
-fn hardware() -> Hardware {
-    Hardware { memory: Mib(256 << 10), cpus: 64, pool_size: Mib(8 << 20), ..Hardware::default() }
-}
-
-fn server(id: ServerId, number: u32, now: Timestamp) -> Server {
-    let rack = Some(format!("r{}", number / RACK));
-    Server { hardware: hardware(), rack, ..Server::new(id, format!("m{number}"), now) }
-}
-
-/// One that has been running for long. `index` is its number in the datacenter.
-fn instance(
-    index: u32,
-    owner: AccountId,
-    image: ImageId,
-    network: NetworkId,
-    server: ServerId,
-    now: Timestamp,
-) -> Instance {
-    let limits = Limits {
-        memory: Mib(1_024),
-        swap: Mib(2_048),
-        disk: Mib(10_240),
-        max_processes: 500,
-        cpu_cap: Some(CpuCap(100)),
-        cpu_shares: CpuShares(100),
-    };
-    let ip = Ipv4Addr::from_bits((0x0a00_0000 | (index % NETWORKS) << 14) + 2 + index / NETWORKS);
-    let of = Standing {
-        alias: format!("standing-{index}"),
-        owner,
-        image,
-        package: PackageId::random(),
-        package_name: "bench",
-        limits,
-        server,
-        nic: Nic {
-            mac: MacAddr::from_suffix(index),
-            interface: "net0".to_owned(),
-            network,
-            ip: Some(ip),
-            ip6: None,
-            more6: Vec::new(),
-            primary: true,
-        },
-    };
-    standing::instance(of, now)
 }
 
 fn resident_mib() -> Result<f64, String> {

@@ -6,18 +6,17 @@
 
 use std::time::{Duration, Instant};
 
-use cloudapi::{
-    client::Client,
-    types::{CreateMachine, NetworkChoice},
-};
-use futures_util::future::try_join_all;
+use cloudapi::client::Client;
 use http::Method;
 use model::id::InstanceId;
 use serde_json::json;
 
 use super::milliseconds;
 use crate::{
-    fleet::stage::Stage,
+    fleet::{
+        filtered::{Furnished, enforced, forgotten, furnish},
+        stage::Stage,
+    },
     report::{Row, Section},
     runtime,
 };
@@ -30,10 +29,8 @@ const INSTANCES: usize = 300;
 const AT_ONCE: usize = 8;
 /// Changes of each kind.
 const ROUNDS: u16 = 150;
-/// Machines have this long to report, an instance to run.
+/// Machines have this long to report.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Between two looks at an instance.
-const LOOK: Duration = Duration::from_millis(50);
 
 pub(super) fn measure() -> Result<Vec<Section>, String> {
     let runtime = runtime()?;
@@ -43,7 +40,10 @@ pub(super) fn measure() -> Result<Vec<Section>, String> {
     agents.all_report_after(0.0, PATIENCE)?;
     let client = stage.clients.first().ok_or("there are no tenants")?;
     runtime.block_on(async {
-        let ids: Vec<InstanceId> = furnish(&stage, client).await?;
+        let Furnished { ids, machines } = furnish(&stage, client, INSTANCES, AT_ONCE).await?;
+        if machines < MACHINES {
+            eprintln!("bench firewall: placement left {} machines without an instance", MACHINES - machines);
+        }
         let mut changes = Changes::default();
         for round in 0..ROUNDS {
             changes.rule(client, round).await?;
@@ -51,59 +51,6 @@ pub(super) fn measure() -> Result<Vec<Section>, String> {
         }
         Ok(vec![changes.section()])
     })
-}
-
-/// Instances with their firewall on, and a rule that refers to a tag on every machine that has one.
-async fn furnish(stage: &Stage, client: &Client) -> Result<Vec<InstanceId>, String> {
-    let mut ids = Vec::new();
-    while ids.len() < INSTANCES {
-        let some = (0..AT_ONCE.min(INSTANCES - ids.len())).map(|_| create(stage, client));
-        ids.extend(try_join_all(some).await?);
-    }
-    for id in &ids {
-        running(client, *id).await?;
-    }
-    let (_, machines) = enforced(client, "FROM tag role = web TO all vms ALLOW tcp PORT 1").await?;
-    if machines < MACHINES {
-        eprintln!("bench firewall: placement left {} machines without an instance", MACHINES - machines);
-    }
-    Ok(ids)
-}
-
-async fn create(stage: &Stage, client: &Client) -> Result<InstanceId, String> {
-    let wanted = CreateMachine {
-        package: "tiny".to_owned(),
-        image: stage.image.to_string(),
-        networks: vec![NetworkChoice::Id(stage.network)],
-        firewall_enabled: Some(true),
-        ..CreateMachine::default()
-    };
-    client.machine_create(&wanted).await.map(|machine| machine.id).map_err(|error| error.to_string())
-}
-
-async fn running(client: &Client, id: InstanceId) -> Result<(), String> {
-    let begun = Instant::now();
-    loop {
-        let machine = client.machine(id).await.map_err(|error| error.to_string())?;
-        if machine.state == "running" {
-            return Ok(());
-        }
-        if begun.elapsed() > PATIENCE {
-            return Err(format!("instance {id} is {} instead of running", machine.state));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Makes a rule and waits until it is in force; its id, and on how many machines.
-async fn enforced(client: &Client, rule: &str) -> Result<(String, usize), String> {
-    let body = json!({"rule": rule, "enabled": true, "wait": "enforced"});
-    let made = client.call(Method::POST, "/my/fwrules", Some(&body)).await.map_err(|error| error.to_string())?;
-    let id = made["id"].as_str().ok_or("a rule without an id")?.to_owned();
-    match (made["enforced"]["nodes"].as_u64(), made["enforced"]["live"].as_u64()) {
-        (Some(nodes @ 1..), Some(live)) if nodes == live => Ok((id, usize::try_from(nodes).unwrap_or(0))),
-        _ => Err(format!("the rule is not in force everywhere: {made}")),
-    }
 }
 
 /// What was measured, milliseconds.
@@ -124,8 +71,7 @@ impl Changes {
         self.created.push(milliseconds(begun));
         self.machines = machines;
         let begun = Instant::now();
-        let path = format!("/my/fwrules/{id}?wait=enforced");
-        client.call(Method::DELETE, &path, None).await.map_err(|error| error.to_string())?;
+        forgotten(client, &id).await?;
         self.deleted.push(milliseconds(begun));
         Ok(())
     }

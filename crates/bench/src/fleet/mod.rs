@@ -5,6 +5,7 @@
 //! nothing ([`floor`]), on the same listener. All of them share the processors of one machine with whoever asks; what is said of a process is
 //! its own processor time, from the kernel.
 
+pub(crate) mod filtered;
 pub(crate) mod floor;
 pub(crate) mod nodes;
 pub(crate) mod stage;
@@ -126,7 +127,8 @@ fn steady(stage: &Stage, server: &Child, agents: &watch::Watched) -> Steady {
     Steady { cpu: cpu / STEADY.as_secs_f64() * 100.0, bytes: bytes / reports.max(1.0) }
 }
 
-fn number(name: &str, usual: usize) -> Result<usize, String> {
+/// What the environment says, or what is usual.
+pub(crate) fn number(name: &str, usual: usize) -> Result<usize, String> {
     match std::env::var(name) {
         Ok(text) => text.parse().map_err(|_| format!("{name} is \"{text}\", which is no number")),
         Err(_) => Ok(usual),

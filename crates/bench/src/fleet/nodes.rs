@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -41,21 +41,27 @@ pub(crate) fn child(arguments: &[String]) -> Result<(), String> {
     let settings = Settings::load(&root.join("etc/neso/neso.toml")).map_err(|error| error.to_string())?;
     let listed = fs::read_to_string(root.join("servers")).map_err(|error| format!("cannot read servers: {error}"))?;
     let servers: Vec<ServerId> = listed.lines().filter_map(|line| line.parse().ok()).collect();
+    let links = fs::read_to_string(root.join("links")).map_err(|error| format!("cannot read links: {error}"))?;
+    let links: Vec<String> = links.lines().map(str::to_owned).collect();
     // In memory: the disks of a thousand machines are not one disk.
     let disks = PathBuf::from(format!("/dev/shm/neso-bench-fleet-{}", std::process::id()));
-    let result = crate::runtime()?.block_on(run(&settings, &servers, &disks));
+    let result = crate::runtime()?.block_on(run(&settings, &servers, &links, &disks));
     let _ = fs::remove_dir_all(&disks);
     result
 }
 
-async fn run(settings: &Settings, servers: &[ServerId], disks: &Path) -> Result<(), String> {
+async fn run(settings: &Settings, servers: &[ServerId], links: &[String], disks: &Path) -> Result<(), String> {
     let authority = fs::read_to_string(settings.pki_dir().join("ca.pem")).map_err(|error| error.to_string())?;
     let (trigger, shutdown) = Shutdown::new();
     let mut last: Vec<Arc<Reports>> = Vec::new();
+    let told: Arc<Mutex<Vec<Told>>> = Arc::default();
     for (number, server) in servers.iter().enumerate() {
         let reports: Arc<Reports> = Arc::default();
-        let inner = Client::new(&identity(settings, *server, &authority)?).map_err(|error| error.to_string())?;
-        let link = Counted { inner, reports: reports.clone() };
+        // Each begins at another headnode, so that all have their share.
+        let mut own = links.to_vec();
+        own.rotate_left(number % links.len().max(1));
+        let inner = Client::new(&identity(settings, *server, &authority, own)?).map_err(|error| error.to_string())?;
+        let link = Counted { inner, number, reports: reports.clone(), told: told.clone() };
         let directory = disks.join(number.to_string());
         let config = AgentConfig {
             execution: Execution::Inline,
@@ -78,8 +84,11 @@ async fn run(settings: &Settings, servers: &[ServerId], disks: &Path) -> Result<
         let times = last.iter().map(|reports| reports.at_ms.load(Ordering::Relaxed));
         let oldest = times.min().unwrap_or(0);
         let count: u64 = last.iter().map(|reports| reports.count.load(Ordering::Relaxed)).sum();
+        let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+        let told: String =
+            told.iter().map(|told| format!("{} {} {}\n", told.machine, told.generation, told.at_ms)).collect();
         let mut output = std::io::stdout().lock();
-        if writeln!(output, "{oldest} {count}").and_then(|()| output.flush()).is_err() {
+        if writeln!(output, "{told}{oldest} {count}").and_then(|()| output.flush()).is_err() {
             break;
         }
         drop(output);
@@ -90,12 +99,17 @@ async fn run(settings: &Settings, servers: &[ServerId], disks: &Path) -> Result<
 }
 
 /// Who a machine is, with a certificate made as a headnode makes it when a machine joins.
-fn identity(settings: &Settings, server: ServerId, authority: &str) -> Result<LinkSettings, String> {
+fn identity(
+    settings: &Settings,
+    server: ServerId,
+    authority: &str,
+    headnodes: Vec<String>,
+) -> Result<LinkSettings, String> {
     let request = pki::request().map_err(|error| error.to_string())?;
     let now = Timestamp(SystemClock.now_ms());
     let certificate = pki::certify(settings, &request.request_pem, server, now).map_err(|error| error.to_string())?;
     Ok(LinkSettings {
-        headnodes: vec![settings.listen.node_link.to_string()],
+        headnodes,
         is_here: false,
         authority_pem: authority.to_owned(),
         certificate_pem: certificate,
@@ -112,15 +126,36 @@ struct Reports {
     count: AtomicU64,
 }
 
+/// A machine was told something.
+struct Told {
+    machine: usize,
+    generation: u64,
+    at_ms: f64,
+}
+
 /// The link over the network, counted.
 struct Counted {
     inner: Client,
+    number: usize,
     reports: Arc<Reports>,
+    // A leaf lock, held to add one or to take all.
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl HeadnodeLink for Counted {
     fn target(&self, held: Held) -> BoxFuture<'_, Result<Option<TargetNews>, LinkError>> {
-        self.inner.target(held)
+        Box::pin(async move {
+            let answer = self.inner.target(held).await;
+            if let Ok(Some(news)) = &answer {
+                let generation = match news {
+                    TargetNews::Whole(target) => target.generation,
+                    TargetNews::Delta(delta) => delta.generation,
+                };
+                let told = Told { machine: self.number, generation, at_ms: crate::datacenter::now_ms() };
+                self.told.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+            }
+            answer
+        })
     }
 
     fn report<'a>(&'a self, report: &'a ReportNews) -> BoxFuture<'a, Result<ReportAnswer, LinkError>> {

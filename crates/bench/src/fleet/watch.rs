@@ -14,6 +14,19 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Watched {
     process: Child,
     said: Arc<Mutex<Said>>,
+    // A leaf lock.
+    told: Arc<Mutex<Vec<Told>>>,
+}
+
+/// A machine was told something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    /// Its number.
+    pub(crate) machine: usize,
+    /// Of the document it holds then.
+    pub(crate) generation: u64,
+    /// Milliseconds since 1970.
+    pub(crate) at_ms: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,16 +46,25 @@ impl Watched {
         let output = process.stdout.take().ok_or("the agents have no output")?;
         let said: Arc<Mutex<Said>> = Arc::default();
         let heard = said.clone();
+        let told: Arc<Mutex<Vec<Told>>> = Arc::default();
+        let heard_told = told.clone();
         let listening = base::task::thread("agents' words", move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-                if let [oldest_ms, reports] = numbers[..] {
-                    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Said { oldest_ms, reports };
+                match numbers[..] {
+                    [oldest_ms, reports] => {
+                        *heard.lock().unwrap_or_else(PoisonError::into_inner) = Said { oldest_ms, reports };
+                    }
+                    [machine, generation, at_ms] => {
+                        let told = Told { machine: machine as usize, generation: generation as u64, at_ms };
+                        heard_told.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+                    }
+                    _ => {}
                 }
             }
         });
         listening.map_err(|error| format!("cannot listen to the agents: {error}"))?;
-        Ok(Self { process, said })
+        Ok(Self { process, said, told })
     }
 
     /// Waits until every agent has had an answer to a report after `since`, and says when that was seen.
@@ -63,6 +85,11 @@ impl Watched {
     /// Answered reports so far.
     pub(crate) fn reports(&self) -> f64 {
         self.said().reports
+    }
+
+    /// What machines were told since this was last asked.
+    pub(crate) fn take_told(&self) -> Vec<Told> {
+        std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn said(&self) -> Said {
