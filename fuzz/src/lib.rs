@@ -33,10 +33,11 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("archive", archive),
     ("authorization", authorization),
     ("backup", backup),
+    ("dns_message", dns_message),
     ("echo_reply", echo_reply),
     ("firewall_log", firewall_log),
     ("firewall_rule", firewall_rule),
@@ -227,6 +228,36 @@ pub fn target_delta(bytes: &[u8]) {
 /// A report and a target on which deltas follow.
 const REPORT: &str = include_str!("../documents/report.json");
 const TARGET: &str = include_str!("../documents/target.json");
+
+/// A datagram to the name server, with and without keys and leave to have zones.
+pub fn dns_message(bytes: &[u8]) {
+    let name = |text: &str| text.parse::<dns::Name>().expect("a name");
+    let set = |records: &[dns::Data]| dns::Rrset::new(30, records).expect("a set");
+    let srv = dns::Data::Srv { priority: 0, weight: 1, port: 80, target: name("a.example") };
+    let names = [
+        (name("example"), vec![set(&[dns::Data::Ns(name("a.example"))])]),
+        (name("a.example"), vec![set(&[dns::Data::A([192, 0, 2, 1].into())])]),
+        (name("_s._tcp.b.example"), vec![set(&[srv])]),
+        (name("c.example"), vec![set(&[dns::Data::Cname(name("a.example"))])]),
+        (name("d.example"), vec![set(&[dns::Data::Ns(name("n.d.example"))])]),
+    ];
+    let (primary, mailbox) = (name("a.example"), name("root.example"));
+    let soa = dns::Soa { primary, mailbox, refresh_s: 1, retry_s: 1, expire_s: 9, negative_s: 1, ttl_s: 1 };
+    let zone = dns::Zone::load(name("example"), soa, 7, names, []).expect("a zone");
+    let zones = dns::Zones::new([(dns::View::Everybody, zone)]);
+    let secret = dns::Secret::new(vec![1; 32]);
+    let key = dns::TsigKey { name: name("key"), algorithm: dns::Algorithm::HmacSha256, secret };
+    let rule = dns::TransferRule { network: "192.0.2.0/24".parse().expect("a network"), key: None };
+    let open = dns::Policy { transfers: vec![rule], keys: vec![key], ..dns::Policy::default() };
+    for policy in [dns::Policy::default(), open] {
+        if let Some(reply) = dns::reply(&zones, &policy, [192, 0, 2, 9].into(), 1_795_532_760, bytes) {
+            assert!(bytes[2] & 0x80 == 0 && reply[2] & 0x80 != 0, "questions are answered, answers are not");
+            assert!(reply[..2] == bytes[..2] && reply.len() <= 1232 + 512);
+            let next = dns::reply(&zones, &policy, [192, 0, 2, 9].into(), 1_795_532_760, &reply);
+            assert!(next.is_none(), "a conversation ends");
+        }
+    }
+}
 
 /// As much of the beginning as is text.
 fn text(bytes: &[u8]) -> &str {

@@ -14,18 +14,30 @@
 //!
 //! What is not here: resolving for others, zone files, changes by the protocol's UPDATE, wildcards.
 
-#![expect(dead_code, reason = "the server, which uses these, comes in pieces")]
-
+mod answer;
 mod counters;
+mod handle;
+mod limit;
+mod message;
 mod name;
+mod notify;
 mod rrset;
+mod server;
 mod settings;
+mod strangers;
+mod tcp;
+mod transfer;
+mod tsig;
+mod udp;
+mod write;
 mod zone;
 mod zones;
 
 pub use counters::{Counters, KINDS_COUNTED, Outcome, Transport};
+pub use handle::reply;
 pub use name::{Name, NameError};
 pub use rrset::{Data, Kind, Rrset, RrsetError, Soa};
+pub use server::{Server, StartError};
 pub use settings::{Algorithm, Limits, NotifyTarget, Policy, RateLimit, Secret, Settings, TransferRule, TsigKey};
 pub use zone::{Change, Difference, Zone, ZoneError};
 pub use zones::{View, Zones};

@@ -208,6 +208,12 @@ impl Zone {
         self.0.nodes.get(wire)
     }
 
+    /// The name servers of a name, with the name as the zone has it.
+    pub(crate) fn servers(&self, wire: &[u8]) -> Option<(&[u8], &Rrset)> {
+        let (name, node) = self.0.nodes.get_key_value(wire)?;
+        node.rrset(Kind::NS).map(|rrset| (name.as_wire(), rrset))
+    }
+
     /// Whether names below the apex have name servers of their own.
     pub(crate) fn has_cuts(&self) -> bool {
         self.0.cuts > 0
