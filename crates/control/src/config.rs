@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use model::{id::ServerId, placement::Policy};
 
-use crate::fabrics::FabricConfig;
+use crate::{fabrics::FabricConfig, names::NamesConfig};
 
 /// Settings of the control plane.
 #[derive(Debug, Clone)]
@@ -13,8 +13,8 @@ pub struct ControlConfig {
     pub datacenter: String,
     /// Name of the region it belongs to.
     pub region: String,
-    /// Suffix of the names instances get, e.g. `cns.example.com`.
-    pub dns_suffix: String,
+    /// Names of instances.
+    pub names: NamesConfig,
     /// Which headnode this control plane is; `None` for one that has no peers.
     pub headnode: Option<ServerId>,
     /// Search domain in guests, Triton's `dns_domain`.
@@ -29,7 +29,7 @@ pub struct ControlConfig {
     pub fabric: FabricConfig,
     /// Which machines take how many instances.
     pub placement: Policy,
-    /// Characters of an instance's name at most: [`model::rules::ALIAS_MAX`], or 63 when names are published.
+    /// Characters of an instance's name at most: [`model::rules::ALIAS_MAX`]. Accounts whose instances have DNS names have 63.
     pub alias_max: usize,
     /// Milliseconds without a report after which a machine counts as unreachable.
     pub unreachable_after_ms: i64,
@@ -50,7 +50,7 @@ impl ControlConfig {
         Self {
             datacenter: datacenter.into(),
             region: "home".to_owned(),
-            dns_suffix: "cns.local".to_owned(),
+            names: NamesConfig::default(),
             headnode: None,
             guest_dns_domain: Some("local".to_owned()),
             images_dir: images_dir.into(),

@@ -13,6 +13,7 @@ use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
+    names::{self, Published, Zone},
     network::{Address, FabricVlan, Network, NicTag, Pool},
     package::Package,
     placement::affinity::AffinityGroup,
@@ -28,8 +29,16 @@ fn no_upgrade(from_version: u32, _value: serde_json::Value) -> Result<serde_json
 }
 
 /// Accounts by id.
-pub static ACCOUNTS: Table<Account> =
-    Table { name: "accounts", version: 1, key: |account| account.id.to_string(), indexes: &[], upgrade: no_upgrade };
+pub static ACCOUNTS: Table<Account> = Table {
+    name: "accounts",
+    version: 1,
+    key: |account| account.id.to_string(),
+    indexes: &[Index { name: BY_LABEL, keys: |account| vec![names::label_of(&account.login)] }],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`ACCOUNTS`]: by the label that stands for their login in names.
+pub const BY_LABEL: &str = "label";
 
 /// Keys by `<account>/<MD5 fingerprint>`.
 pub static KEYS: Table<AccountKey> = Table {
@@ -213,6 +222,33 @@ pub static REPEATS: Table<Repeat> = Table {
 /// id and `/`.
 pub const BY_AGE: &str = "age";
 
+/// Zones of names by their own.
+pub static ZONES: Table<Zone> =
+    Table { name: "zones", version: 1, key: |zone| zone.apex.clone(), indexes: &[], upgrade: no_upgrade };
+
+/// Names by the id of the instance that has them.
+pub static NAMES: Table<Published> = Table {
+    name: "names",
+    version: 1,
+    key: |published| published.instance.to_string(),
+    indexes: &[Index { name: BY_NAME, keys: shared_names }],
+    upgrade: no_upgrade,
+};
+
+/// Index of [`NAMES`]: by each name that other instances may have too, see [`name_key`].
+pub const BY_NAME: &str = "name";
+
+fn shared_names(published: &Published) -> Vec<String> {
+    let groups = published.parts.iter().flat_map(|(zone, groups)| groups.iter().map(move |group| (zone, group)));
+    let shared = groups.filter(|(_, group)| group.shared);
+    shared.flat_map(|(zone, group)| group.names.iter().map(|name| name_key(zone, name))).collect()
+}
+
+/// Key of [`BY_NAME`].
+pub fn name_key(zone: &str, name: &str) -> String {
+    format!("{zone}/{name}")
+}
+
 /// Turns of owners at placing by rules of racks, by the owner's id.
 pub static AFFINITY_GROUPS: Table<AffinityGroup> = Table {
     name: "affinity_groups",
@@ -304,6 +340,8 @@ pub fn schema() -> Schema {
         .with(&AFFINITY_GROUPS)
         .with(&HEADNODES)
         .with(&BEATS)
+        .with(&ZONES)
+        .with(&NAMES)
         .with(&flow::FLOWS)
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use axum::Router;
 use base::{clock::Clock, shutdown::Shutdown};
-use control::{Control, ControlConfig, headnodes, servers};
+use control::{Control, ControlConfig, headnodes, names, servers};
 use flow::loops::{Loop, Loops};
 use model::{
     placement::{Policy, Weights},
@@ -152,6 +152,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let background = [
         base::task::spawn("beats", beats),
         base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
+        base::task::spawn("names", names::keep_published(control.clone(), shutdown.clone())),
         base::task::spawn("flows", flows.run(shutdown.clone())),
         base::task::spawn("loops", loops.run(shutdown.clone())),
     ];
@@ -252,7 +253,7 @@ fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> Contro
     ControlConfig {
         headnode: Some(pki.server_id),
         region: datacenter.region.clone(),
-        dns_suffix: datacenter.dns_suffix.clone(),
+        names: settings.names.config(datacenter),
         guest_dns_domain: Some(datacenter.dns_suffix.clone()),
         placement: Policy {
             headnode_takes_instances: placement.headnode_takes_instances,

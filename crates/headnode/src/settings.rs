@@ -20,6 +20,7 @@ mod backup;
 mod door;
 mod fabric;
 mod join;
+mod names;
 mod network;
 mod placement;
 mod pool;
@@ -30,6 +31,7 @@ pub use backup::Backup;
 pub use door::Door;
 pub use fabric::Fabric;
 pub use join::{Join, is_address};
+pub use names::{Names, NamesKey, NamesNotify, NamesTransfer, NamesZone, SharedNames};
 pub use network::NetworkSettings;
 pub use placement::{Placement, PlacementWeights};
 pub use pool::Pool;
@@ -74,6 +76,9 @@ pub struct Settings {
     /// When backups are taken, and where they go.
     #[serde(default)]
     pub backup: Backup,
+    /// Names of instances.
+    #[serde(default)]
+    pub names: Names,
     /// On a machine without a headnode: where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
@@ -218,6 +223,7 @@ impl Settings {
         self.cloudapi.check()?;
         self.fabric.check()?;
         self.backup.check()?;
+        self.names.check()?;
         self.placement.check()?;
         self.join.as_ref().map_or(Ok(()), Join::check)?;
         let kernel = &self.kernel;
@@ -324,6 +330,7 @@ struct Choice {
     cloudapi: SocketAddr,
     node_link: SocketAddr,
     ops: SocketAddr,
+    names_listen: Option<SocketAddr>,
     link_prefix: String,
     nft_table: String,
     cgroup: String,
@@ -348,6 +355,7 @@ impl Choice {
             cloudapi: any(8443),
             node_link: any(8444),
             ops: local(8445),
+            names_listen: None,
             link_prefix: "n".into(),
             nft_table: "neso".into(),
             cgroup: "neso".into(),
@@ -364,7 +372,7 @@ impl Choice {
         root.hash(&mut hasher);
         let hash = hasher.finish();
         let tag = format!("{:04x}", hash & 0xffff);
-        let [cloudapi, node_link, ops] = free_ports()?;
+        let [cloudapi, node_link, ops, names] = free_ports()?;
         let slot = |second: u8| {
             move |third: u64| {
                 let third = u8::try_from((hash / 7 + third * 16) & 0xf0).unwrap_or(0);
@@ -386,6 +394,7 @@ impl Choice {
             cloudapi,
             node_link,
             ops,
+            names_listen: Some(names),
             link_prefix: link_prefix(hash),
             nft_table: format!("neso_{tag}"),
             cgroup: format!("neso-{tag}"),
@@ -412,6 +421,10 @@ impl Choice {
             cloudapi = self.cloudapi,
             node_link = self.node_link,
             ops = self.ops,
+            names_listen = match self.names_listen {
+                Some(address) => format!("listen = [\"{address}\"]"),
+                None => "# listen = [\"127.0.0.1:53\", \"10.0.0.1:53\"]".to_owned(),
+            },
             link_prefix = self.link_prefix,
             nft_table = self.nft_table,
             cgroup = self.cgroup,
@@ -442,13 +455,13 @@ fn quoted(path: &Path) -> String {
     toml::Value::String(path.to_string_lossy().into_owned()).to_string()
 }
 
-/// Three different ports nobody listens on now. Held until all are known, so that they differ.
-fn free_ports() -> Result<[SocketAddr; 3], SettingsError> {
+/// Four different ports nobody listens on now. Held until all are known, so that they differ.
+fn free_ports() -> Result<[SocketAddr; 4], SettingsError> {
     let choose = |error: io::Error| SettingsError::Choose { what: "a free port", why: error.to_string() };
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held = [bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?];
-    let [a, b, c] = &held;
-    Ok([a.local_addr().map_err(choose)?, b.local_addr().map_err(choose)?, c.local_addr().map_err(choose)?])
+    let held = [bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?];
+    let [a, b, c, d] = held.each_ref().map(|listener| listener.local_addr().map_err(choose));
+    Ok([a?, b?, c?, d?])
 }
 
 fn choose_subnet(candidates: &[Ipv4Net], taken: &[Ipv4Net]) -> Result<Ipv4Net, SettingsError> {

@@ -9,7 +9,7 @@
 //! [`state`] says what the public sees of both, [`diff`] what a node does next. Decisions of the control plane are
 //! [`placement`], [`layout`] and [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
 //! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`role`] whether a machine
-//! runs a headnode, [`quorum`] whether it may; [`rules`] says what
+//! runs a headnode, [`quorum`] whether it may; [`names`] what instances are called in DNS; [`rules`] says what
 //! names, tags and metadata may be.
 
 pub mod id;
@@ -33,6 +33,7 @@ pub mod delta;
 pub mod diff;
 pub mod firewall;
 pub mod layout;
+pub mod names;
 pub mod part;
 pub mod path;
 pub mod peers;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::instance::TagValue;
+use crate::{instance::TagValue, names};
 
 /// Characters of an instance's name at most: 189 as Triton allows, 63 where the name becomes a DNS label.
 pub const ALIAS_MAX: usize = 189;
@@ -127,10 +127,8 @@ pub fn check_tag_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<()
 fn check_known_tag(key: &str, value: &TagValue) -> Result<(), String> {
     match (key, value) {
         ("triton.cns.disable" | "triton.placement.exclude_virtual_servers", TagValue::Bool(_))
-        | (
-            "triton.cns.services" | "triton.cns.reverse_ptr" | "triton.cmon.groups" | "triton.network.public",
-            TagValue::Text(_),
-        ) => Ok(()),
+        | ("triton.cmon.groups" | "triton.network.public", TagValue::Text(_)) => Ok(()),
+        ("triton.cns.services" | "triton.cns.reverse_ptr", TagValue::Text(text)) => names::tags::check_tag(key, text),
         ("triton.cns.disable" | "triton.placement.exclude_virtual_servers", _) => {
             Err("must be true or false".to_owned())
         }
@@ -150,7 +148,7 @@ pub fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), (String
         let why = format!("{} keys are given; at most {METADATA_MAX} are allowed", metadata.len());
         return Err(("metadata".to_owned(), why));
     }
-    for key in metadata.keys() {
+    for (key, value) in metadata {
         if key.is_empty() || key.len() > KEY_MAX_BYTES || key.chars().any(char::is_control) {
             let why = format!("a key has 1 to {KEY_MAX_BYTES} visible characters");
             return Err((format!("metadata.{key}"), why));
@@ -158,6 +156,7 @@ pub fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), (String
         if key == "credentials" || key.starts_with("sdc:") {
             return Err((format!("metadata.{key}"), "this key is reserved".to_owned()));
         }
+        names::tags::check_metadata(key, value).map_err(|why| (format!("metadata.{key}"), why))?;
     }
     let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > METADATA_MAX_BYTES {
@@ -212,6 +211,13 @@ mod tests {
         assert!(check("triton.cns.disable", TagValue::Text("yes".to_owned())).is_err());
         assert!(check("triton.unheard.of", TagValue::Bool(true)).is_err());
         assert!(check("docker:label", TagValue::Bool(true)).is_err());
+        let text = |text: &str| TagValue::Text(text.to_owned());
+        assert!(check("triton.cns.services", text("web:80,ssh")).is_ok());
+        let (tag, why) = check("triton.cns.services", text("web:http")).expect_err("no port");
+        assert_eq!(tag, "tag.triton.cns.services");
+        assert!(why.contains("service \"web\" has port \"http\""), "{why}");
+        assert!(check("triton.cns.reverse_ptr", text("mail.example.com")).is_ok());
+        assert!(check("triton.cns.reverse_ptr", text("mail_1.example.com")).is_err());
         let too_long = TagValue::Text("x".repeat(TAG_VALUE_MAX_BYTES + 1));
         assert_eq!(check("x", too_long).expect_err("too long").0, "tag.x");
     }
@@ -224,5 +230,9 @@ mod tests {
         metadata.insert("b".to_owned(), half);
         assert_eq!(check_metadata(&metadata).expect_err("too much").0, "metadata");
         assert!(check_metadata(&BTreeMap::from([("sdc:uuid".to_owned(), String::new())])).is_err());
+        let challenge =
+            |text: &str| check_metadata(&BTreeMap::from([("triton.cns.acme-challenge".to_owned(), text.to_owned())]));
+        assert!(challenge("abc def").is_ok());
+        assert_eq!(challenge("a+b").expect_err("no challenge").0, "metadata.triton.cns.acme-challenge");
     }
 }

@@ -62,7 +62,7 @@ pub async fn create(control: &Control, new: NewAccount) -> Result<Arc<Entry<Acco
         profile: new.profile,
         operator: new.operator,
         disabled: false,
-        names_enabled: false,
+        names_enabled: control.config.names.new_accounts,
         default_network: None,
         created_at: now,
         updated_at: now,

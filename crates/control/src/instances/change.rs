@@ -15,7 +15,7 @@ use crate::{
     Control, Error, FieldCode, Result, Scope,
     flows::{self, Before, Reboot, Resize, Start, Stop, Work},
     packages, placement,
-    tables::{CLAIMS, Claim, IMAGES, SERVERS},
+    tables::{ACCOUNTS, CLAIMS, Claim, IMAGES, SERVERS},
 };
 
 /// Starts a stopped instance. One that is on its way up already is left alone.
@@ -127,6 +127,9 @@ pub async fn rename(
     decide(control, scope, id, |snapshot, entry| {
         if entry.alias == name {
             return Ok(None);
+        }
+        if let Some(owner) = snapshot.get(&ACCOUNTS, &entry.owner.to_string()) {
+            super::check_label(&owner, name).map_err(|why| Error::invalid("name", why))?;
         }
         let (old, new) = (Claim::alias(entry.owner, &entry.alias), Claim::alias(entry.owner, name));
         if snapshot.get(&CLAIMS, &new).is_some() {

@@ -195,6 +195,7 @@ impl Plan {
         let scope = Scope::Account(owner);
         let account = snapshot.get(&ACCOUNTS, &owner.to_string()).ok_or_else(|| Error::not_found("account", owner))?;
         let mut faults = Faults::default();
+        faults.check("name", super::check_label(&account, alias));
         if snapshot.get(&CLAIMS, &Claim::alias(owner, alias)).is_some() {
             faults.add("name", FieldCode::Conflict, format!("\"{alias}\" is the name of another instance of yours"));
         }

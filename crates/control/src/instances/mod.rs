@@ -16,8 +16,10 @@ mod wanted_nics;
 use std::{net::IpAddr, sync::Arc};
 
 use model::{
+    account::Account,
     id::{InstanceId, NetworkId},
     instance::{AuditEntry, Brand, Caller, Instance, TagValue},
+    names::LABEL_MAX,
     network::{Network, Nic},
     state::{self, PublicState},
     time::Timestamp,
@@ -239,6 +241,17 @@ pub(crate) fn tag_text(value: &TagValue) -> String {
         TagValue::Number(value) => value.to_string(),
         TagValue::Text(value) => value.clone(),
     }
+}
+
+/// Whether an instance's name can be a label of DNS, when its owner's instances have such names.
+pub(crate) fn check_label(owner: &Account, alias: &str) -> Result<(), String> {
+    if owner.names_enabled && alias.len() > LABEL_MAX {
+        return Err(format!(
+            "has {} characters; at most {LABEL_MAX} are allowed while triton_cns_enabled is set for the account",
+            alias.len()
+        ));
+    }
+    Ok(())
 }
 
 /// The record, deleted or not, if `scope` covers it.

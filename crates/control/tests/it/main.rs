@@ -11,6 +11,7 @@ mod images;
 mod instances;
 mod join;
 mod loops;
+mod names;
 mod nics;
 mod placement;
 mod pools;

@@ -77,6 +77,8 @@ async fn every_table_reads_what_was_ever_written() {
     check(&tables::ADDRESSES, &mut seen);
     check(&tables::IMAGES, &mut seen);
     check(&tables::INSTANCES, &mut seen);
+    check(&tables::NAMES, &mut seen);
+    check(&tables::ZONES, &mut seen);
     check(&tables::SERVERS, &mut seen);
     check(&tables::INVITES, &mut seen);
     check(&tables::CLAIMS, &mut seen);

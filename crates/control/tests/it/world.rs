@@ -17,6 +17,7 @@ use control::{
     fabrics::{FirstFabric, NewFabricNetwork},
     images,
     instances::{self, CreateInstance, InstanceView, NetworkChoice},
+    names::NamesConfig,
     networks::{self, NewNetwork},
     packages::{self, NewPackage},
     servers::{self, NewServer},
@@ -68,6 +69,8 @@ pub(crate) struct Choices {
     pub(crate) first: Option<FirstFabric>,
     /// Which headnode the control plane is.
     pub(crate) headnode: Option<ServerId>,
+    /// Names of instances.
+    pub(crate) names: NamesConfig,
 }
 
 /// Where records are kept.
@@ -102,6 +105,7 @@ impl Default for Choices {
             vnis: VNIS,
             first: None,
             headnode: None,
+            names: NamesConfig::default(),
         }
     }
 }
@@ -121,6 +125,7 @@ impl World {
         let mut config = config(&dir);
         (config.fabric.vnis, config.fabric.first) = (choices.vnis.clone(), choices.first.clone());
         config.headnode = choices.headnode;
+        config.names = choices.names.clone();
         let control = Control::start(store, choices.clock.clone(), config, shutdown.clone());
         if choices.flows {
             run_flows(&control, shutdown);

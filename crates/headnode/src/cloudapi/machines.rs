@@ -4,6 +4,7 @@ use cloudapi::{error::Code, types::Machine};
 use control::{
     firewall,
     instances::{self, InstanceFilter, InstanceView, PAGE_MAX},
+    names,
 };
 use http::StatusCode;
 use model::{instance::Brand, state::PublicState};
@@ -56,7 +57,9 @@ pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
         false => None,
     };
     let shown = machine(&view, call.version, show(&call)?);
-    Ok(Reply::json(&Machine { enforced: found.as_ref().map(enforced::shown), ..shown }))
+    // Triton's: on an account without names the field is not there.
+    let dns_names = call.account.names_enabled.then(|| names::of_instance(call.control(), id));
+    Ok(Reply::json(&Machine { enforced: found.as_ref().map(enforced::shown), dns_names, ..shown }))
 }
 
 /// `POST /:account/machines/:machine`.

@@ -6,9 +6,12 @@ use cloudapi::{
     error::Code,
     types::{Network, NetworkIp},
 };
-use control::networks::{
-    self, IpView,
-    pools::{self, PoolView},
+use control::{
+    names,
+    networks::{
+        self, IpView,
+        pools::{self, PoolView},
+    },
 };
 use model::id::{AccountId, NetworkId, PoolId};
 
@@ -33,7 +36,12 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
     };
     let networks = networks.iter().filter(|network| passes(network.fabric.is_some(), network.public));
     let pools = pools.iter().filter(|view| passes(false, view.public));
-    let shown: Vec<Network<'_>> = networks.map(|network| show(network)).chain(pools.map(show_pool)).collect();
+    let (networks, pools): (Vec<_>, Vec<_>) = (networks.collect(), pools.collect());
+    let mut shown: Vec<Network<'_>> = networks.iter().map(|network| show(network)).collect();
+    shown.extend(pools.iter().copied().map(show_pool));
+    let members =
+        networks.iter().map(|network| vec![network.id]).chain(pools.iter().map(|view| view.pool.networks.clone()));
+    add_suffixes(&call, &mut shown, members.collect());
     Ok(Reply::json(&shown))
 }
 
@@ -41,9 +49,32 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
 pub(super) async fn get(call: Call) -> Result<Reply, ApiError> {
     let id: NetworkId = call.id("network", 0)?;
     if let Ok(pool) = pools::get(call.control(), call.scope(), PoolId::new(id.uuid())) {
-        return Ok(Reply::json(&show_pool(&pool)));
+        let mut shown = [show_pool(&pool)];
+        add_suffixes(&call, &mut shown, vec![pool.pool.networks.clone()]);
+        return Ok(Reply::json(&shown[0]));
     }
-    Ok(Reply::json(&show_one(call.control(), &*networks::get(call.control(), call.scope(), id)?)))
+    let network = networks::get(call.control(), call.scope(), id)?;
+    let mut shown = [show_one(call.control(), &network)];
+    add_suffixes(&call, &mut shown, vec![vec![id]]);
+    Ok(Reply::json(&shown[0]))
+}
+
+/// Says what names end with on each network shown, `members` being the networks it stands for; on an account without names nothing is said.
+fn add_suffixes(call: &Call, shown: &mut [Network<'_>], members: Vec<Vec<NetworkId>>) {
+    if !call.account.names_enabled {
+        return;
+    }
+    let all: Vec<NetworkId> = members.iter().flatten().copied().collect();
+    let mut found = names::suffixes(call.control(), call.account.id, &all).into_iter();
+    for (network, members) in shown.iter_mut().zip(members) {
+        let mut suffixes: Vec<String> = Vec::new();
+        for suffix in found.by_ref().take(members.len()).flatten() {
+            if !suffixes.contains(&suffix) {
+                suffixes.push(suffix);
+            }
+        }
+        network.suffixes = Some(suffixes);
+    }
 }
 
 /// One network, with the addresses its instances have towards the outside.

@@ -11,7 +11,10 @@ use model::part::Digest;
 use nodeapi::kit::SharedSections;
 use serde::{Deserialize, Serialize};
 
-use super::{Backup, Datacenter, Door, Fabric, NetworkSettings, Placement, Settings, StoreEngine, StoreSettings};
+use super::{
+    Backup, Datacenter, Door, Fabric, Names, NetworkSettings, Placement, Settings, SharedNames, StoreEngine,
+    StoreSettings,
+};
 
 /// See the head of this file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ pub struct Shared {
     pub private: NetworkSettings,
     /// How often, how long, and the key; where they go is each machine's own.
     pub backup: SharedBackup,
+    /// All but where this machine answers.
+    #[serde(default)]
+    pub names: SharedNames,
     /// A cluster that somebody else keeps; `None` where neso keeps the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreSettings>,
@@ -144,6 +150,7 @@ impl Settings {
             external: self.external.clone(),
             private: self.private.clone(),
             backup: SharedBackup { every_hours, keep_days, key_file },
+            names: self.names.shared.clone(),
             store: (self.store.engine == StoreEngine::Etcd).then(|| self.store.clone()),
         }
     }
@@ -179,6 +186,7 @@ impl Settings {
             external: shared.external.clone(),
             private: shared.private.clone(),
             backup: Backup { every_hours, keep_days, key_file, ..self.backup.clone() },
+            names: Names { shared: shared.names.clone(), ..self.names.clone() },
             // Where neso keeps the store, how its member here is reached is this machine's own affair.
             store: match &shared.store {
                 Some(store) => store.clone(),
@@ -205,6 +213,7 @@ pub(crate) fn adopt(text: &str, shared: &Shared) -> Result<String, AdoptError> {
     section(&mut text, "private", &old.private, &new.private)?;
     section(&mut text, "placement", &old.placement, &new.placement)?;
     section(&mut text, "backup", &old.backup, &new.backup)?;
+    section(&mut text, "names", &old.names, &new.names)?;
     let read = Settings::parse(&text).map_err(misfit)?;
     match read == new {
         true => Ok(text),
@@ -230,11 +239,11 @@ fn section<T: Serialize + PartialEq>(text: &mut String, name: &str, old: &T, new
 
 /// The text before a section and what follows it; a section that is not there is at the end.
 fn cut<'a>(text: &'a str, name: &str) -> (&'a str, &'a str) {
-    let (own, inner) = (format!("[{name}]"), format!("[{name}."));
+    let (own, inner, list) = (format!("[{name}]"), format!("[{name}."), format!("[[{name}."));
     let (mut from, mut to, mut at) = (None, text.len(), 0);
     for line in text.split_inclusive('\n') {
         let head = line.trim();
-        let is_own = head == own || head.starts_with(&inner);
+        let is_own = head == own || head.starts_with(&inner) || head.starts_with(&list);
         match (is_own, from) {
             (true, None) => from = Some(at),
             (false, Some(_)) if head.starts_with('[') => {
@@ -289,6 +298,19 @@ mod tests {
         assert_eq!(adopt(&adopted, &travelled).unwrap(), adopted, "again it changes nothing");
         let unchanged = adopt(&text, &own.shared()).unwrap();
         assert_eq!(unchanged, text);
+    }
+
+    #[test]
+    fn lists_of_tables_are_replaced_with_their_section() {
+        let with = |text: String, zone: &str| {
+            text.replace("[first_run]\n", &format!("[[names.zones]]\nname = \"{zone}\"\n\n[first_run]\n"))
+        };
+        let (_, head) = of("/tmp/head", |text| with(text, "a.example"));
+        let (text, own) = of("/tmp/other", |text| with(text, "b.example"));
+        assert_eq!(own.shared().differences(&head.shared()), ["names"]);
+        let read = Settings::parse(&adopt(&text, &head.shared()).unwrap()).unwrap();
+        assert_eq!((&read.names.shared, &read.names.listen), (&head.names.shared, &own.names.listen));
+        assert_eq!(read.names.shared.zones[0].name, "a.example");
     }
 
     #[test]

@@ -1,0 +1,140 @@
+//! Which zones there should be, out of the operator's settings and the networks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use model::{
+    headnode::Stage,
+    id::{NetworkId, PoolId},
+    names::{Data, Group, ZoneHead, ZoneKind, reverse},
+    network::Network,
+};
+use store::Snapshot;
+
+use super::{NamesConfig, REST, ZoneConfig};
+use crate::tables::{EVERYBODY, HEADNODES, NETWORKS, POOLS, SEEN_BY};
+
+/// Label of the headnodes as name servers.
+const SERVER_LABEL: &str = "ns";
+/// Zones for addresses at most: beyond them addresses have no names, which is said.
+const REVERSE_MAX: usize = 4_096;
+
+/// The zones that there should be, by name.
+pub(super) fn wanted(config: &NamesConfig, snapshot: &Snapshot) -> BTreeMap<String, ZoneHead> {
+    let mut zones = BTreeMap::new();
+    let addresses = headnodes(snapshot);
+    for zone in &config.zones {
+        let head = head(config, zone, snapshot, &addresses);
+        zones.insert(zone.apex.clone(), head);
+    }
+    let (true, Some(first)) = (config.reverse, config.zones.first()) else { return zones };
+    let servers = servers(config, first);
+    for apex in reverse_zones(snapshot) {
+        let head = ZoneHead {
+            kind: ZoneKind::Reverse,
+            networks: None,
+            hostmaster: hostmaster(config, &first.apex),
+            name_servers: servers.clone(),
+            glue: Vec::new(),
+            ttl_seconds: config.ttl_seconds,
+            ns_ttl_seconds: config.ns_ttl_seconds,
+            clients: Vec::new(),
+        };
+        // One that the operator names is the operator's.
+        zones.entry(apex).or_insert(head);
+    }
+    zones
+}
+
+fn head(config: &NamesConfig, zone: &ZoneConfig, snapshot: &Snapshot, addresses: &BTreeSet<IpAddr>) -> ZoneHead {
+    let name_servers = servers(config, zone);
+    let own = format!("{SERVER_LABEL}.{}", zone.apex);
+    let data: Vec<Data> = addresses
+        .iter()
+        .map(|address| match address {
+            IpAddr::V4(address) => Data::A(*address),
+            IpAddr::V6(address) => Data::Aaaa(*address),
+        })
+        .collect();
+    let is_here = name_servers.contains(&own) && !data.is_empty();
+    let glue = is_here.then(|| Group { names: vec![SERVER_LABEL.to_owned()], shared: false, data });
+    ZoneHead {
+        kind: ZoneKind::Forward,
+        networks: networks(zone, snapshot),
+        hostmaster: hostmaster(config, &zone.apex),
+        name_servers,
+        glue: glue.into_iter().collect(),
+        ttl_seconds: config.ttl_seconds,
+        ns_ttl_seconds: config.ns_ttl_seconds,
+        clients: zone.clients.clone(),
+    }
+}
+
+fn servers(config: &NamesConfig, zone: &ZoneConfig) -> Vec<String> {
+    for said in [&zone.name_servers, &config.name_servers] {
+        if !said.is_empty() {
+            return said.clone();
+        }
+    }
+    vec![format!("{SERVER_LABEL}.{}", zone.apex)]
+}
+
+fn hostmaster(config: &NamesConfig, apex: &str) -> String {
+    config.hostmaster.clone().unwrap_or_else(|| format!("hostmaster.{apex}"))
+}
+
+/// Where headnodes are reached, as far as they say addresses and not names.
+fn headnodes(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let serving = snapshot.scan(&HEADNODES).filter(|headnode| headnode.stage != Stage::Leaving);
+    let addresses = serving.filter_map(|headnode| headnode.node_link.parse::<SocketAddr>().ok());
+    addresses.map(|address| address.ip()).filter(|address| !address.is_unspecified()).collect()
+}
+
+/// The networks a zone lists; `None` for the one with the rest.
+fn networks(zone: &ZoneConfig, snapshot: &Snapshot) -> Option<Vec<NetworkId>> {
+    if zone.networks.iter().any(|network| network == REST) {
+        return None;
+    }
+    let mut found = BTreeSet::new();
+    for wanted in &zone.networks {
+        let before = found.len();
+        found.extend(
+            snapshot.find(&NETWORKS, SEEN_BY, EVERYBODY).filter(|known| known.name == *wanted).map(|known| known.id),
+        );
+        for pool in snapshot.find(&POOLS, SEEN_BY, EVERYBODY).filter(|known| known.name == *wanted) {
+            found.extend(&pool.networks);
+        }
+        if let Some(network) = snapshot.get(&NETWORKS, wanted) {
+            found.insert(network.id);
+        }
+        if let Some(pool) = wanted.parse::<PoolId>().ok().and_then(|id| snapshot.get(&POOLS, &id.to_string())) {
+            found.extend(&pool.networks);
+        }
+        if found.len() == before {
+            tracing::debug!(zone = zone.apex, network = wanted, "a zone lists a network that is not there, or twice");
+        }
+    }
+    Some(found.into_iter().collect())
+}
+
+/// Zones of the addresses of all networks but tenants' own, whose addresses are not unique.
+fn reverse_zones(snapshot: &Snapshot) -> BTreeSet<String> {
+    let mut zones = BTreeSet::new();
+    for network in snapshot.scan(&NETWORKS).filter(|network| network.fabric.is_none()) {
+        zones.extend(of_network(&network.value));
+        if zones.len() > REVERSE_MAX {
+            tracing::warn!(network = %network.id, "there are more than {REVERSE_MAX} zones for addresses; the rest have none");
+            while zones.len() > REVERSE_MAX {
+                zones.pop_last();
+            }
+            break;
+        }
+    }
+    zones
+}
+
+fn of_network(network: &Network) -> Vec<String> {
+    network.subnets().flat_map(reverse::zones).collect()
+}
