@@ -256,10 +256,23 @@ impl<'a> Lookup<'a, '_, '_> {
         Ok(Outcome::Good)
     }
 
-    /// Says that there is nothing, and for how long that may be remembered.
-    fn deny(&mut self, _name: &[u8]) -> Result<(), Full> {
+    /// Says that there is nothing, and for how long that may be remembered; to who wants it, with what shows it.
+    fn deny(&mut self, name: &[u8]) -> Result<(), Full> {
         let zone = self.zone;
-        self.writer.put(Section::Authority, zone.apex().as_wire(), zone.soa_rrset(), zone.soa().negative_s, self.signed)
+        let apex = zone.apex().as_wire();
+        self.writer.put(Section::Authority, apex, zone.soa_rrset(), zone.soa().negative_s, self.signed)?;
+        let Some((owner, rrset)) = zone.denial(name).filter(|_| self.signed) else { return Ok(()) };
+        self.writer.put(Section::Authority, owner.as_wire(), rrset, u32::MAX, true)?;
+        if zone.node(name).is_some() {
+            return Ok(());
+        }
+        // Nor is there anything that stands for all names there.
+        let above = upwards(name, zone.apex()).find(|above| zone.node(above).is_some()).unwrap_or(apex);
+        let any = [&[1, b'*'], above].concat();
+        match zone.denial(&any).filter(|(other, _)| *other != owner) {
+            None => Ok(()),
+            Some((owner, rrset)) => self.writer.put(Section::Authority, owner.as_wire(), rrset, u32::MAX, true),
+        }
     }
 }
 

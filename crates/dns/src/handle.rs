@@ -1,7 +1,7 @@
 //! One message in, at most one message out: the part of both transports that is the same. Transfers alone are handed back, because they
 //! are many messages.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     answer::{self, Answered, Asked},
@@ -10,7 +10,7 @@ use crate::{
     settings::Policy,
     strangers::Strangers,
     tsig::{self, Bad, Signed},
-    zone::{Zone, is_later},
+    zone::{Past, Zone, is_later},
     zones::Zones,
 };
 
@@ -163,14 +163,16 @@ impl Context<'_> {
 
 impl Transfer {
     /// The differences that were asked for, when they are known, wanted, and shorter than the zone. `Some` without any: nothing is new.
-    pub(crate) fn differences(&self) -> Option<Vec<crate::zone::Difference>> {
+    pub(crate) fn differences(&self) -> Option<Vec<Arc<Past>>> {
         let since = self.since?;
         if !is_later(self.zone.serial(), since) {
             return Some(Vec::new());
         }
-        let differences: Vec<_> = self.zone.since(since)?.cloned().collect();
-        let changes: usize = differences.iter().map(|difference| difference.changes.len()).sum();
-        (changes <= self.zone.name_count()).then_some(differences)
+        let differences: Vec<_> = self.zone.past(since)?.cloned().collect();
+        let changes: usize = differences.iter().map(|past| past.difference.changes.len()).sum();
+        // Of a signed zone the signatures of its own record are wanted too.
+        let is_whole = !self.zone.is_signed() || differences.iter().all(|past| past.own.is_some());
+        (is_whole && changes <= self.zone.name_count()).then_some(differences)
     }
 }
 

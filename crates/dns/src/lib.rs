@@ -12,18 +12,24 @@
 //! A [`Zone`] is persistent: a change costs what it touches, a clone costs a pointer, and an answer is read from one zone as it was
 //! when the question came. A zone keeps the differences that led to it, within limits, for secondaries that ask for what is new.
 //!
+//! Signing is a function from zone to zone ([`sign`]): the server itself holds no zone's key.
+//!
 //! What is not here: resolving for others, zone files, changes by the protocol's UPDATE, wildcards.
 
 mod answer;
 mod counters;
 mod handle;
+mod hash;
+mod key;
 mod limit;
 mod message;
 mod name;
 mod notify;
+mod order;
 mod rrset;
 mod server;
 mod settings;
+mod sign;
 mod strangers;
 mod tcp;
 mod transfer;
@@ -35,9 +41,11 @@ mod zones;
 
 pub use counters::{Counters, KINDS_COUNTED, Outcome, Transport};
 pub use handle::reply;
+pub use key::{KeyError, Signing, ZoneKey};
 pub use name::{Name, NameError};
 pub use rrset::{Data, Kind, Rrset, RrsetError, Soa};
 pub use server::{Server, StartError};
 pub use settings::{Algorithm, Limits, NotifyTarget, Policy, RateLimit, Secret, Settings, TransferRule, TsigKey};
+pub use sign::{SignError, sign, unsigned};
 pub use zone::{Change, Difference, Zone, ZoneError};
 pub use zones::{View, Zones};

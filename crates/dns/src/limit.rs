@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use crate::{settings::RateLimit, zone::NameHash};
+use crate::{hash::NameHash, settings::RateLimit};
 
 /// Buckets, of eight bytes each.
 const BUCKETS: usize = 1 << 16;

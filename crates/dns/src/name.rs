@@ -213,6 +213,11 @@ pub(crate) fn label_count(wire: &[u8]) -> usize {
     Labels(wire).count()
 }
 
+/// The labels of a name's bytes, the leftmost first.
+pub(crate) fn labels(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Labels(wire)
+}
+
 /// Whether a name's bytes are `apex` or end in it, at a label's edge.
 pub(crate) fn is_under(wire: &[u8], apex: &[u8]) -> bool {
     let Some(above) = wire.len().checked_sub(apex.len()) else { return false };

@@ -264,6 +264,11 @@ impl Rrset {
         Ok(Self { signatures: Some(wire.into()), ..self.clone() })
     }
 
+    /// The same records without signatures.
+    pub(crate) fn without_signatures(&self) -> Self {
+        Self { signatures: None, ..self.clone() }
+    }
+
     /// What its records are of.
     pub fn kind(&self) -> Kind {
         self.kind

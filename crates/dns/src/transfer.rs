@@ -1,7 +1,7 @@
 //! Zone transfers: the whole zone (AXFR), or what is new since a serial (IXFR), as a row of messages over one connection. A
 //! transfer reads one zone as it was when it was asked for, however long it takes and whatever changes meanwhile.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 
@@ -11,7 +11,7 @@ use crate::{
     rrset::{Kind, Rrset},
     tcp::{self, MESSAGE_BYTES, Service},
     write::{Full, Section, Writer},
-    zone::Difference,
+    zone::Past,
 };
 
 /// Bytes of a transfer's message, about: pointers reach no further than this, and secondaries can work on one while the next comes.
@@ -88,26 +88,27 @@ impl<'a> Parts<'a> {
                 self.put_rrset(name.as_wire(), rrset).await?;
             }
         }
-        self.put_rrset(zone.apex().as_wire(), zone.soa_rrset()).await?;
+        self.put_end().await?;
         self.flush().await
     }
 
-    async fn differences(&mut self, differences: &[Difference]) -> Option<()> {
+    async fn differences(&mut self, differences: &[Arc<Past>]) -> Option<()> {
         let zone = self.transfer.zone.clone();
         let apex = zone.apex().as_wire();
-        self.put_rrset(apex, zone.soa_rrset()).await?;
-        for difference in differences {
-            self.put_rrset(apex, &zone.soa_rrset_at(difference.from)).await?;
-            for change in &difference.changes {
+        self.put_end().await?;
+        for past in differences {
+            let (before, after) = zone.own_records(past);
+            self.put_rrset(apex, &before).await?;
+            for change in &past.difference.changes {
                 self.put_missing(change.name.as_wire(), &change.before, &change.after).await?;
             }
-            self.put_rrset(apex, &zone.soa_rrset_at(difference.to)).await?;
-            for change in &difference.changes {
+            self.put_rrset(apex, &after).await?;
+            for change in &past.difference.changes {
                 self.put_missing(change.name.as_wire(), &change.after, &change.before).await?;
             }
         }
         if !differences.is_empty() {
-            self.put_rrset(apex, zone.soa_rrset()).await?;
+            self.put_end().await?;
         }
         self.flush().await
     }
@@ -126,6 +127,13 @@ impl<'a> Parts<'a> {
             }
         }
         Some(())
+    }
+
+    /// The zone's own record, alone: what begins and ends a transfer.
+    async fn put_end(&mut self) -> Option<()> {
+        let zone = self.transfer.zone.clone();
+        let own = zone.soa_rrset().without_signatures();
+        self.put_rrset(zone.apex().as_wire(), &own).await
     }
 
     async fn put_rrset(&mut self, owner: &[u8], rrset: &Rrset) -> Option<()> {

@@ -5,13 +5,15 @@
 //! non-terminal*: it exists, without records) has an entry as well; each entry counts the names directly below, so that the last one
 //! to go takes those above with it.
 
-use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use imbl::{GenericHashMap, shared_ptr::DefaultSharedPtr};
 
 use crate::{
+    hash::NameHash,
     name::{self, Name},
-    rrset::{Kind, Rrset, Soa},
+    order::Order,
+    rrset::{Kind, Rrset, RrsetError, Soa},
 };
 
 /// Differences a zone keeps at most: a secondary that missed more gets the whole zone.
@@ -39,6 +41,14 @@ pub struct Difference {
     pub to: u32,
     /// What changed; each name once.
     pub changes: Vec<Change>,
+}
+
+/// A difference as a zone keeps it.
+#[derive(Debug, Clone)]
+pub(crate) struct Past {
+    pub(crate) difference: Difference,
+    /// The zone's own record before and after, with its signatures; none when it was loaded from what does not have them.
+    pub(crate) own: Option<(Rrset, Rrset)>,
 }
 
 /// Why something is not a zone, or cannot follow one.
@@ -103,7 +113,9 @@ struct Inner {
     names: usize,
     /// Names below the apex with name servers of their own.
     cuts: usize,
-    history: VecDeque<Arc<Difference>>,
+    /// Of a signed zone: the names that say which is next.
+    order: Order,
+    history: VecDeque<Arc<Past>>,
     history_changes: usize,
 }
 
@@ -119,22 +131,31 @@ impl Zone {
     ) -> Result<Self, ZoneError> {
         let soa_rrset = soa.rrset(serial);
         let nodes = Nodes::with_hasher(NameHash::new());
-        let kept = VecDeque::new();
-        let mut inner =
-            Inner { apex, soa, serial, soa_rrset, nodes, names: 0, cuts: 0, history: kept, history_changes: 0 };
+        let mut inner = Inner {
+            apex,
+            soa,
+            serial,
+            soa_rrset,
+            nodes,
+            names: 0,
+            cuts: 0,
+            order: Order::default(),
+            history: VecDeque::new(),
+            history_changes: 0,
+        };
         inner.nodes.insert(inner.apex.clone(), Node::default());
         for (name, rrsets) in names {
             inner.change(&Change { name, before: Vec::new(), after: rrsets })?;
         }
         inner.check_apex()?;
         for difference in history {
-            if inner.history.back().is_some_and(|last| last.to != difference.from) {
+            if inner.history.back().is_some_and(|last| last.difference.to != difference.from) {
                 inner.history.clear();
                 inner.history_changes = 0;
             }
-            inner.remember(difference);
+            inner.remember(Past { difference, own: None });
         }
-        if inner.history.back().is_some_and(|last| last.to != serial) {
+        if inner.history.back().is_some_and(|last| last.difference.to != serial) {
             inner.history.clear();
             inner.history_changes = 0;
         }
@@ -151,9 +172,10 @@ impl Zone {
             inner.change(change)?;
         }
         inner.check_apex()?;
-        inner.remember(Difference { from: self.0.serial, to: serial, changes: changes.to_vec() });
         inner.serial = serial;
         inner.soa_rrset = inner.soa.rrset(serial);
+        let difference = Difference { from: self.0.serial, to: serial, changes: changes.to_vec() };
+        inner.remember(Past { difference, own: Some((self.0.soa_rrset.clone(), inner.soa_rrset.clone())) });
         Ok(Self(Arc::new(inner)))
     }
 
@@ -189,8 +211,45 @@ impl Zone {
 
     /// The differences since a serial, the oldest first; none when they are not known any more, or never were.
     pub fn since(&self, serial: u32) -> Option<impl Iterator<Item = &Difference>> {
-        let first = self.0.history.iter().position(|difference| difference.from == serial)?;
-        Some(self.0.history.range(first..).map(Arc::as_ref))
+        Some(self.past(serial)?.map(|past| &past.difference))
+    }
+
+    /// The same zone with signatures over its own record, which no other change keeps: what [`Zone::soa_signatures`] gave.
+    pub fn with_soa_signatures<R: AsRef<[u8]>>(&self, signatures: &[R]) -> Result<Self, RrsetError> {
+        let mut inner = Inner::clone(&self.0);
+        inner.soa_rrset = inner.soa_rrset.with_signatures(signatures)?;
+        if let Some(last) = inner.history.back_mut() {
+            let own = last.own.clone().map(|(before, _)| (before, inner.soa_rrset.clone()));
+            *last = Arc::new(Past { difference: last.difference.clone(), own });
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The signatures over its own record.
+    pub fn soa_signatures(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.soa_rrset.signatures()
+    }
+
+    /// Whether its names say which is next: whether it is signed.
+    pub fn is_signed(&self) -> bool {
+        !self.0.order.is_empty()
+    }
+
+    /// See [`Zone::since`].
+    pub(crate) fn past(&self, serial: u32) -> Option<impl Iterator<Item = &Arc<Past>>> {
+        let first = self.0.history.iter().position(|past| past.difference.from == serial)?;
+        Some(self.0.history.range(first..))
+    }
+
+    /// The names that say which is next.
+    pub(crate) fn order(&self) -> &Order {
+        &self.0.order
+    }
+
+    /// The name that shows that another, given as bytes, is not there or has no more than it says; with its record of that.
+    pub(crate) fn denial(&self, wire: &[u8]) -> Option<(&Name, &Rrset)> {
+        let name = self.0.order.at_or_before(wire)?;
+        Some((name, self.0.nodes.get(name)?.rrset(Kind::NSEC)?))
     }
 
     /// The zone's own record.
@@ -198,9 +257,10 @@ impl Zone {
         &self.0.soa_rrset
     }
 
-    /// The zone's own record at another serial.
-    pub(crate) fn soa_rrset_at(&self, serial: u32) -> Rrset {
-        self.0.soa.rrset(serial)
+    /// The zone's own record before and after a difference.
+    pub(crate) fn own_records(&self, past: &Past) -> (Rrset, Rrset) {
+        let computed = || (self.0.soa.rrset(past.difference.from), self.0.soa.rrset(past.difference.to));
+        past.own.clone().unwrap_or_else(computed)
     }
 
     /// What is known of a name, given as bytes; none when it does not exist.
@@ -287,6 +347,12 @@ impl Inner {
     }
 
     fn put(&mut self, name: &Name, rrsets: Arc<[Rrset]>) {
+        let is_marked = rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC);
+        if is_marked {
+            self.order.insert(name);
+        } else if !self.order.is_empty() {
+            self.order.remove(name);
+        }
         if let Some(node) = self.nodes.get_mut(name) {
             node.rrsets = Some(rrsets);
             return;
@@ -306,6 +372,9 @@ impl Inner {
     fn take(&mut self, name: &Name) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.rrsets = None;
+        if !self.order.is_empty() {
+            self.order.remove(name);
+        }
         let mut empty = node.below == 0;
         let mut name = name.clone();
         while empty && name != self.apex {
@@ -318,12 +387,12 @@ impl Inner {
         }
     }
 
-    fn remember(&mut self, difference: Difference) {
-        self.history_changes += difference.changes.len();
-        self.history.push_back(Arc::new(difference));
+    fn remember(&mut self, past: Past) {
+        self.history_changes += past.difference.changes.len();
+        self.history.push_back(Arc::new(past));
         while self.history.len() > HISTORY_DIFFERENCES_MAX || self.history_changes > HISTORY_CHANGES_MAX {
             let Some(oldest) = self.history.pop_front() else { return };
-            self.history_changes -= oldest.changes.len();
+            self.history_changes -= oldest.difference.changes.len();
         }
     }
 }
@@ -332,68 +401,6 @@ impl Inner {
 pub(crate) fn is_later(serial: u32, than: u32) -> bool {
     let ahead = serial.wrapping_sub(than);
     ahead != 0 && ahead < 1 << 31
-}
-
-// === hashing names ===
-
-/// Names are tenants' choice, so the hash depends on chance of this process; beyond that it is made to be fast on few bytes.
-#[derive(Debug, Clone)]
-pub(crate) struct NameHash {
-    seed: u64,
-}
-
-impl NameHash {
-    /// A hash that no other zone has.
-    pub(crate) fn new() -> Self {
-        Self { seed: base::random::bits() }
-    }
-}
-
-impl Default for NameHash {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl BuildHasher for NameHash {
-    type Hasher = NameHasher;
-
-    fn build_hasher(&self) -> NameHasher {
-        NameHasher { state: self.seed }
-    }
-}
-
-/// See [`NameHash`].
-#[derive(Debug)]
-pub(crate) struct NameHasher {
-    state: u64,
-}
-
-impl std::hash::Hasher for NameHasher {
-    fn finish(&self) -> u64 {
-        fold(self.state, 0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        let (eights, rest) = bytes.as_chunks::<8>();
-        for eight in eights {
-            self.state = fold(self.state ^ u64::from_le_bytes(*eight), 0xa076_1d64_78bd_642f);
-        }
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        self.state = fold(self.state ^ u64::from_le_bytes(last), 0xe703_7ed1_a0b4_28db);
-    }
-
-    fn write_usize(&mut self, number: usize) {
-        // A slice's length, before its bytes.
-        self.state ^= number as u64;
-    }
-}
-
-fn fold(one: u64, other: u64) -> u64 {
-    let product = u128::from(one) * u128::from(other);
-    let halves = (product as u64, (product >> 64) as u64);
-    halves.0 ^ halves.1
 }
 
 /// The bytes of the names from `wire` up to, and with, the apex.

@@ -5,8 +5,9 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use crate::{
+    hash::NameHash,
     name::{self, Name},
-    zone::{NameHash, Zone},
+    zone::Zone,
 };
 
 /// Who may see a zone. To everybody else it is not there.

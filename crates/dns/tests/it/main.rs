@@ -8,4 +8,5 @@ mod hostile;
 mod queries;
 mod secondaries;
 mod server;
+mod signing;
 mod transfers;

@@ -22,7 +22,7 @@ const NAMES: u64 = 40;
 
 /// One of Debian's name servers.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Bind,
     Knot,
     Nsd,
@@ -79,13 +79,13 @@ impl Kind {
 }
 
 /// A secondary that runs.
-struct Secondary {
+pub(crate) struct Secondary {
     child: tokio::process::Child,
     address: SocketAddr,
 }
 
 impl Secondary {
-    fn start(kind: Kind, directory: &Path, port: u16, ours: SocketAddr) -> Self {
+    pub(crate) fn start(kind: Kind, directory: &Path, port: u16, ours: SocketAddr) -> Self {
         let (program, arguments) = kind.configure(directory, port, ours);
         let log = std::fs::File::create(directory.join("log")).unwrap();
         let mut command = base::process::command(Path::new("/usr/sbin").join(program));
@@ -95,35 +95,41 @@ impl Secondary {
     }
 
     /// Ends it as its service manager would.
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         let process = i32::try_from(self.child.id().unwrap()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGTERM).unwrap();
         tokio::time::timeout(crate::server::PATIENCE, self.child.wait()).await.unwrap().unwrap();
     }
 
     /// What it has, if it answers.
-    async fn records(&self) -> BTreeSet<String> {
+    pub(crate) async fn records(&self) -> BTreeSet<String> {
         records(&raw(self.address, "example AXFR +onesoa").await)
             .into_iter()
             .map(|record| record.to_lowercase())
             .collect()
     }
 
-    async fn serial(&self) -> Option<u32> {
+    pub(crate) async fn serial(&self) -> Option<u32> {
         let text = raw(self.address, "example SOA +short +time=1").await;
         text.split_whitespace().nth(2)?.parse().ok()
     }
 
-    async fn has(&self, zone: &Zone, log: &Path) {
-        let wanted = wanted(zone);
-        let same = async {
-            while self.serial().await != Some(zone.serial()) {
+    /// Waits until it has this serial.
+    pub(crate) async fn reaches(&self, serial: u32, directory: &Path) {
+        let reached = async {
+            while self.serial().await != Some(serial) {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         };
-        if tokio::time::timeout(crate::server::PATIENCE, same).await.is_err() {
-            panic!("it does not follow: {}", std::fs::read_to_string(log).unwrap());
+        if tokio::time::timeout(crate::server::PATIENCE, reached).await.is_err() {
+            let log = std::fs::read_to_string(directory.join("log")).unwrap();
+            panic!("it has {:?} and not {serial}: {log}", self.serial().await);
         }
+    }
+
+    async fn has(&self, zone: &Zone, directory: &Path) {
+        let wanted = wanted(zone);
+        self.reaches(zone.serial(), directory).await;
         let held = self.records().await;
         let differ: Vec<_> = held.symmetric_difference(&wanted).collect();
         assert!(differ.is_empty(), "at serial {}: {differ:?}", zone.serial());
@@ -193,22 +199,26 @@ fn stored(zone: &Zone) -> Zone {
     Zone::load(zone.apex().clone(), soa(), zone.serial(), names, history).unwrap()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
 }
 
-async fn follows(kind: Kind) {
-    let directory = tempfile::Builder::new().prefix("dns-it-").tempdir().unwrap();
-    let log = directory.path().join("log");
-    let port = free_port();
+/// A policy with one secondary on this machine.
+pub(crate) fn following(port: u16) -> Policy {
     let notify = vec![NotifyTarget { address: ([127, 0, 0, 1], port).into(), key: Some(name("transfer")) }];
     let transfers = vec![rule("127.0.0.1/32", Some("transfer"))];
-    let policy = Policy { transfers, keys: vec![key()], notify, rate: None };
+    Policy { transfers, keys: vec![key()], notify, rate: None }
+}
+
+async fn follows(kind: Kind) {
+    let directory = tempfile::Builder::new().prefix("dns-it-").tempdir().unwrap();
+    let port = free_port();
+    let policy = following(port);
     let mut chance = Chance::new(5);
     let mut running = Running::start(zone(), policy.clone()).await;
     let mut secondary = Secondary::start(kind, directory.path(), port, running.address());
-    secondary.has(&running.zone(), &log).await;
+    secondary.has(&running.zone(), directory.path()).await;
 
     // Its serial is watched all the time: it never falls.
     let highest = std::sync::Arc::new(AtomicU32::new(0));
@@ -247,7 +257,7 @@ async fn follows(kind: Kind) {
             }
             _ => {}
         }
-        secondary.has(&running.zone(), &log).await;
+        secondary.has(&running.zone(), directory.path()).await;
     }
     let last = running.zone().serial();
     until("the last serial was seen", async || watcher.is_finished() || highest.load(Ordering::SeqCst) == last).await;

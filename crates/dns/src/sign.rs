@@ -1,0 +1,266 @@
+//! Signing a zone (DNSSEC): from a zone, what changes in it and keys, a signed zone. A function of its arguments, the keys' own
+//! chance apart; whoever publishes calls it, and stores what it gives.
+//!
+//! A change signs what it touches: the names it changes, the names before those that come or go (each name says which is next, NSEC), and the
+//! zone's own record. A signature is kept as long as what it is over stays and it does not end soon.
+//!
+//! NSEC and not NSEC3: whoever may ask can find out all names of a signed zone. Hashing them makes that slower and not
+//! impossible, and costs every denial; where names are secret, answer for them in a zone with a view.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    key::ZoneKey,
+    name::Name,
+    order::Order,
+    rrset::{Kind, Rrset, RrsetError},
+    zone::{Change, Zone, ZoneError},
+};
+
+/// Seconds by which a signature begins before it is made: clocks differ.
+const BEFORE_S: u64 = 3600;
+/// Seconds for which a signature is good.
+const VALIDITY_S: u64 = 14 * 86_400;
+/// A signature that ends within so many seconds is made anew.
+const RENEWAL_S: u64 = 5 * 86_400;
+/// Signatures of a set at most, and so keys of a zone: one, and two while they are rolled.
+const KEYS_MAX: usize = 4;
+
+/// Why a zone cannot be signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// No key, or more than are needed.
+    #[error("a zone is signed with one to {KEYS_MAX} keys, not {0}")]
+    Keys(usize),
+    /// A name below the apex has name servers of its own.
+    #[error("`{0}` has name servers of its own: zones with such parts are not signed")]
+    Cut(Name),
+    /// A record that only signing makes.
+    #[error("records of kind {1} at `{0}` are made by signing")]
+    Made(Name, Kind),
+    /// The key does not sign.
+    #[error("the key {0} does not sign")]
+    Key(u16),
+    /// A set with its signatures is too large.
+    #[error("sign `{0}`")]
+    Set(Name, #[source] RrsetError),
+    /// The changes do not fit the zone.
+    #[error(transparent)]
+    Zone(#[from] ZoneError),
+}
+
+/// Names of a zone, at most so many, that must be signed (again): with a set without a good signature of each key, or without the mark of
+/// the next name.
+pub fn unsigned(zone: &Zone, keys: &[ZoneKey], now_s: u64, at_most: usize) -> Vec<Name> {
+    let is_good = |rrset: &Rrset| keys.iter().all(|key| rrset.signatures().any(|held| is_good(held, key, now_s)));
+    let names = zone
+        .names()
+        .filter(|(_, rrsets)| !rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC) || !rrsets.iter().all(&is_good));
+    names.map(|(name, _)| name.clone()).take(at_most).collect()
+}
+
+/// The zone after `changes`, signed, at a later serial; as a whole if it was not signed before. `changes` know nothing of DNSSEC: their sets are those of addresses, texts and so
+/// on, as they are in the zone without what signing makes; each name once. `also` are further names whose signatures are looked
+/// at: those that [`unsigned`] named. What it gives is stored as any zone: its last difference has what changed, and
+/// [`Zone::soa_signatures`] the signatures of its own record.
+pub fn sign(
+    zone: &Zone,
+    changes: &[Change],
+    also: &[Name],
+    serial: u32,
+    keys: &[ZoneKey],
+    now_s: u64,
+) -> Result<Zone, SignError> {
+    if keys.is_empty() || keys.len() > KEYS_MAX {
+        return Err(SignError::Keys(keys.len()));
+    }
+    let work = Work { zone, keys, now_s };
+    let mut plain: BTreeMap<Name, Vec<Rrset>> = BTreeMap::new();
+    for change in changes {
+        work.check(change)?;
+        plain.insert(change.name.clone(), change.after.clone());
+    }
+    let apex = zone.apex();
+    // What was never signed is signed as a whole.
+    let all = zone.names().map(|(name, _)| name).filter(|_| !zone.is_signed());
+    for name in also.iter().chain([apex]).chain(all) {
+        plain.entry(name.clone()).or_insert_with(|| work.plain(name));
+    }
+    let order = work.order(&mut plain);
+    let mut signed = Vec::new();
+    for (name, rrsets) in plain {
+        let after = if rrsets.is_empty() { Vec::new() } else { work.signed(&name, rrsets, &order)? };
+        let before = zone.rrsets(&name).to_vec();
+        if !is_same(&before, &after) {
+            signed.push(Change { name, before, after });
+        }
+    }
+    let next = zone.with(serial, &signed)?;
+    let own = work.signatures(apex, next.soa_rrset())?;
+    next.with_soa_signatures(&own).map_err(|source| SignError::Set(apex.clone(), source))
+}
+
+struct Work<'a> {
+    zone: &'a Zone,
+    keys: &'a [ZoneKey],
+    now_s: u64,
+}
+
+fn is_made(kind: Kind) -> bool {
+    matches!(kind, Kind::NSEC | Kind::DNSKEY | Kind::RRSIG)
+}
+
+fn is_same(before: &[Rrset], after: &[Rrset]) -> bool {
+    before.len() == after.len() && after.iter().all(|rrset| before.contains(rrset))
+}
+
+impl Work<'_> {
+    /// A name's sets without what signing makes, and without signatures.
+    fn plain(&self, name: &Name) -> Vec<Rrset> {
+        let sets = self.zone.rrsets(name).iter().filter(|rrset| !is_made(rrset.kind()));
+        sets.map(Rrset::without_signatures).collect()
+    }
+
+    fn check(&self, change: &Change) -> Result<(), SignError> {
+        let name = &change.name;
+        for rrset in &change.after {
+            if is_made(rrset.kind()) {
+                return Err(SignError::Made(name.clone(), rrset.kind()));
+            }
+            if rrset.kind() == Kind::NS && name != self.zone.apex() {
+                return Err(SignError::Cut(name.clone()));
+            }
+        }
+        if is_same(&self.plain(name), &change.before) { Ok(()) } else { Err(ZoneError::Before(name.clone()).into()) }
+    }
+
+    /// The names that there are afterwards, in order. Those whose next name changes are added to `plain`.
+    fn order(&self, plain: &mut BTreeMap<Name, Vec<Rrset>>) -> Order {
+        let held = self.zone.order();
+        let mut order = held.clone();
+        let mut moved = BTreeSet::new();
+        for (name, rrsets) in plain.iter() {
+            let is_held = order.contains(name);
+            if is_held && rrsets.is_empty() {
+                order.remove(name);
+                moved.insert(name.clone());
+            } else if !is_held && !rrsets.is_empty() {
+                order.insert(name);
+                moved.insert(name.clone());
+            }
+        }
+        for name in moved {
+            if let Some(before) = order.before(name.as_wire())
+                && !plain.contains_key(before)
+            {
+                plain.insert(before.clone(), self.plain(before));
+            }
+        }
+        order
+    }
+
+    /// All sets of a name, signed.
+    fn signed(&self, name: &Name, mut rrsets: Vec<Rrset>, order: &Order) -> Result<Vec<Rrset>, SignError> {
+        let is_apex = name == self.zone.apex();
+        let set = |source| SignError::Set(name.clone(), source);
+        if is_apex {
+            let keys = Rrset::from_wire(Kind::DNSKEY, self.zone.soa().ttl_s, self.keys.iter().map(ZoneKey::data));
+            rrsets.push(keys.map_err(set)?);
+        }
+        let own = if is_apex { Some(Kind::SOA) } else { None };
+        let kinds = rrsets.iter().map(Rrset::kind).chain(own).chain([Kind::RRSIG, Kind::NSEC]);
+        let mut next = order.after(name).unwrap_or(self.zone.apex()).as_wire().to_vec();
+        next.extend(bitmap(kinds.collect()));
+        let soa = self.zone.soa();
+        let next = Rrset::from_wire(Kind::NSEC, soa.negative_s.min(soa.ttl_s), [next]);
+        rrsets.push(next.map_err(set)?);
+        let signed = rrsets.into_iter().map(|rrset| {
+            let signatures = self.signatures(name, &rrset)?;
+            rrset.with_signatures(&signatures).map_err(set)
+        });
+        signed.collect()
+    }
+
+    /// A signature of each key over a set: the one there is, where that is good.
+    fn signatures(&self, name: &Name, rrset: &Rrset) -> Result<Vec<Vec<u8>>, SignError> {
+        let held = self.zone.rrsets(name).iter().find(|held| held.without_signatures() == rrset.without_signatures());
+        let signatures = self.keys.iter().map(|key| {
+            let good = held.and_then(|held| held.signatures().find(|held| is_good(held, key, self.now_s)));
+            match good {
+                Some(good) => Ok(good.to_vec()),
+                None => self.signature(name, rrset, key).map_err(|_| SignError::Key(key.tag())),
+            }
+        });
+        signatures.collect()
+    }
+
+    fn signature(&self, name: &Name, rrset: &Rrset, key: &ZoneKey) -> Result<Vec<u8>, crate::key::KeyError> {
+        // Times in signatures go around as serials do.
+        let time = |seconds: u64| u32::try_from(seconds & 0xffff_ffff).unwrap_or(0).to_be_bytes();
+        let labels = u8::try_from(name.label_count()).unwrap_or(u8::MAX);
+        let mut data = rrset.kind().0.to_be_bytes().to_vec();
+        data.extend_from_slice(&[key.signing().number(), labels]);
+        data.extend_from_slice(&rrset.ttl_s().to_be_bytes());
+        data.extend_from_slice(&time(self.now_s + VALIDITY_S));
+        data.extend_from_slice(&time(self.now_s.saturating_sub(BEFORE_S)));
+        data.extend_from_slice(&key.tag().to_be_bytes());
+        data.extend_from_slice(self.zone.apex().as_wire());
+        let mut signed = data.clone();
+        for record in rrset.data() {
+            signed.extend_from_slice(name.as_wire());
+            signed.extend_from_slice(&rrset.kind().0.to_be_bytes());
+            signed.extend_from_slice(&1_u16.to_be_bytes());
+            signed.extend_from_slice(&rrset.ttl_s().to_be_bytes());
+            signed.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
+            signed.extend_from_slice(record);
+        }
+        data.extend(key.sign(&signed)?);
+        Ok(data)
+    }
+}
+
+/// Whether a signature is this key's and good for long enough.
+fn is_good(signature: &[u8], key: &ZoneKey, now_s: u64) -> bool {
+    let Some(ends) = signature.get(8..12).and_then(|four| four.first_chunk::<4>()) else { return false };
+    let (ends, now) = (u32::from_be_bytes(*ends), u32::try_from(now_s & 0xffff_ffff).unwrap_or(0));
+    let left = ends.wrapping_sub(now);
+    let is_long = u64::from(left) > RENEWAL_S && left < 1 << 31;
+    is_long
+        && signature.get(2) == Some(&key.signing().number())
+        && signature.get(16..18) == Some(&key.tag().to_be_bytes())
+}
+
+/// Kinds as NSEC lists them: in blocks of 256, each with as many bytes as are needed.
+fn bitmap(kinds: BTreeSet<Kind>) -> Vec<u8> {
+    let mut blocks: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    for kind in kinds {
+        let [block, place] = kind.0.to_be_bytes();
+        let bytes = blocks.entry(block).or_default();
+        let at = usize::from(place / 8);
+        if bytes.len() <= at {
+            bytes.resize(at + 1, 0);
+        }
+        bytes[at] |= 0x80 >> (place % 8);
+    }
+    let block = |(block, bytes): (u8, Vec<u8>)| {
+        let mut all = vec![block, u8::try_from(bytes.len()).unwrap_or(32)];
+        all.extend(bytes);
+        all
+    };
+    blocks.into_iter().flat_map(block).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_listed_as_the_standard_does() {
+        // RFC 4034, 4.3: A MX RRSIG NSEC TYPE1234.
+        let kinds = [Kind::A, Kind(15), Kind::RRSIG, Kind::NSEC, Kind(1234)].into_iter().collect();
+        let mut wanted = vec![0, 6, 0x40, 1, 0, 0, 0, 3, 4, 27];
+        wanted.extend([0; 26]);
+        wanted.push(0x20);
+        assert_eq!(bitmap(kinds), wanted);
+    }
+}
