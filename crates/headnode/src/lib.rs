@@ -11,6 +11,7 @@ pub mod kit;
 pub mod listen;
 pub mod manual;
 pub mod members;
+pub mod meters;
 pub mod nodelink;
 pub mod ops;
 pub mod pki;

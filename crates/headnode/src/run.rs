@@ -32,6 +32,7 @@ use crate::{
     inquiries::Inquiries,
     listen::{self, Limits},
     members::{self, TendMembers, file::ClusterFileError},
+    meters::Meters,
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
@@ -137,6 +138,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
         inquiries: inquiries.clone(),
+        meters: Meters::new(inquiries.clone()),
         settings: settings.clone(),
         pki: pki.clone(),
         certificates,

@@ -1,6 +1,6 @@
 //! Datasets: read-only images, and the writable roots cloned from them.
 
-use std::{io::Read, path::PathBuf};
+use std::{collections::BTreeMap, io::Read, path::PathBuf};
 
 use model::{
     id::{ImageId, InstanceId},
@@ -42,6 +42,19 @@ pub trait Datasets: Send + Sync {
 
     /// Bytes a root uses of its quota; what was written in the last half minute may not count yet.
     fn used_bytes(&self, instance: InstanceId) -> Result<u64>;
+
+    /// The same of all roots at once.
+    fn used_by_roots(&self) -> Result<BTreeMap<InstanceId, u64>> {
+        let mut used = BTreeMap::new();
+        for instance in self.roots()? {
+            match self.used_bytes(instance) {
+                // Gone between the two looks.
+                Err(Error::Missing(_)) => {}
+                found => drop(used.insert(instance, found?)),
+            }
+        }
+        Ok(used)
+    }
 
     /// Destroys a root and all in it.
     fn remove_root(&self, instance: InstanceId) -> Result<()>;

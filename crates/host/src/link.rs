@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use ipnet::IpNet;
 use model::{
     id::{InstanceId, MacAddr},
+    meters::LinkMeters,
     path::{Look, Sight},
     target::{NetworkTarget, NicTarget},
 };
@@ -96,6 +97,18 @@ pub trait Links: Send + Sync {
 
     /// Every NIC of ours on this machine.
     fn nics(&self) -> Result<Vec<NicStatus>>;
+
+    /// What went through every interface of this machine.
+    fn meters(&self) -> Result<Traffic>;
+}
+
+/// What went through the interfaces of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// NICs of instances, as seen from inside.
+    pub nics: BTreeMap<MacAddr, LinkMeters>,
+    /// The machine's own, loopback left out.
+    pub others: BTreeMap<String, LinkMeters>,
 }
 
 /// Names of our interfaces. The prefix tells datacenters on one machine apart, and ours from everybody else's.

@@ -1,6 +1,6 @@
 //! The machine itself: what it is made of, which boot this is.
 
-use model::{server::Hardware, time::Timestamp};
+use model::{meters::MachineMeters, server::Hardware, time::Timestamp};
 
 use crate::error::Result;
 
@@ -17,6 +17,9 @@ pub trait Machine: Send + Sync {
 
     /// Whether this boot is being ended: who stops now stops with the machine. False where nobody can tell.
     fn goes_down(&self) -> bool;
+
+    /// What it used since its boot, but for what the other doors know: interfaces and the pool.
+    fn meters(&self) -> Result<MachineMeters>;
 
     /// Wall-clock time.
     fn now(&self) -> Timestamp;

@@ -11,6 +11,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use model::{
     id::InstanceId,
+    meters::ZoneMeters,
     target::{Exit, Limits},
     time::Timestamp,
 };
@@ -73,17 +74,6 @@ pub struct ZoneStatus {
     pub exit: Option<Exit>,
     /// Limits in force.
     pub limits: Option<Limits>,
-}
-
-/// What a zone uses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ZoneUsage {
-    /// Bytes of memory charged.
-    pub memory_bytes: u64,
-    /// Processes and threads.
-    pub processes: u64,
-    /// CPU time used since boot, nanoseconds.
-    pub cpu_ns: u64,
 }
 
 /// A place in a console log: which of its files, and how far into it. Its text form is for handing back later and means
@@ -160,8 +150,8 @@ pub trait Zones: Send + Sync {
     /// Every zone with any trace on this machine (namespaces, cgroup, runtime directory, processes).
     fn list(&self) -> Result<Vec<ZoneStatus>>;
 
-    /// What a running zone uses.
-    fn usage(&self, instance: InstanceId) -> Result<ZoneUsage>;
+    /// What a running zone uses, and used since it was started.
+    fn meters(&self, instance: InstanceId) -> Result<ZoneMeters>;
 
     /// How many of its processes the kernel killed for lack of memory since it was started.
     fn oom_kills(&self, instance: InstanceId) -> Result<u64>;

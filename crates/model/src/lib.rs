@@ -10,7 +10,7 @@
 //! [`placement`], [`layout`] and [`address`], [`compile`] (records to target) and [`firewall`] (rules to what nodes enforce); [`path`] says where a
 //! packet stops, [`wire`] how machines try the wires between them, [`clock`] how far their clocks are off; [`role`] whether a machine
 //! runs a headnode, [`quorum`] whether it may; [`names`] what instances are called in DNS; [`rules`] says what
-//! names, tags and metadata may be.
+//! names, tags and metadata may be. [`meters`] are what is used, [`metrics`] what that is called outside.
 
 pub mod id;
 pub mod time;
@@ -33,6 +33,8 @@ pub mod delta;
 pub mod diff;
 pub mod firewall;
 pub mod layout;
+pub mod meters;
+pub mod metrics;
 pub mod names;
 pub mod part;
 pub mod path;

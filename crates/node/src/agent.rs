@@ -61,13 +61,9 @@ impl Agent {
         let (boot_id, identity) = identify(&verbs, &self.config).await?;
         let survey = verbs.run("survey", dispatch::survey).await;
         let survey = survey.map_err(|source| AgentError::Host { doing: "list what is on this machine", source })?;
-        tracing::info!(
-            %server,
-            generation = target.as_ref().map_or(0, |target| target.generation),
-            ledgers = remembered.len(),
-            seen = survey.observed.len(),
-            "the agent starts"
-        );
+        let generation = target.as_ref().map_or(0, |target| target.generation);
+        let (known, seen) = (remembered.len(), survey.observed.len());
+        tracing::info!(%server, generation, ledgers = known, seen, "the agent starts");
 
         let events = self.host.zones.events();
         // Asked for before any rule is made: those that exist log to whoever reads.
@@ -97,6 +93,7 @@ impl Agent {
             network,
             wires: watch::Sender::new(wires::Found::default()),
             metadata,
+            meters: crate::meters::Meters::default(),
             making: shared::making_permits(identity.hardware.cpus),
             ending: shared::ending_permits(),
         });

@@ -9,13 +9,14 @@ use base::backoff::Backoff;
 use host::zone::ConsoleMark;
 use model::{
     id::InstanceId,
+    meters::NodeMeters,
     path::{Look, Sight},
     target::{LastTold, Target},
 };
 use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question, TOLD_BYTES, TOLD_MAX, Told};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use crate::{fitness, shared::Shared, wires};
+use crate::{fitness, meters, shared::Shared, wires};
 
 /// Questions answered at once. Each holds at most a console log and its text.
 const AT_ONCE: usize = 4;
@@ -117,6 +118,7 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         }
         Question::Wire { machine } => wires::try_one(shared, machine).await.map(Answer::Wire),
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
+        Question::Meters => meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read)))),
         Question::Told { instances } => told(&shared.target(), &instances),
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images, ledger::Ledgers,
-    metadata::Metadata, network::Network, verbs::Verbs, wires,
+    metadata::Metadata, meters::Meters, network::Network, verbs::Verbs, wires,
 };
 
 /// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
@@ -54,6 +54,7 @@ pub(crate) struct Shared {
     /// What was found out about the wires to other machines.
     pub(crate) wires: watch::Sender<wires::Found>,
     pub(crate) metadata: Metadata,
+    pub(crate) meters: Meters,
     pub(crate) making: Semaphore,
     pub(crate) ending: Semaphore,
 }

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use model::{
     firewall::log::{LogEntry, LogFilter},
     id::{InquiryId, InstanceId},
+    meters::NodeMeters,
     path::{Look, Sight},
     quorum::Fitness,
     target::LastTold,
@@ -79,6 +80,8 @@ pub enum Question {
     },
     /// Whether it could run a headnode.
     Fitness,
+    /// What it and its instances use.
+    Meters,
     /// What it was told of some instances last, as it holds it.
     Told {
         /// Which, up to [`TOLD_MAX`].
@@ -104,6 +107,8 @@ pub enum Answer {
     Wire(WireFact),
     /// To [`Question::Fitness`].
     Fitness(Fitness),
+    /// To [`Question::Meters`]; some seconds old, as it says.
+    Meters(Box<NodeMeters>),
     /// To [`Question::Told`].
     Told(Told),
     /// It cannot say, and why.

@@ -24,6 +24,7 @@ use hyper_util::{
 use model::{
     account::{Account, AccountKey},
     image::Image,
+    meters::NodeMeters,
     network::{Address, Network},
     package::Package,
 };
@@ -479,6 +480,11 @@ impl Client {
     /// `start`, `stop` or `reboot` an instance.
     pub async fn instance_action(&self, instance: &str, verb: &str) -> Result<InstanceView, Error> {
         self.act(&format!("/v1/instances/{}/{}", segment(instance), segment(verb))).await
+    }
+
+    /// What a server and its instances use, some seconds old.
+    pub async fn meters(&self, server: &str) -> Result<NodeMeters, Error> {
+        self.get(&format!("/v1/servers/{}/meters", segment(server))).await
     }
 
     /// What an instance wrote to its console: at most `max_bytes` of what follows `after`, or else the newest.

@@ -11,6 +11,7 @@ mod headnodes;
 mod images;
 mod infra;
 mod instances;
+mod meters;
 mod networks;
 mod overview;
 mod path;
@@ -35,6 +36,7 @@ use store::Entry;
 
 use crate::{
     inquiries::{AskError, Inquiries},
+    meters::Meters,
     pki::{Peer, Pki, Role},
     settings::Settings,
     tls::Certificates,
@@ -50,6 +52,8 @@ pub struct Inner {
     pub control: Control,
     /// The way to ask nodes.
     pub inquiries: Inquiries,
+    /// What machines use.
+    pub meters: Meters,
     /// Where everything lies.
     pub settings: Settings,
     /// The certificates, for their ends.
@@ -93,6 +97,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(firewall_log::routes())
         .merge(headnodes::routes())
         .merge(path::routes())
+        .merge(meters::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

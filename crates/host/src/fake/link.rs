@@ -9,6 +9,7 @@ use std::{
 
 use model::{
     id::InstanceId,
+    meters::LinkMeters,
     path::{Look, Sight, Tunnel},
     target::NetworkTarget,
 };
@@ -17,7 +18,7 @@ use super::Faults;
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus, Packet, Probe, Through},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Packet, Probe, Through, Traffic},
 };
 
 /// The links of one machine in memory. Clones share them.
@@ -168,6 +169,14 @@ impl Links for FakeLinks {
         let is_wide = |packet: &Packet| state.wires.get(&packet.to).is_none_or(|width| packet.size <= *width);
         let passes = |packet: &Packet| is_open(packet.to) && is_wide(packet);
         Ok(probe.packets.iter().map(passes).collect())
+    }
+
+    fn meters(&self) -> Result<Traffic> {
+        self.faults.pass("links.meters", "")?;
+        let state = self.machine.lock();
+        let nics = state.attached.values().flat_map(|setup| &setup.nics);
+        let nics = nics.map(|(nic, _)| (nic.mac, LinkMeters::default()));
+        Ok(Traffic { nics: nics.collect(), ..Traffic::default() })
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

@@ -2,7 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{server::Hardware, time::Timestamp, unit::Mib};
+use model::{
+    meters::{CpuMeters, MachineMeters},
+    server::Hardware,
+    time::Timestamp,
+    unit::Mib,
+};
 
 use super::{
     Faults,
@@ -122,6 +127,13 @@ impl Machine for FakeMachine {
 
     fn goes_down(&self) -> bool {
         self.lock().goes_down
+    }
+
+    fn meters(&self) -> Result<MachineMeters> {
+        self.faults.pass("machine.meters", "")?;
+        let total = self.lock().memory.unwrap_or(MEMORY).bytes();
+        let cpus = vec![CpuMeters::default(); usize::try_from(CPUS).unwrap_or(1)];
+        Ok(MachineMeters { cpus, memory: [("MemTotal".to_owned(), total)].into(), ..MachineMeters::default() })
     }
 
     fn now(&self) -> Timestamp {

@@ -18,6 +18,7 @@ use base::channel::Receiver;
 use model::{
     id::{ImageId, InstanceId},
     image::Compression,
+    meters::ZoneMeters,
     path::{Look, Sight},
     target::{Limits, NetworkTarget},
     unit::Mib,
@@ -30,8 +31,8 @@ use crate::{
     error::Result,
     fabric::FabricSet,
     filter::{FilterSet, Filters, Firewall, LogNews},
-    link::{Links, NetworkSetup, NicStatus, Probe},
-    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    link::{Links, NetworkSetup, NicStatus, Probe, Traffic},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, Zones},
 };
 
 /// One agent's view of a machine, and that agent's life.
@@ -141,8 +142,8 @@ impl Zones for Mortal {
         self.look().zones.list()
     }
 
-    fn usage(&self, instance: InstanceId) -> Result<ZoneUsage> {
-        self.look().zones.usage(instance)
+    fn meters(&self, instance: InstanceId) -> Result<ZoneMeters> {
+        self.look().zones.meters(instance)
     }
 
     fn oom_kills(&self, instance: InstanceId) -> Result<u64> {
@@ -227,6 +228,10 @@ impl Links for Mortal {
 
     fn probe(&self, probe: &Probe) -> Result<Vec<bool>> {
         self.look().links.probe(probe)
+    }
+
+    fn meters(&self) -> Result<Traffic> {
+        self.look().links.meters()
     }
 
     fn nics(&self) -> Result<Vec<NicStatus>> {

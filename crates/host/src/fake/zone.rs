@@ -13,6 +13,7 @@ use std::{
 
 use model::{
     id::InstanceId,
+    meters::ZoneMeters,
     target::{Exit, Limits},
     time::Timestamp,
 };
@@ -21,7 +22,7 @@ use tokio::sync::mpsc;
 use super::faults::Faults;
 use crate::{
     error::{Error, Result},
-    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, Zones},
 };
 
 /// Events kept for a subscriber that does not read: more only repeat "look".
@@ -225,14 +226,16 @@ impl Zones for FakeZones {
         state.zones.keys().map(|instance| state.status(*instance)).collect()
     }
 
-    fn usage(&self, instance: InstanceId) -> Result<ZoneUsage> {
-        let state = self.enter("zones.usage", instance)?;
+    fn meters(&self, instance: InstanceId) -> Result<ZoneMeters> {
+        let state = self.enter("zones.meters", instance)?;
         let boot = state.zones.get(&instance).and_then(|zone| zone.boot.as_ref());
         let boot = boot.ok_or_else(|| Error::Missing(format!("running zone {instance}")))?;
-        Ok(ZoneUsage {
+        Ok(ZoneMeters {
             memory_bytes: boot.limits.memory.bytes() / 8,
             processes: 1,
-            cpu_ns: state.now.millis_since(boot.started_at).saturating_mul(1_000_000) / 100,
+            cpu_user_ns: state.now.millis_since(boot.started_at).saturating_mul(1_000_000) / 100,
+            oom_kills: boot.oom_kills,
+            ..ZoneMeters::default()
         })
     }
 

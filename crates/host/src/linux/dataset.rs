@@ -18,7 +18,7 @@
 //! are collected by the next removal.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read},
     os::{fd::AsFd, unix::fs::DirBuilderExt},
@@ -323,6 +323,26 @@ impl Datasets for LinuxDatasets {
             Some((_, bytes)) => Ok(*bytes),
             None => Err(Error::Missing(format!("root of {instance}"))),
         }
+    }
+
+    fn used_by_roots(&self) -> Result<BTreeMap<InstanceId, u64>> {
+        let roots = self.roots()?;
+        let mut used = BTreeMap::new();
+        if self.quota == QuotaMode::Full {
+            for instance in roots {
+                match self.used_bytes(instance) {
+                    // Gone between the two looks.
+                    Err(Error::Missing(_)) => {}
+                    found => drop(used.insert(instance, found?)),
+                }
+            }
+            return Ok(used);
+        }
+        let all = btrfs::qgroups(self.pool.as_fd(), QGROUP_LEVEL << 48, (QGROUP_LEVEL << 48) | ((1 << 48) - 1))
+            .map_err(|source| Error::os("read the use of the pool", source))?;
+        let all: BTreeMap<u64, u64> = all.into_iter().collect();
+        used.extend(roots.into_iter().filter_map(|root| Some((root, *all.get(&qgroup_of(root))?))));
+        Ok(used)
     }
 
     fn remove_root(&self, instance: InstanceId) -> Result<()> {

@@ -43,11 +43,12 @@ use super::{
     fabric::Rules,
     link_wire::{self as wire, Link, NewNic, Route},
     netlink::{Message, Refusal, Socket},
+    traffic,
 };
 use crate::{
     error::{Error, Result},
     fabric::FabricSet,
-    link::{LinkNames, Links, NetworkSetup, NicStatus, Probe, Through},
+    link::{LinkNames, Links, NetworkSetup, NicStatus, Probe, Through, Traffic},
 };
 
 /// Most NICs of an instance, as CloudAPI has it.
@@ -332,6 +333,10 @@ impl Links for LinuxLinks {
             Some(NicStatus { instance, mac, host_name: link.name.clone(), bridge })
         });
         Ok(nics.collect())
+    }
+
+    fn meters(&self) -> Result<Traffic> {
+        traffic::read(&self.names)
     }
 }
 

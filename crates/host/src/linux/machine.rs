@@ -7,12 +7,12 @@ use std::{
 };
 
 use base::clock::Clock;
-use model::{server::Hardware, time::Timestamp, unit::Mib};
+use model::{meters::MachineMeters, server::Hardware, time::Timestamp, unit::Mib};
 use nix::{sys::statvfs::statvfs, sys::utsname::uname, unistd::gethostname};
 
 use crate::{
     error::{Error, Result},
-    linux::{command, hardware::Sources},
+    linux::{command, hardware::Sources, machine_meters},
     machine::Machine,
 };
 
@@ -77,6 +77,10 @@ impl Machine for LinuxMachine {
 
     fn goes_down(&self) -> bool {
         self.goes_down_file.as_ref().is_some_and(|file| file.exists()) || systemd_stops()
+    }
+
+    fn meters(&self) -> Result<MachineMeters> {
+        machine_meters::read()
     }
 
     fn now(&self) -> Timestamp {

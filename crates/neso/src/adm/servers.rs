@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     clock,
+    id::InstanceId,
+    meters::NodeMeters,
+    metrics::{Exposition, Labels, instance, machine},
     server::{Condition, Invite, Ratios, Server, Trait},
     time::Timestamp,
     unit::Mib,
@@ -24,6 +27,11 @@ pub(crate) enum Servers {
     List,
     /// Show one server.
     Get {
+        /// Id or host name.
+        server: String,
+    },
+    /// Show what a server and its instances use, as Prometheus reads it.
+    Metrics {
         /// Id or host name.
         server: String,
     },
@@ -120,11 +128,25 @@ impl Set {
     }
 }
 
+/// All numbers of a machine, its instances told apart by their id.
+fn metrics(output: Output, meters: &NodeMeters) -> Outcome {
+    if output.json {
+        return Ok(answer::print(serde_json::to_string_pretty(meters)?)?);
+    }
+    let mut text = Exposition::default();
+    machine::all(&meters.machine, meters.at, &mut text);
+    let label = |id: &InstanceId| Labels::none().with("instance", &id.to_string());
+    let instances: Vec<_> = meters.instances.iter().map(|(id, meters)| (label(id), meters)).collect();
+    instance::all(&instances, &mut text);
+    Ok(answer::print_text(&text.into_text())?)
+}
+
 /// Runs it.
 pub(crate) async fn servers(client: &Client, output: Output, command: Servers) -> Outcome {
     match command {
         Servers::List => output.show(&client.servers().await?, |servers| server_listing(servers)),
         Servers::Get { server } => output.show(&client.server(&server).await?, server_details),
+        Servers::Metrics { server } => metrics(output, &client.meters(&server).await?),
         Servers::Set(set) => {
             let (server, change) = set.change();
             output.show(&client.change_server(&server, &change).await?, server_details)

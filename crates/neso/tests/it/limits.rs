@@ -2,6 +2,8 @@
 
 use std::{fs, time::Instant};
 
+use serde_json::Value;
+
 use crate::{datacenter::Datacenter, shell::Guest};
 
 /// Takes 100 MiB of memory at once and gives it back.
@@ -95,7 +97,33 @@ fn cpu_is_capped(guest: &Guest<'_>) {
     let (took, used) = (began.elapsed().as_micros(), u128::from(used() - before));
     // One period's share may be left from before.
     assert!(used <= took / 10 + 100_000, "{used} µs of CPU in {took} µs");
+    is_metered(guest);
     assert_eq!(guest.run("killall timeout").1, 0);
+}
+
+/// What operators and Prometheus read of it is what the kernel counts.
+fn is_metered(guest: &Guest<'_>) {
+    let servers = guest.datacenter.json(&["adm", "-j", "server", "list"]);
+    let server = servers[0]["id"].as_str().expect("an id").to_owned();
+    let (mut own, mut machine) = (Value::Null, Value::Null);
+    // A reading may be as old as two places keep it.
+    guest.datacenter.wait("the time it was held back to be told", || {
+        let read = guest.datacenter.json(&["adm", "-j", "server", "metrics", &server]);
+        (own, machine) = (read["instances"][&guest.id].clone(), read["machine"].clone());
+        own["zone"]["cpu_held_back_ns"].as_u64() > Some(0)
+    });
+    assert_eq!(own["limits"], guest.record()["limits"], "{own}");
+    let counts = ["cpu_user_ns", "memory_bytes", "memory_and_swap_bytes", "processes"];
+    assert!(counts.iter().all(|count| own["zone"][count].as_u64() > Some(0)), "{own}");
+    assert!(own["disk_bytes"].as_u64() > Some(0) && own["nics"]["net0"]["sent_packets"].is_u64(), "{own}");
+    assert!(machine["cpus"][0]["user"].as_u64() > Some(0) && machine["memory"]["MemTotal"].is_u64(), "{machine}");
+    let text = guest.datacenter.good(&["adm", "server", "metrics", &server]);
+    for name in
+        ["mem_limit", "cpucap_above_seconds_total", "tcp_active_open_count", "pressure_cpu_waiting_seconds_total"]
+    {
+        assert!(text.contains(&format!("\n{name}{{instance=\"{}\"}} ", guest.id)), "{name} is missing in\n{text}");
+    }
+    assert!(text.contains("\nnode_cpu_seconds_total{cpu=\"0\",mode=\"user\"} "), "{text}");
 }
 
 fn resize(guest: &Guest<'_>, package: &str) {

@@ -18,14 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::target::Limits;
+use model::{meters::ZoneMeters, target::Limits};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::{Error, Result},
-    zone::ZoneUsage,
-};
+use super::meters::{self, Places};
+use crate::error::{Error, Result};
 
 /// Period of the CPU ceiling, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -277,17 +275,14 @@ impl Group {
     }
 
     /// What its processes use and used.
-    pub(crate) fn usage(&self) -> Result<ZoneUsage> {
-        let memory = match self.layout.memory.version {
-            Version::V1 => "memory.usage_in_bytes",
-            Version::V2 => "memory.current",
-        };
-        let cpu = self.layout.unified.join(&self.below).join("cpu.stat");
-        Ok(ZoneUsage {
-            memory_bytes: read_number(&self.at(&self.layout.memory).join(memory))?,
-            processes: read_number(&self.at(&self.layout.pids).join("pids.current"))?,
-            cpu_ns: field(&read(&cpu)?, "usage_usec").unwrap_or(0).saturating_mul(1000),
-        })
+    pub(crate) fn meters(&self) -> Result<ZoneMeters> {
+        let (memory, cpu) = (self.at(&self.layout.memory), self.at(&self.layout.cpu));
+        let unified = self.layout.unified.join(&self.below);
+        meters::of_group(
+            &Places { memory: &memory, cpu: &cpu, pids: &self.at(&self.layout.pids), unified: &unified },
+            (self.layout.memory.version, self.layout.cpu.version),
+            self.oom_kills(),
+        )
     }
 
     /// Whether any process is in it.
@@ -434,11 +429,11 @@ fn write(path: &Path, text: &str) -> Result<()> {
         .map_err(|source| Error::os(format!("write `{text}` to `{}`", path.display()), source))
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| Error::os(format!("read `{}`", path.display()), source))
 }
 
-fn read_number(path: &Path) -> Result<u64> {
+pub(super) fn read_number(path: &Path) -> Result<u64> {
     let text = read(path)?;
     text.trim()
         .parse()
@@ -446,7 +441,7 @@ fn read_number(path: &Path) -> Result<u64> {
 }
 
 /// The number after `name` in a flat-keyed file.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

@@ -11,6 +11,7 @@ mod cgroup;
 mod console;
 mod files;
 mod halt;
+pub(in crate::linux) mod meters;
 mod namespaces;
 mod nursery;
 mod process;
@@ -32,6 +33,7 @@ use std::{
 use base::clock::{Clock, SystemClock};
 use model::{
     id::InstanceId,
+    meters::ZoneMeters,
     target::{Exit, Limits},
     time::Timestamp,
 };
@@ -47,7 +49,7 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
-    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, ZoneUsage, Zones},
+    zone::{ConsoleMark, ConsolePiece, IdRange, ZoneEvent, ZoneSpec, ZoneStatus, Zones},
 };
 
 /// In a zone's control directory while it is asked to halt from outside. Some inits cannot tell their scripts whether they go
@@ -382,12 +384,11 @@ impl Zones for LinuxZones {
         Ok(found)
     }
 
-    fn usage(&self, instance: InstanceId) -> Result<ZoneUsage> {
+    fn meters(&self, instance: InstanceId) -> Result<ZoneMeters> {
         let group = self.group(instance);
-        if !group.is_populated() {
-            return Err(Error::Missing(format!("running zone {instance}")));
-        }
-        group.usage()
+        let status = self.look(instance)?.filter(|_| group.is_populated());
+        let Some(status) = status else { return Err(Error::Missing(format!("running zone {instance}"))) };
+        Ok(ZoneMeters { tcp: meters::tcp(status.init.pid), ..group.meters()? })
     }
 
     fn oom_kills(&self, instance: InstanceId) -> Result<u64> {

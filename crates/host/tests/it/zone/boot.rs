@@ -37,13 +37,13 @@ fn suite(zones: &dyn Zones, spec: &ZoneSpec) {
     more.max_processes += 1;
     zones.set_limits(id, &more).expect("set limits");
     assert_eq!(zones.status(id).expect("status").limits, Some(more));
-    assert!(zones.usage(id).expect("usage").processes >= 1);
+    assert!(zones.meters(id).expect("meters").processes >= 1);
     assert_eq!(zones.list().expect("list").len(), 1);
     let stopped = zones.stop(id, GRACE).expect("stop");
     assert!(!stopped.running && stopped.pid.is_none());
     assert!(stopped.exit.is_some(), "an end is told");
     assert_eq!(zones.stop(id, GRACE).expect("again").exit, stopped.exit);
-    assert!(missing(zones.usage(id).map(drop)) && missing(zones.set_limits(id, &spec.limits)));
+    assert!(missing(zones.meters(id).map(drop)) && missing(zones.set_limits(id, &spec.limits)));
     let again = zones.start(spec).expect("start again");
     assert!(again.running && again.exit.is_none());
     zones.destroy(id).expect("destroy");

@@ -50,7 +50,7 @@ fn processes_beyond_the_limit_are_refused() {
     spec.limits.max_processes = 12;
     site.run(&spec);
     site.until_console_says(spec.instance, "fork");
-    let used = site.zones().usage(spec.instance).map_or(0, |usage| usage.processes);
+    let used = site.zones().meters(spec.instance).map_or(0, |meters| meters.processes);
     assert!(used <= 12, "{used}");
 }
 
@@ -68,8 +68,8 @@ fn the_cpu_cap_throttles() {
         })
     };
     until("the kernel holds it back", throttled);
-    let used = site.zones().usage(spec.instance).expect("usage").cpu_ns;
-    assert!(used > 0);
+    let used = site.zones().meters(spec.instance).expect("meters");
+    assert!(used.cpu_user_ns > 0 && used.cpu_held_back_ns > Some(0), "{used:?}");
 }
 
 #[test]
