@@ -46,6 +46,6 @@ pub use name::{Name, NameError};
 pub use rrset::{Data, Kind, Rrset, RrsetError, Soa};
 pub use server::{Server, StartError};
 pub use settings::{Algorithm, Limits, NotifyTarget, Policy, RateLimit, Secret, Settings, TransferRule, TsigKey};
-pub use sign::{SignError, sign, unsigned};
+pub use sign::{SignError, is_due, sign};
 pub use zone::{Change, Difference, Zone, ZoneError};
 pub use zones::{View, Zones};

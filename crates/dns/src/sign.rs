@@ -1,8 +1,10 @@
-//! Signing a zone (DNSSEC): from a zone, what changes in it and keys, a signed zone. A function of its arguments, the keys' own
-//! chance apart; whoever publishes calls it, and stores what it gives.
+//! Signing a zone (DNSSEC): from a zone, what changes in it, keys and a time, a signed zone.
 //!
 //! A change signs what it touches: the names it changes, the names before those that come or go (each name says which is next, NSEC), and the
-//! zone's own record. A signature is kept as long as what it is over stays and it does not end soon.
+//! zone's own record. A signature is kept as long as what it is over stays and its period lasts. Periods of names begin at different
+//! times, worked out from the name alone, so that signing anew is spread over days and never depends on what came before: with Ed25519, whose
+//! signatures have no chance in them, the same content, keys and time give the same zone to the byte. So each headnode may sign by
+//! itself what all of them know, and a secondary may ask any.
 //!
 //! NSEC and not NSEC3: whoever may ask can find out all names of a signed zone. Hashing them makes that slower and not
 //! impossible, and costs every denial; where names are secret, answer for them in a zone with a view.
@@ -10,19 +12,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    key::ZoneKey,
+    key::{KeyError, ZoneKey},
     name::Name,
     order::Order,
     rrset::{Kind, Rrset, RrsetError},
     zone::{Change, Zone, ZoneError},
 };
 
-/// Seconds by which a signature begins before it is made: clocks differ.
+/// Seconds by which a signature begins before its period: clocks differ.
 const BEFORE_S: u64 = 3600;
-/// Seconds for which a signature is good.
+/// Seconds of a period, after which a name is signed anew.
+const PERIOD_S: u64 = 4 * 86_400;
+/// Seconds from a period's begin for which its signatures are good: what nobody renews goes bad after ten days at the earliest.
 const VALIDITY_S: u64 = 14 * 86_400;
-/// A signature that ends within so many seconds is made anew.
-const RENEWAL_S: u64 = 5 * 86_400;
 /// Signatures of a set at most, and so keys of a zone: one, and two while they are rolled.
 const KEYS_MAX: usize = 4;
 
@@ -49,28 +51,29 @@ pub enum SignError {
     Zone(#[from] ZoneError),
 }
 
-/// Names of a zone, at most so many, that must be signed (again): with a set without a good signature of each key, or without the mark of
-/// the next name.
-pub fn unsigned(zone: &Zone, keys: &[ZoneKey], now_s: u64, at_most: usize) -> Vec<Name> {
-    let is_good = |rrset: &Rrset| keys.iter().all(|key| rrset.signatures().any(|held| is_good(held, key, now_s)));
-    let names = zone
-        .names()
-        .filter(|(_, rrsets)| !rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC) || !rrsets.iter().all(&is_good));
-    names.map(|(name, _)| name.clone()).take(at_most).collect()
+/// Whether a zone must be signed, or signed anew, although nothing in it changes.
+pub fn is_due(zone: &Zone, keys: &[ZoneKey], now_s: u64) -> bool {
+    due(zone, keys, now_s).next().is_some()
 }
 
-/// The zone after `changes`, signed, at a later serial; as a whole if it was not signed before. `changes` know nothing of DNSSEC: their sets are those of addresses, texts and so
-/// on, as they are in the zone without what signing makes; each name once. `also` are further names whose signatures are looked
-/// at: those that [`unsigned`] named. What it gives is stored as any zone: its last difference has what changed, and
-/// [`Zone::soa_signatures`] the signatures of its own record.
-pub fn sign(
-    zone: &Zone,
-    changes: &[Change],
-    also: &[Name],
-    serial: u32,
-    keys: &[ZoneKey],
-    now_s: u64,
-) -> Result<Zone, SignError> {
+/// The names that must be signed.
+fn due<'a>(zone: &'a Zone, keys: &'a [ZoneKey], now_s: u64) -> impl Iterator<Item = &'a Name> {
+    let is_good = move |name: &Name, rrset: &Rrset| {
+        let begins_s = period(name, now_s);
+        let has = |key: &ZoneKey| rrset.signatures().any(|held| is_good(held, key, begins_s));
+        rrset.signatures().count() == keys.len() && keys.iter().all(has)
+    };
+    let names = zone.names().filter(move |(name, rrsets)| {
+        !rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC) || !rrsets.iter().all(|rrset| is_good(name, rrset))
+    });
+    names.map(|(name, _)| name)
+}
+
+/// The zone after `changes`, signed, at a later serial. `changes` know nothing of DNSSEC: their sets are those of addresses, texts and so
+/// on, as they are in the zone without what signing makes; each name once. Whatever else is due is signed as well: all of
+/// a zone that was not signed before. Who signs on several machines gives all of them the same time, such as the serial's. What it gives is a
+/// zone as any: its last difference has what changed, and [`Zone::soa_signatures`] the signatures of its own record.
+pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_s: u64) -> Result<Zone, SignError> {
     if keys.is_empty() || keys.len() > KEYS_MAX {
         return Err(SignError::Keys(keys.len()));
     }
@@ -81,9 +84,7 @@ pub fn sign(
         plain.insert(change.name.clone(), change.after.clone());
     }
     let apex = zone.apex();
-    // What was never signed is signed as a whole.
-    let all = zone.names().map(|(name, _)| name).filter(|_| !zone.is_signed());
-    for name in also.iter().chain([apex]).chain(all) {
+    for name in due(zone, keys, now_s).chain([apex]) {
         plain.entry(name.clone()).or_insert_with(|| work.plain(name));
     }
     let order = work.order(&mut plain);
@@ -181,28 +182,27 @@ impl Work<'_> {
         signed.collect()
     }
 
-    /// A signature of each key over a set: the one there is, where that is good.
+    /// A signature of each key over a set: the one there is, where that is of this period.
     fn signatures(&self, name: &Name, rrset: &Rrset) -> Result<Vec<Vec<u8>>, SignError> {
+        let begins_s = period(name, self.now_s);
         let held = self.zone.rrsets(name).iter().find(|held| held.without_signatures() == rrset.without_signatures());
         let signatures = self.keys.iter().map(|key| {
-            let good = held.and_then(|held| held.signatures().find(|held| is_good(held, key, self.now_s)));
+            let good = held.and_then(|held| held.signatures().find(|held| is_good(held, key, begins_s)));
             match good {
                 Some(good) => Ok(good.to_vec()),
-                None => self.signature(name, rrset, key).map_err(|_| SignError::Key(key.tag())),
+                None => self.signature(name, rrset, key, begins_s).map_err(|_| SignError::Key(key.tag())),
             }
         });
         signatures.collect()
     }
 
-    fn signature(&self, name: &Name, rrset: &Rrset, key: &ZoneKey) -> Result<Vec<u8>, crate::key::KeyError> {
-        // Times in signatures go around as serials do.
-        let time = |seconds: u64| u32::try_from(seconds & 0xffff_ffff).unwrap_or(0).to_be_bytes();
+    fn signature(&self, name: &Name, rrset: &Rrset, key: &ZoneKey, begins_s: u64) -> Result<Vec<u8>, KeyError> {
         let labels = u8::try_from(name.label_count()).unwrap_or(u8::MAX);
         let mut data = rrset.kind().0.to_be_bytes().to_vec();
         data.extend_from_slice(&[key.signing().number(), labels]);
         data.extend_from_slice(&rrset.ttl_s().to_be_bytes());
-        data.extend_from_slice(&time(self.now_s + VALIDITY_S));
-        data.extend_from_slice(&time(self.now_s.saturating_sub(BEFORE_S)));
+        data.extend_from_slice(&time(begins_s + VALIDITY_S));
+        data.extend_from_slice(&time(begins_s.saturating_sub(BEFORE_S)));
         data.extend_from_slice(&key.tag().to_be_bytes());
         data.extend_from_slice(self.zone.apex().as_wire());
         let mut signed = data.clone();
@@ -219,13 +219,25 @@ impl Work<'_> {
     }
 }
 
-/// Whether a signature is this key's and good for long enough.
-fn is_good(signature: &[u8], key: &ZoneKey, now_s: u64) -> bool {
-    let Some(ends) = signature.get(8..12).and_then(|four| four.first_chunk::<4>()) else { return false };
-    let (ends, now) = (u32::from_be_bytes(*ends), u32::try_from(now_s & 0xffff_ffff).unwrap_or(0));
-    let left = ends.wrapping_sub(now);
-    let is_long = u64::from(left) > RENEWAL_S && left < 1 << 31;
-    is_long
+/// When a name's present period began.
+fn period(name: &Name, now_s: u64) -> u64 {
+    // FNV-1a: the same everywhere and for ever.
+    let hash = name
+        .as_wire()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let offset_s = hash % PERIOD_S;
+    ((now_s + offset_s) / PERIOD_S * PERIOD_S).saturating_sub(offset_s)
+}
+
+/// Times in signatures go around as serials do.
+fn time(seconds: u64) -> [u8; 4] {
+    u32::try_from(seconds & 0xffff_ffff).unwrap_or(0).to_be_bytes()
+}
+
+/// Whether a signature is this key's and of the period that began then.
+fn is_good(signature: &[u8], key: &ZoneKey, begins_s: u64) -> bool {
+    signature.get(12..16) == Some(&time(begins_s.saturating_sub(BEFORE_S)))
         && signature.get(2) == Some(&key.signing().number())
         && signature.get(16..18) == Some(&key.tag().to_be_bytes())
 }

@@ -126,6 +126,20 @@ async fn letters_come_back_as_they_were_sent() {
     assert!(missing.authority[0].starts_with("ExAmPlE. 20 SOA"), "compressed to the question: {}", missing.text);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_both_families_are_answered_from() {
+    if std::net::UdpSocket::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no IPv6");
+        return;
+    }
+    let at = "[::1]:0".parse().unwrap();
+    let running = Running::start_at(at, zone(), Policy::default(), Limits::default()).await;
+    for transport in ["+notcp", "+tcp"] {
+        let answer = dig(running.address(), &format!("www.example A {transport}")).await;
+        assert_eq!(answer.answer, ["www.example. 30 A 192.0.2.1"], "{}", answer.text);
+    }
+}
+
 fn question(id: u8, text: &str) -> Vec<u8> {
     let mut message = vec![0, id, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     message.extend_from_slice(name(text).as_wire());

@@ -7,7 +7,7 @@ use base::{
     clock::{Clock as _, SystemClock},
     random::Chance,
 };
-use dns::{Change, Data, Policy, Signing, Zone, ZoneKey, sign, unsigned};
+use dns::{Change, Data, Policy, Signing, Zone, ZoneKey, is_due, sign};
 
 use crate::{
     dig::raw,
@@ -80,8 +80,8 @@ async fn judged(running: &Running, key: &ZoneKey, question: &str) -> String {
 async fn a_signed_zone_is_good_with_either_way_of_signing() {
     for signing in [Signing::EcdsaP256, Signing::Ed25519] {
         let keys = [key(signing)];
-        let signed = sign(&plain(), &[], &[], 2, &keys, now_s()).unwrap();
-        assert!(unsigned(&signed, &keys, now_s(), 10).is_empty());
+        let signed = sign(&plain(), &[], 2, &keys, now_s()).unwrap();
+        assert!(!is_due(&signed, &keys, now_s()));
         let running = Running::start(signed, open()).await;
         verify(&running).await;
         for question in
@@ -111,8 +111,8 @@ async fn a_signed_zone_is_good_with_either_way_of_signing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_signs_what_it_touches_and_the_zone_stays_good() {
     let keys = [key(Signing::Ed25519)];
-    let mut zone = sign(&plain(), &[], &[], 2, &keys, now_s()).unwrap();
-    zone = sign(&zone, &[change("new.example", &[], &[7])], &[], 3, &keys, now_s()).unwrap();
+    let mut zone = sign(&plain(), &[], 2, &keys, now_s()).unwrap();
+    zone = sign(&zone, &[change("new.example", &[], &[7])], 3, &keys, now_s()).unwrap();
     let touched: BTreeSet<String> =
         zone.since(2).unwrap().flat_map(|one| &one.changes).map(|one| one.name.to_string()).collect();
     let wanted = ["new.example", "a.b.c.example"].map(str::to_owned);
@@ -134,7 +134,7 @@ async fn a_change_signs_what_it_touches_and_the_zone_stays_good() {
             held.extend(after.iter().map(|last| (text.clone(), *last)));
             changes.push(change(&text, &before, &after));
         }
-        zone = sign(&zone, &changes, &[], zone.serial() + 1, &keys, now_s()).unwrap();
+        zone = sign(&zone, &changes, zone.serial() + 1, &keys, now_s()).unwrap();
     }
     running.set(zone.clone());
     verify(&running).await;
@@ -147,7 +147,7 @@ async fn a_change_signs_what_it_touches_and_the_zone_stays_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secondary_takes_a_signed_zones_differences() {
     let keys = [key(Signing::EcdsaP256)];
-    let mut zone = sign(&plain(), &[], &[], 2, &keys, now_s()).unwrap();
+    let mut zone = sign(&plain(), &[], 2, &keys, now_s()).unwrap();
     let (directory, port) = (tempfile::Builder::new().prefix("dns-it-").tempdir().unwrap(), free_port());
     let running = Running::start(zone.clone(), following(port)).await;
     let secondary = Secondary::start(Kind::Bind, directory.path(), port, running.address());
@@ -164,7 +164,7 @@ async fn a_secondary_takes_a_signed_zones_differences() {
         let before: Vec<u8> = if last == 1 { vec![] } else { vec![last - 1] };
         let other = format!("n{last}.example");
         let changes = [change("new.example", &before, &[last]), change(&other, &[], &[last])];
-        zone = sign(&zone, &changes, &[], zone.serial() + 1, &keys, now_s()).unwrap();
+        zone = sign(&zone, &changes, zone.serial() + 1, &keys, now_s()).unwrap();
         running.set(zone.clone());
         same(&zone).await;
     }
@@ -174,36 +174,80 @@ async fn a_secondary_takes_a_signed_zones_differences() {
     secondary.stop().await;
 }
 
+/// Every record with its signatures, the zone's own among them.
+fn everything(zone: &Zone) -> BTreeSet<(String, String, Vec<Vec<u8>>)> {
+    let names = zone.names().flat_map(|(name, rrsets)| rrsets.iter().map(move |rrset| (name, rrset)));
+    let sets = names.map(|(name, rrset)| {
+        (name.to_string(), format!("{rrset:?}"), rrset.signatures().map(<[u8]>::to_vec).collect())
+    });
+    let own = zone.soa_signatures().map(<[u8]>::to_vec).collect();
+    sets.chain([(zone.apex().to_string(), zone.serial().to_string(), own)]).collect()
+}
+
+#[test]
+fn what_came_before_changes_nothing() {
+    // One has signed every change for three weeks, the other begins at the end with the same names: neither could be told from the other.
+    let secret = ZoneKey::generate(Signing::Ed25519).unwrap();
+    let keys = [ZoneKey::read(Signing::Ed25519, &secret).unwrap()];
+    let (mut bare, mut zone) = (plain(), sign(&plain(), &[], 2, &keys, 1_795_000_000).unwrap());
+    let mut chance = Chance::new(11);
+    for serial in 3..60 {
+        let text = format!("n{}.m{}.example", chance.bits() % 9, chance.bits() % 2);
+        let before = bare.rrsets(&name(&text)).to_vec();
+        let after =
+            if chance.bits().is_multiple_of(3) { vec![] } else { vec![address(chance.bits().to_be_bytes()[0])] };
+        let changes = [Change { name: name(&text), before, after }];
+        let now = 1_795_000_000 + u64::from(serial) * 9 * 3600;
+        bare = bare.with(serial, &changes).unwrap();
+        zone = sign(&zone, &changes, serial, &keys, now).unwrap();
+        let names: Vec<_> = bare.names().map(|(name, rrsets)| (name.clone(), rrsets.to_vec())).collect();
+        let loaded = Zone::load(name("example"), soa(), serial - 1, names, []).unwrap();
+        let anew = sign(&loaded, &[], serial, &keys, now).unwrap();
+        assert_eq!(everything(&zone), everything(&anew), "at serial {serial}");
+    }
+}
+
 #[test]
 fn signatures_are_renewed_before_they_end_and_keys_are_rolled() {
     let (old, new) = (key(Signing::Ed25519), key(Signing::Ed25519));
-    let (tag, start) = (old.tag(), 1_795_000_000);
+    let (tag, start, day) = (old.tag(), 1_795_000_000, 86_400);
     let mut keys = vec![old];
-    let zone = sign(&plain(), &[], &[], 2, &keys, start).unwrap();
-    let day = 86_400;
-    assert!(unsigned(&zone, &keys, start + 8 * day, 100).is_empty());
-    let due = unsigned(&zone, &keys, start + 10 * day, 100);
-    assert_eq!(due.len(), 6);
-    let part = sign(&zone, &[], &due[..2], 3, &keys, start + 10 * day).unwrap();
-    assert!((3..=4).contains(&unsigned(&part, &keys, start + 10 * day, 100).len()), "two, and the apex");
+    let mut zone = sign(&plain(), &[], 2, &keys, start).unwrap();
+    assert!(!is_due(&zone, &keys, start));
+    let mut renewed = Vec::new();
+    for half_day in 1..=16 {
+        let now = start + half_day * day / 2;
+        let serial = zone.serial() + 1;
+        zone = sign(&zone, &[], serial, &keys, now).unwrap();
+        renewed.push(zone.since(serial - 1).unwrap().map(|one| one.changes.len()).sum::<usize>());
+        for (name, rrsets) in zone.names() {
+            for signature in rrsets.iter().flat_map(|rrset| rrset.signatures()) {
+                let time = |at: usize| u64::from(u32::from_be_bytes(signature[at..at + 4].try_into().unwrap()));
+                assert!(time(12) < now && time(8) > now + 9 * day, "{name} is good from {} to {}", time(12), time(8));
+            }
+        }
+    }
+    assert_eq!(renewed.iter().sum::<usize>(), 12, "each of six names every four days: {renewed:?}");
+    assert!(renewed.iter().all(|names| *names < 6), "not all at once: {renewed:?}");
+    let now = start + 8 * day;
     keys.push(new);
-    let both = sign(&zone, &[], &unsigned(&zone, &keys, start, 100), 3, &keys, start).unwrap();
+    assert!(is_due(&zone, &keys, now));
     let count = |zone: &Zone| zone.rrsets(&name("www.example"))[0].signatures().count();
+    let both = sign(&zone, &[], zone.serial() + 1, &keys, now).unwrap();
     assert_eq!((count(&zone), count(&both)), (1, 2));
     keys.remove(0);
     assert_ne!(keys[0].tag(), tag);
-    let all: Vec<_> = both.names().map(|(name, _)| name.clone()).collect();
-    let rolled = sign(&both, &[], &all, 4, &keys, start).unwrap();
+    let rolled = sign(&both, &[], both.serial() + 1, &keys, now).unwrap();
     assert_eq!(count(&rolled), 1);
-    assert!(unsigned(&rolled, &keys, start, 100).is_empty());
+    assert!(!is_due(&rolled, &keys, now));
 }
 
 #[test]
 fn what_cannot_be_signed_is_refused() {
     let keys = [key(Signing::Ed25519)];
-    let zone = sign(&plain(), &[], &[], 2, &keys, 0).unwrap();
-    let refused = |changes: &[Change]| sign(&zone, changes, &[], 3, &keys, 0).unwrap_err().to_string();
-    assert_eq!(sign(&zone, &[], &[], 3, &[], 0).unwrap_err().to_string(), "a zone is signed with one to 4 keys, not 0");
+    let zone = sign(&plain(), &[], 2, &keys, 0).unwrap();
+    let refused = |changes: &[Change]| sign(&zone, changes, 3, &keys, 0).unwrap_err().to_string();
+    assert_eq!(sign(&zone, &[], 3, &[], 0).unwrap_err().to_string(), "a zone is signed with one to 4 keys, not 0");
     assert_eq!(
         refused(&[change("www.example", &[9], &[])]),
         "`www.example` has not the records that the change takes away"
