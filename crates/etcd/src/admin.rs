@@ -126,6 +126,10 @@ impl Admin {
         Ok(Self { cluster: Cluster::new(endpoints, tls.clone()), tls })
     }
 
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// All members.
     ///
     /// # Errors

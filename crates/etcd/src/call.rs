@@ -184,9 +184,31 @@ impl Channel {
         question: &Q,
         within: Duration,
     ) -> Result<A, CallError> {
+        // What a member is asked about itself it answers also without a leader.
+        let with_leader = !matches!(path, path::STATUS | path::MEMBER_LIST);
+        self.unary_if(with_leader, path, question, within).await
+    }
+
+    /// The same for what a member can answer alone.
+    pub(crate) async fn unary_of_itself<Q: Message, A: Message + Default>(
+        &self,
+        path: &str,
+        question: &Q,
+        within: Duration,
+    ) -> Result<A, CallError> {
+        self.unary_if(false, path, question, within).await
+    }
+
+    async fn unary_if<Q: Message, A: Message + Default>(
+        &self,
+        with_leader: bool,
+        path: &str,
+        question: &Q,
+        within: Duration,
+    ) -> Result<A, CallError> {
         let asked = async {
             let body = Full::new(framed(question)).boxed_unsync();
-            let mut answers = self.send(path, body).await?;
+            let mut answers = self.send(path, body, with_leader).await?;
             let answer = answers.next().await?.ok_or_else(|| self.lost("the answer is empty"))?;
             // To the end of the stream, or it would have to be reset.
             let _ = answers.next().await;
@@ -208,17 +230,17 @@ impl Channel {
         let questions = Questions { sender };
         questions.send(first);
         let body = StreamBody::new(futures_util::stream::unfold(receiver, next_frame)).boxed_unsync();
-        let answers = self.send(path, body).await?;
+        let answers = self.send(path, body, true).await?;
         Ok((questions, answers))
     }
 
-    async fn send<A>(&self, path: &str, body: Outgoing) -> Result<Answers<A>, CallError> {
+    async fn send<A>(&self, path: &str, body: Outgoing, with_leader: bool) -> Result<Answers<A>, CallError> {
         let uri = Uri::try_from(format!("{}{path}", self.base)).map_err(|error| self.unsent(error))?;
         let mut request = Request::post(uri)
             .header(http::header::CONTENT_TYPE, "application/grpc")
             .header(http::header::TE, "trailers");
-        // A member that has no leader says so instead of keeping a watch open that hears nothing. What it is asked about itself it answers all the same.
-        if !matches!(path, path::STATUS | path::MEMBER_LIST) {
+        // A member that has no leader says so instead of keeping a watch open that hears nothing.
+        if with_leader {
             request = request.header("hasleader", "true");
         }
         let request = request.body(body).map_err(|error| self.unsent(error))?;

@@ -74,6 +74,12 @@ impl Cluster {
         names.join(", ")
     }
 
+    /// All members, and the certificates they are shown.
+    pub(crate) fn endpoints(&self) -> (Vec<Endpoint>, Option<&Tls>) {
+        let endpoints = self.with(|state| state.members.iter().map(|(endpoint, _)| endpoint.clone()).collect());
+        (endpoints, self.tls.as_ref())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.with(|state| state.members.len())
     }

@@ -15,6 +15,11 @@ impl Keys {
         Self { prefix: prefix.to_owned() }
     }
 
+    /// Below a prefix as the configuration names it.
+    pub(crate) fn below(prefix: &str) -> Self {
+        Self::new(&format!("/{}/", prefix.trim_matches('/')))
+    }
+
     pub(crate) fn format(&self) -> Bytes {
         Bytes::from(format!("{}format", self.prefix))
     }

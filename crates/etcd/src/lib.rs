@@ -22,8 +22,9 @@
 //! keep a cluster.
 
 use std::{
+    ops::Bound,
     sync::{
-        Arc,
+        Arc, Mutex as Leaf, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,25 +40,31 @@ use store::{
 use tokio::{sync::Mutex, time::Instant};
 
 mod admin;
+mod bolt;
 mod call;
 mod cluster;
 mod endpoint;
+mod held;
 mod keys;
 pub mod local;
 mod mark;
 mod messages;
 mod open;
+mod peer;
 mod revisions;
 mod space;
 mod watch;
 
 pub use admin::{Admin, AdminError, Alarm, Listed, Status, Vote};
+pub use bolt::FileError;
 pub use endpoint::{Endpoint, Tls, TlsError};
+pub use held::{FileFacts, file_facts};
 pub use open::{Config, OPERATIONS_MAX_DEFAULT, OpenError};
 pub use space::Room;
 
 use call::{CallError, Code};
 use cluster::Cluster;
+use held::Held;
 use keys::Keys;
 use mark::{Mark, Nonce, Verdict, Work};
 use messages::{
@@ -66,7 +73,7 @@ use messages::{
 };
 use revisions::Base;
 use space::{Before, Space};
-use watch::EtcdWatch;
+use watch::{EtcdWatch, Followed, Pending};
 
 /// What a request may weigh: etcd's default of 1.5 MiB.
 const REQUEST_BYTES_MAX: usize = 3 << 19;
@@ -87,10 +94,13 @@ pub struct Etcd {
     cluster: Arc<Cluster>,
     keys: Keys,
     limits: Limits,
-    name: String,
+    config: Config,
     // Changed only where nobody uses the store yet.
     base: AtomicU64,
     space: Space,
+    /// What one member holds; nothing as soon as a majority was there.
+    // Leaf data: copied and replaced.
+    held: Arc<Leaf<Option<Arc<Held>>>>,
     /// Held while a commit is in the air: the next one must know what became of the mark.
     lane: Mutex<Lane>,
 }
@@ -129,6 +139,9 @@ impl Etcd {
 
     async fn page(&self, after: &str, limit: usize) -> Result<Page, EngineError> {
         let mut limit = limit.max(1);
+        if let Some(held) = self.held() {
+            return Ok(self.page_of(&held, after, limit));
+        }
         let answer = loop {
             let question = RangeRequest {
                 key: self.keys.records_after(after),
@@ -155,9 +168,43 @@ impl Etcd {
         })
     }
 
+    /// The same of what one member holds.
+    fn page_of(&self, held: &Held, after: &str, limit: usize) -> Page {
+        let base = self.base();
+        let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
+        let mut rest = held.records.range::<str, _>((from, Bound::Unbounded));
+        let record = |(key, (revision, value)): (&String, &(i64, Bytes))| Record {
+            key: key.clone(),
+            revision: base.up(*revision),
+            value: value.clone(),
+        };
+        let records = rest.by_ref().take(limit).map(record).collect();
+        Page { revision: base.up(held.revision), records, more: rest.next().is_some() }
+    }
+
+    /// Whether it was opened without a majority and none was seen since: it can be read, as one member holds it.
+    pub fn is_waiting(&self) -> bool {
+        self.held().is_some()
+    }
+
+    /// Whether a majority answers now.
+    pub async fn has_majority(&self) -> bool {
+        let question = RangeRequest { key: self.lane_key(), count_only: true, ..RangeRequest::default() };
+        let until = Instant::now() + ANSWER_MAX;
+        let asked = self.cluster.ask_any::<_, RangeResponse>(path::RANGE, &question, ANSWER_MAX, until).await;
+        asked.is_ok()
+    }
+
+    fn held(&self) -> Option<Arc<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Every commit writes its mark, so the newest mark is the newest commit; the keyspace's own revision may be another user's of the same cluster.
     /// etcd answers a read only after it has made sure that no other member is further.
     async fn newest_mark(&self) -> Result<Revision, EngineError> {
+        if self.is_waiting() {
+            return Err(failed("ask etcd how far it is", NoMajority));
+        }
         let (key, range_end) = self.keys.marks();
         let question = RangeRequest { key, range_end, ..RangeRequest::default() };
         let asked = self.cluster.ask::<_, RangeResponse>(path::RANGE, &question, ANSWER_MAX).await;
@@ -166,6 +213,9 @@ impl Etcd {
     }
 
     async fn commit_batch(&self, batch: Batch) -> Result<Outcome, EngineError> {
+        if self.is_waiting() {
+            return Err(failed("commit to etcd", NoMajority));
+        }
         let mut lane = self.lane.lock().await;
         self.look_for_room(&batch).await?;
         let (base, deadline) = (self.base(), deadline());
@@ -260,7 +310,7 @@ impl Etcd {
     }
 
     fn superseded(&self) -> EngineError {
-        failed("commit to etcd", Superseded { name: self.name.clone() })
+        failed("commit to etcd", Superseded { name: self.config.name.clone() })
     }
 }
 
@@ -299,8 +349,11 @@ impl Engine for Etcd {
     fn watch(&self, after: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, EngineError>> {
         Box::pin(async move {
             let look = self.lane_key();
-            let watch = EtcdWatch::open(self.cluster.clone(), self.keys.clone(), self.base(), look, after).await?;
-            Ok(Box::new(watch) as Box<dyn Watch>)
+            let from = Followed { cluster: self.cluster.clone(), keys: self.keys.clone(), base: self.base(), look };
+            Ok(match self.is_waiting() {
+                true => Box::new(Pending::new(from, after, self.held.clone())) as Box<dyn Watch>,
+                false => Box::new(EtcdWatch::open(from, after).await?),
+            })
         })
     }
 }
@@ -364,7 +417,7 @@ impl Etcd {
 
     /// A key that exists, to read something cheap.
     fn lane_key(&self) -> Bytes {
-        self.keys.mark(&self.name)
+        self.keys.mark(&self.config.name)
     }
 }
 
@@ -374,6 +427,11 @@ impl Etcd {
 struct NotInTime {
     members: String,
 }
+
+/// Nobody was there to agree.
+#[derive(Debug, thiserror::Error)]
+#[error("no majority of its members has answered since this process began")]
+struct NoMajority;
 
 /// A commit that etcd would not take.
 #[derive(Debug, thiserror::Error)]

@@ -50,6 +50,9 @@ pub(crate) struct RangeRequest {
     pub(crate) limit: i64,
     #[prost(int64, tag = "4")]
     pub(crate) revision: i64,
+    /// As far as the one that is asked knows, which then asks nobody.
+    #[prost(bool, tag = "7")]
+    pub(crate) serializable: bool,
     #[prost(bool, tag = "9")]
     pub(crate) count_only: bool,
 }

@@ -2,8 +2,15 @@
 //!
 //! Everything that is wrong with a cluster is said here, with what to do about it: too old, another layout, smaller limits than the
 //! settings say, a certificate it does not take.
+//!
+//! A cluster without a majority is opened all the same, as one of its members holds it (see `held`): it is read, nothing is committed, and whoever
+//! opened it asks now and then whether there is a majority ([`Etcd::settle`]), upon which all goes on as if it had been there from the beginning.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex as Leaf, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use store::engine::Limits;
@@ -11,9 +18,11 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     ANSWER_MAX, COMMIT_BYTES_MAX, Endpoint, Etcd, Lane, PATIENCE_MAX, Room, Tls, TlsError,
+    bolt::FileError,
     call::{CallError, Code},
     cluster::Cluster,
     deadline,
+    held::Held,
     keys::Keys,
     mark::{Mark, Nonce, Unclear},
     messages::{
@@ -32,6 +41,10 @@ const OPERATIONS_OF_A_MARK: usize = 1;
 const OPERATIONS_MIN: usize = 16;
 /// The oldest etcd that has all that is used here.
 const OLDEST: (u32, u32) = (3, 4);
+/// How long a majority has to answer before what one member holds is taken: members that are well answer in milliseconds, and one that elects settles soon.
+const MAJORITY_MAX: Duration = Duration::from_secs(2);
+/// The same for each later look.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 /// How records and marks lie under the prefix.
 const FORMAT: &str = "1";
 /// Longest name of somebody who commits.
@@ -52,6 +65,8 @@ pub struct Config {
     pub operations_max: usize,
     /// How large their files may become; not looked at when absent.
     pub room: Option<Room>,
+    /// Data directory of the member on this machine, if there is one: read while no member answers.
+    pub data: Option<PathBuf>,
 }
 
 /// Why a cluster cannot be used.
@@ -93,6 +108,15 @@ pub enum OpenError {
         /// What is written there.
         found: String,
     },
+    /// Since this was opened without a majority, the store has become another one.
+    #[error("the store under `{prefix}` was begun anew meanwhile: start again")]
+    Another {
+        /// Where.
+        prefix: String,
+    },
+    /// The file of this machine's member.
+    #[error("read this machine's member of etcd, because no other one answers")]
+    File(#[from] FileError),
     /// What is added to revisions cannot be read.
     #[error("the store under `{prefix}` is damaged: its revisions' base is `{found}`, which is no number")]
     Base {
@@ -103,8 +127,26 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether more members would mend it.
+    fn is_lack_of_members(&self) -> bool {
+        match self {
+            Self::Ask { source, .. } => source.downcast_ref::<CallError>().is_some_and(CallError::is_the_members_fault),
+            _ => false,
+        }
+    }
+
+    /// Whether time will not mend it.
+    fn is_lack_of_trust(&self) -> bool {
+        match self {
+            Self::Ask { source, .. } => matches!(source.downcast_ref(), Some(CallError::Untrusted { .. })),
+            _ => false,
+        }
+    }
+}
+
 impl Etcd {
-    /// Connect, and take over the mark of [`Config::name`].
+    /// Connect, and take over the mark of [`Config::name`]; without a majority, read what one member holds.
     ///
     /// # Errors
     /// With the reason, and what to do about it.
@@ -113,26 +155,56 @@ impl Etcd {
         if let Some(tls) = &config.tls {
             tls.client_config()?;
         }
-        let opening = Opening {
-            cluster: Arc::new(Cluster::new(endpoints, config.tls)),
-            keys: Keys::new(&format!("/{}/", config.prefix.trim_matches('/'))),
-            deadline: deadline(),
+        let cluster = Arc::new(Cluster::new(endpoints, config.tls.clone()));
+        let keys = Keys::below(&config.prefix);
+        let until = deadline();
+        let (base, mark, held) = loop {
+            let opening = Opening::new(&cluster, &keys, MAJORITY_MAX);
+            match opening.all(&config).await {
+                Ok((base, mark)) => break (base, mark, None),
+                Err(error) if error.is_lack_of_members() => {
+                    if let Some(held) = opening.held(&config).await? {
+                        let mark = Mark { key: keys.mark(&config.name), revision: 0 };
+                        break (base_of(&config.prefix, held.base.as_ref())?, mark, Some(Arc::new(held)));
+                    }
+                    if error.is_lack_of_trust() || Instant::now() >= until {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         };
-        opening.check_version().await?;
-        opening.check_operations(config.operations_max).await?;
-        opening.check_format(&config.prefix).await?;
-        let base = opening.read_base(&config.prefix).await?;
-        let mark = opening.take_mark(&config.name).await?;
-        let Opening { cluster, keys, .. } = opening;
         Ok(Self {
             cluster,
             keys,
             limits: Limits { operations: config.operations_max - OPERATIONS_OF_A_MARK, bytes: COMMIT_BYTES_MAX },
-            name: config.name,
             base: AtomicU64::new(base),
             space: Space::new(config.room),
+            held: Arc::new(Leaf::new(held)),
             lane: Mutex::new(Lane { mark, unsettled: None }),
+            config,
         })
+    }
+
+    /// Looks whether there is a majority now, if there was none yet; returns whether there is or was one.
+    ///
+    /// # Errors
+    /// When there is one and it is not one to be used.
+    pub async fn settle(&self) -> Result<bool, OpenError> {
+        if !self.is_waiting() {
+            return Ok(true);
+        }
+        let mut lane = self.lane.lock().await;
+        match Opening::new(&self.cluster, &self.keys, SETTLE_MAX).all(&self.config).await {
+            Ok((base, _)) if base != self.base().0 => Err(OpenError::Another { prefix: self.config.prefix.clone() }),
+            Ok((_, mark)) => {
+                lane.mark = mark;
+                *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Ok(true)
+            }
+            Err(error) if error.is_lack_of_members() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -143,6 +215,39 @@ struct Opening {
 }
 
 impl Opening {
+    fn new(cluster: &Arc<Cluster>, keys: &Keys, within: Duration) -> Self {
+        Self { cluster: cluster.clone(), keys: keys.clone(), deadline: Instant::now() + within }
+    }
+
+    /// What a majority answers: what is added to revisions, and our mark.
+    async fn all(&self, config: &Config) -> Result<(u64, Mark), OpenError> {
+        self.check_version().await?;
+        self.check_operations(config.operations_max).await?;
+        self.check_format(&config.prefix).await?;
+        let base = self.read_base(&config.prefix).await?;
+        Ok((base, self.take_mark(&config.name).await?))
+    }
+
+    /// What one member holds, if it was ever opened there.
+    async fn held(&self, config: &Config) -> Result<Option<Held>, OpenError> {
+        let (endpoints, tls) = self.cluster.endpoints();
+        let held = match (Held::ask(&self.keys, &endpoints, tls).await, &config.data) {
+            (Ok(held), _) => held,
+            (Err(_), Some(data)) if crate::held::file_of(data).exists() => {
+                let (keys, data) = (self.keys.clone(), data.clone());
+                base::task::blocking("read member", move || Held::read_file(&keys, &data)).await?.0
+            }
+            (Err(error), _) => {
+                tracing::debug!(error = base::errors::chain(&error), "no member says what it holds");
+                return Ok(None);
+            }
+        };
+        match &held.format {
+            None => Ok(None),
+            Some(format) => check_layout(&config.prefix, format).map(|()| Some(held)),
+        }
+    }
+
     async fn check_version(&self) -> Result<(), OpenError> {
         let asked = self.cluster.ask_any(path::STATUS, &StatusRequest {}, ANSWER_MAX, self.deadline).await;
         let status: StatusResponse = asked.map_err(|error| self.failed(error))?;
@@ -182,13 +287,7 @@ impl Opening {
         }
         let range = answer.responses.first().and_then(|response| response.range.as_ref());
         let found = range.and_then(|range| range.kvs.first()).ok_or_else(|| self.failed(Unclear))?;
-        match found.value == FORMAT.as_bytes() {
-            true => Ok(()),
-            false => Err(OpenError::Format {
-                prefix: prefix.to_owned(),
-                found: String::from_utf8_lossy(&found.value).into_owned(),
-            }),
-        }
+        check_layout(prefix, &found.value)
     }
 
     /// What is added to etcd's revisions.
@@ -196,10 +295,7 @@ impl Opening {
         let question = RangeRequest { key: self.keys.base(), ..RangeRequest::default() };
         let asked = self.cluster.ask_any(path::RANGE, &question, ANSWER_MAX, self.deadline).await;
         let answer: RangeResponse = asked.map_err(|error| self.failed(error))?;
-        let Some(kv) = answer.kvs.first() else { return Ok(0) };
-        let text = String::from_utf8_lossy(&kv.value);
-        let unreadable = |_| OpenError::Base { prefix: prefix.to_owned(), found: text.clone().into_owned() };
-        text.parse().map_err(unreadable)
+        base_of(prefix, answer.kvs.first().map(|kv| &kv.value))
     }
 
     async fn take_mark(&self, name: &str) -> Result<Mark, OpenError> {
@@ -228,6 +324,17 @@ impl Opening {
     fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> OpenError {
         OpenError::Ask { members: self.cluster.names(), source: Box::new(source) }
     }
+}
+
+fn check_layout(prefix: &str, found: &Bytes) -> Result<(), OpenError> {
+    let wrong = || OpenError::Format { prefix: prefix.to_owned(), found: String::from_utf8_lossy(found).into_owned() };
+    if found == FORMAT.as_bytes() { Ok(()) } else { Err(wrong()) }
+}
+
+fn base_of(prefix: &str, found: Option<&Bytes>) -> Result<u64, OpenError> {
+    let Some(value) = found else { return Ok(0) };
+    let text = String::from_utf8_lossy(value);
+    text.parse().map_err(|_| OpenError::Base { prefix: prefix.to_owned(), found: text.clone().into_owned() })
 }
 
 fn check(config: &Config) -> Result<Vec<Endpoint>, String> {
@@ -297,6 +404,7 @@ mod tests {
             name: "one".to_owned(),
             operations_max: 128,
             room: None,
+            data: None,
         };
         assert!(check(&good).is_ok());
         let wrong = |change: fn(&mut Config)| {

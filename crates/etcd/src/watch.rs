@@ -8,7 +8,10 @@
 //! A cut stream is an error here; the mirror opens another one where this one ended. History that etcd has compacted, and a revision
 //! that it never had (it was restored from an older copy), are [`EngineError::Compacted`]: the mirror loads everything again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use store::{
@@ -22,6 +25,7 @@ use crate::{
     call::{Answers, CallError, Code, MESSAGE_BYTES_MAX, Questions},
     cluster::{Cluster, Place},
     deadline, failed,
+    held::Held,
     keys::Keys,
     messages::{
         RangeRequest, RangeResponse, WatchCreateRequest, WatchEvent, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -32,6 +36,8 @@ use crate::{
 
 /// How often a sign of life is asked for.
 const SIGN_PERIOD: Duration = Duration::from_secs(1);
+/// How often a watch that is to begin with a majority looks for one.
+const PENDING_PERIOD: Duration = Duration::from_millis(100);
 /// How long a member may say nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// Bytes of one delivery that came in pieces; a mirror that is that far behind does better to load everything.
@@ -51,15 +57,52 @@ pub(crate) struct EtcdWatch {
     pieces_bytes: usize,
 }
 
+/// What is followed.
+#[derive(Clone)]
+pub(crate) struct Followed {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) keys: Keys,
+    pub(crate) base: Base,
+    /// A key that is cheap to read.
+    pub(crate) look: Bytes,
+}
+
+/// A watch that begins when there is a majority.
+pub(crate) struct Pending {
+    from: Followed,
+    after: Revision,
+    held: Arc<Mutex<Option<Arc<Held>>>>,
+    open: Option<EtcdWatch>,
+}
+
+impl Pending {
+    /// To follow from `after` as soon as `held` is no more.
+    pub(crate) fn new(from: Followed, after: Revision, held: Arc<Mutex<Option<Arc<Held>>>>) -> Self {
+        Self { from, after, held, open: None }
+    }
+}
+
+impl Watch for Pending {
+    fn next(&mut self) -> BoxFuture<'_, Result<Delivery, EngineError>> {
+        Box::pin(async move {
+            while self.held.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                tokio::time::sleep(PENDING_PERIOD).await;
+            }
+            if self.open.is_none() {
+                self.open = Some(EtcdWatch::open(self.from.clone(), self.after).await?);
+            }
+            match &mut self.open {
+                Some(open) => open.next().await,
+                None => Err(EngineError::Closed),
+            }
+        })
+    }
+}
+
 impl EtcdWatch {
-    /// Follow from `after`. `look` is a key that is cheap to read.
-    pub(crate) async fn open(
-        cluster: Arc<Cluster>,
-        keys: Keys,
-        base: Base,
-        look: Bytes,
-        after: Revision,
-    ) -> Result<Self, EngineError> {
+    /// Follow from `after`.
+    pub(crate) async fn open(from: Followed, after: Revision) -> Result<Self, EngineError> {
+        let Followed { cluster, keys, base, look } = from;
         let Some(from) = base.down(after) else { return Err(EngineError::Compacted(after)) };
         // The stream itself would say so too, but only later, and of a revision that is still to come it would say nothing.
         let question = RangeRequest { key: look, revision: from, count_only: true, ..RangeRequest::default() };

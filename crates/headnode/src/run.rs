@@ -5,6 +5,9 @@
 //! ```
 //! Listeners are bound before anything runs, so a port that is taken fails the start and not an hour later. At shutdown
 //! everything hears of it at once; the store is the last to go, when its last user has.
+//!
+//! A store that has no majority yet is opened as this machine's member holds it: the doors open, reads are answered, and registering, flows and loops wait
+//! for the majority ([`majority`]).
 
 use std::{
     net::SocketAddr,
@@ -31,7 +34,7 @@ use crate::{
     cloudapi,
     inquiries::Inquiries,
     listen::{self, Limits},
-    members::{self, TendMembers, file::ClusterFileError},
+    members::{self, TendMembers, file::ClusterFileError, majority},
     meters::Meters,
     nodelink,
     ops::{self, Ops},
@@ -116,11 +119,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let sockets = Sockets::bind(&settings).await?;
     let (control, keeper) = start_control(&settings, &pki, clock.clone(), &shutdown).await?;
     control.keep_store_with(keeper.clone());
-    let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
-    servers::register(&control, pki.server_id, new).await.map_err(RunError::Register)?;
-    control::firewall::seed(&control).await.map_err(RunError::Seed)?;
-    refuse_who_was_taken_out(&settings, &pki, &control)?;
-    let announce = announce(&settings, &pki, &control).await?;
+    let is_waiting = enter(&settings, &pki, &control, &keeper).await?;
     let images_missing = Arc::new(AtomicU64::new(0));
 
     let doors = Doors::open(&pki)?;
@@ -130,9 +129,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let inquiries = Inquiries::default();
     loops.add(RenewCertificates(certificates.clone()));
     let news = [
-        loops.add(announce),
+        loops.add(announce(&settings, &pki, &control)),
         loops.add(Replicas::new(&control, &pki, &images_missing)),
-        loops.add(TendMembers::new(keeper)),
+        loops.add(TendMembers::new(keeper.clone())),
     ];
     loops.add(TakeBackups::new(control.clone(), settings.clone()));
     let ops = Ops::new(ops::Inner {
@@ -151,37 +150,108 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let measurements = Measurements::new(settings.headnode_dir(), images_missing);
     let beats = headnodes::keep_beating(control.clone(), id, measurements, shutdown.clone());
 
-    let background = [
-        base::task::spawn("beats", beats),
-        base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
-        base::task::spawn("names", names::keep_published(control.clone(), shutdown.clone())),
-        base::task::spawn("flows", flows.run(shutdown.clone())),
-        base::task::spawn("loops", loops.run(shutdown.clone())),
-    ];
+    let work = async {
+        if is_waiting && !begin_with_majority(&settings, &pki, &control, &keeper, &shutdown).await? {
+            return Ok(());
+        }
+        let background = [
+            base::task::spawn("beats", beats),
+            base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
+            base::task::spawn("names", names::keep_published(control.clone(), shutdown.clone())),
+            base::task::spawn("flows", flows.run(shutdown.clone())),
+            base::task::spawn("loops", loops.run(shutdown.clone())),
+        ];
+        for task in background {
+            // A task that panicked has been logged by its name.
+            let _ = task.await;
+        }
+        Ok(())
+    };
+    let watch = async { Ok(majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await?) };
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
-    let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
-    tokio::join!(
-        serve("cloudapi", sockets.cloudapi, doors.tenants, tenants_router(&control, &settings), Limits::TENANTS),
-        serve(
-            "node link",
-            sockets.node_link,
-            doors.nodes,
-            nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
-            Limits::NODES
-        ),
-        serve("ops", sockets.ops, doors.members, ops::router(ops), Limits::OPERATORS),
-    );
-    for task in background {
-        // A task that panicked has been logged by its name.
-        let _ = task.await;
-    }
+    let routers = Routers {
+        tenants: tenants_router(&control, &settings),
+        nodes: nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
+        operators: ops::router(ops),
+    };
+    let serving = async {
+        serve(sockets, doors, routers, &shutdown).await;
+        Ok::<_, RunError>(())
+    };
+    tokio::try_join!(serving, work, watch)?;
     tracing::info!("headnode has ended");
     Ok(())
 }
 
+/// What is behind each listener.
+struct Routers {
+    tenants: Router,
+    nodes: Router,
+    operators: Router,
+}
+
+/// Serves until shutdown.
+async fn serve(sockets: Sockets, doors: Doors, routers: Routers, shutdown: &Shutdown) {
+    let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
+    tokio::join!(
+        serve("cloudapi", sockets.cloudapi, doors.tenants, routers.tenants, Limits::TENANTS),
+        serve("node link", sockets.node_link, doors.nodes, routers.nodes, Limits::NODES),
+        serve("ops", sockets.ops, doors.members, routers.operators, Limits::OPERATORS),
+    );
+}
+
+/// What comes before any door is open. Returns whether the store waits for a majority, and the rest with it.
+async fn enter(settings: &Settings, pki: &Pki, control: &Control, keeper: &members::Keeper) -> Result<bool, RunError> {
+    if !keeper.is_waiting() {
+        begin(settings, pki, control).await?;
+        return Ok(false);
+    }
+    // What it says may be past; that this machine is no headnode any more does not become untrue by itself.
+    refuse_who_was_taken_out(settings, pki, control)?;
+    majority::say_at_start(control, keeper).await;
+    Ok(true)
+}
+
+/// Begins when there is a majority. Returns whether that came to be before shutdown.
+async fn begin_with_majority(
+    settings: &Settings,
+    pki: &Pki,
+    control: &Control,
+    keeper: &members::Keeper,
+    shutdown: &Shutdown,
+) -> Result<bool, RunError> {
+    majority::await_majority(control, keeper, shutdown).await;
+    if shutdown.is_set() {
+        return Ok(false);
+    }
+    begin(settings, pki, control).await?;
+    Ok(true)
+}
+
+/// What this headnode says of itself.
+fn announce(settings: &Settings, pki: &Pki, control: &Control) -> Announce {
+    let settings = Arc::new(settings.clone());
+    Announce { control: control.clone(), id: pki.server_id, settings, hostname: hostname() }
+}
+
+/// Writes down that this headnode is there, if it may be.
+async fn begin(settings: &Settings, pki: &Pki, control: &Control) -> Result<(), RunError> {
+    let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
+    servers::register(control, pki.server_id, new).await.map_err(RunError::Register)?;
+    control::firewall::seed(control).await.map_err(RunError::Seed)?;
+    refuse_who_was_taken_out(settings, pki, control)?;
+    let announce = announce(settings, pki, control);
+    headnodes::register(control, pki.server_id, &announce.now()).await.map_err(RunError::Announce)
+}
+
 /// One that was taken out while it could not hear of it does not come back: its node is told to put it away.
 fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -> Result<(), RunError> {
-    let server = servers::get(control, pki.server_id).map_err(RunError::Register)?.server;
+    let server = match servers::get(control, pki.server_id) {
+        Ok(view) => view.server,
+        // Of an old state that did not know it yet.
+        Err(control::Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(RunError::Register(error)),
+    };
     match &server.headnode_role {
         Some(role) if role.wanted == HeadnodeWanted::Absent => {
             role::write(settings, role.since, HeadnodeState::Leaving, &role.headnodes)?;
@@ -189,14 +259,6 @@ fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -
         }
         _ => Ok(()),
     }
-}
-
-/// Registers this headnode.
-async fn announce(settings: &Settings, pki: &Pki, control: &Control) -> Result<Announce, RunError> {
-    let (id, settings, hostname) = (pki.server_id, Arc::new(settings.clone()), hostname());
-    let announce = Announce { control: control.clone(), id, settings, hostname };
-    headnodes::register(control, id, &announce.now()).await.map_err(RunError::Announce)?;
-    Ok(announce)
 }
 
 /// What each listener proves and asks for.
@@ -246,6 +308,11 @@ async fn start_control(
     let (engine, keeper) = members::open_store(settings, pki.server_id, clock.clone()).await?;
     let store = Store::open(engine, control::schema()).await?;
     keeper.attach(store.clone());
+    if keeper.is_waiting()
+        && let Some(beat) = majority::newest_beat(&store)
+    {
+        store.opened_old(Duration::from_millis(Timestamp(clock.now_ms()).millis_since(beat)));
+    }
     Ok((Control::start(store, clock, control_config(settings, pki, images_dir), shutdown.clone()), keeper))
 }
 

@@ -24,6 +24,9 @@ pub struct HeadnodesView {
     /// Why nothing is known of members, when nothing is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub members_error: Option<String>,
+    /// Whom the store waits for, when it has no majority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<WaitingView>,
     /// How many that keep the store may be lost now, with the rest still able to commit.
     pub may_be_lost: usize,
     /// What their number means, in a sentence.
@@ -33,6 +36,41 @@ pub struct HeadnodesView {
     pub changes: Vec<FlowView>,
     /// What to do next; empty when all is well.
     pub advice: Vec<String>,
+}
+
+/// The store has no majority: reads are answered, nothing can be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingView {
+    /// Since when the headnode that answers has not heard from one.
+    pub since: Timestamp,
+    /// Of when the newest beat is that it shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<Timestamp>,
+    /// Members with a vote.
+    pub voting: usize,
+    /// How many have to answer.
+    pub needed: usize,
+    /// Those that do, by the names of their machines.
+    pub answering: Vec<String>,
+    /// Those that do not.
+    pub missing: Vec<MissingView>,
+    /// All of it in a sentence.
+    pub text: String,
+}
+
+/// A member that is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingView {
+    /// Host name of its machine, or what it is called.
+    pub name: String,
+    /// Where it was looked for, `HOST:PORT`.
+    pub address: String,
+    /// Its machine, when it is one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerId>,
+    /// When that machine's headnode beat last, by its own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_beat: Option<Timestamp>,
 }
 
 /// Where the store is.

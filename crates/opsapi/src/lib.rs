@@ -65,7 +65,7 @@ pub use firewall::{
     FirewallLogLine, FirewallLogQuery, FirewallLogView, FirewallRuleChange, FirewallRuleView, NewFirewallRule,
     SilentServer,
 };
-pub use headnodes::{HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, StoreKept};
+pub use headnodes::{HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, MissingView, StoreKept, WaitingView};
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicChange, NicTagView, NicView};
 pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;

@@ -57,6 +57,8 @@ struct State {
     waiting: Vec<oneshot::Sender<()>>,
     /// When the last question that was answered was asked.
     known_at: Instant,
+    /// How old what was loaded was then.
+    older: Duration,
     /// Since when questions stay without an answer.
     silent_since: Option<Instant>,
 }
@@ -64,8 +66,13 @@ struct State {
 impl Freshness {
     /// The mirror has just been loaded.
     pub(crate) fn new() -> Self {
-        let state = State { waiting: Vec::new(), known_at: Instant::now(), silent_since: None };
+        let state = State { waiting: Vec::new(), known_at: Instant::now(), older: Duration::ZERO, silent_since: None };
         Self { state: Mutex::new(state), came: Notify::new() }
+    }
+
+    /// What was loaded was `age` old.
+    pub(crate) fn is_older(&self, age: Duration) {
+        self.lock().older = age;
     }
 
     /// Wait until the mirror shows all that was committed before this was called.
@@ -101,7 +108,7 @@ impl Freshness {
             }
             {
                 let mut state = self.lock();
-                (state.known_at, state.silent_since) = (asked_at, None);
+                (state.known_at, state.older, state.silent_since) = (asked_at, Duration::ZERO, None);
             }
             for reader in waiting {
                 // One that no longer waits is no error.
@@ -135,6 +142,6 @@ impl Freshness {
 
 impl State {
     fn stale(&self) -> Stale {
-        Stale { age: self.known_at.elapsed() }
+        Stale { age: self.known_at.elapsed().saturating_add(self.older) }
     }
 }

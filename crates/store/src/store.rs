@@ -159,6 +159,11 @@ impl Store {
         }
     }
 
+    /// What was opened was `age` old: an engine without its majority gives what one of its members holds.
+    pub fn opened_old(&self, age: Duration) {
+        self.inner.fresh.is_older(age);
+    }
+
     /// How many decisions were made anew because what they saw did not come true.
     pub fn decided_again(&self) -> u64 {
         self.inner.again.load(Ordering::Relaxed)

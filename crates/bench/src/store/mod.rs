@@ -182,6 +182,7 @@ async fn engine(members: &[Member], name: &str, tls: Option<&Tls>) -> Result<Etc
         name: name.to_owned(),
         operations_max: etcd::OPERATIONS_MAX_DEFAULT,
         room: None,
+        data: None,
     };
     Etcd::open(config).await.map_err(|error| base::errors::chain(&error))
 }

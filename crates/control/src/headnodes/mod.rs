@@ -19,6 +19,7 @@ pub mod members;
 mod adding;
 mod beating;
 mod change;
+mod lacking;
 mod removing;
 mod roster;
 
@@ -40,6 +41,7 @@ use crate::{
 pub use adding::HeadnodeAdd;
 pub use beating::{Measure, beat, keep_beating};
 pub use change::{Candidate, Input, MemberPlace, SUBJECT, Wanted, change, under_way};
+pub use lacking::{Missing, NoMajority};
 pub use removing::HeadnodeRemove;
 pub(crate) use roster::start;
 pub use roster::{Headnodes, Roster};

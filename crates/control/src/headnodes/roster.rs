@@ -17,6 +17,7 @@ use store::{Change, Snapshot};
 // Not the system's: a simulation owns the time. Not the wall clock either, which jumps.
 use tokio::time::Instant;
 
+use super::NoMajority;
 use crate::{
     Control,
     tables::{BEATS, HEADNODES, SERVERS},
@@ -35,6 +36,8 @@ pub struct Headnodes {
     roster: watch::Sender<Arc<Roster>>,
     share: watch::Sender<Arc<dyn Share>>,
     out: watch::Sender<bool>,
+    /// What the store lacks to be changed.
+    pub(super) lacking: watch::Sender<Option<Arc<NoMajority>>>,
 }
 
 /// A beat that arrived.
@@ -124,6 +127,7 @@ impl Headnodes {
             share: watch::Sender::new(roster.clone()),
             roster: watch::Sender::new(roster),
             out: watch::Sender::new(false),
+            lacking: watch::Sender::new(None),
         }
     }
 

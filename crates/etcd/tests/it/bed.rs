@@ -79,6 +79,7 @@ impl Bed {
             name: name.to_owned(),
             operations_max: etcd::OPERATIONS_MAX_DEFAULT,
             room: None,
+            data: None,
         }
     }
 

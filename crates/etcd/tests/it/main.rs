@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on may panic")]
 
 mod admin;
+mod alone;
 mod bad;
 mod bed;
 mod lost;

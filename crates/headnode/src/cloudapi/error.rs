@@ -82,6 +82,12 @@ impl From<Error> for ApiError {
             Error::InvalidState { .. } => Code::InvalidState,
             Error::InProgress => return in_progress(text),
             Error::Unavailable(_) => Code::ServiceUnavailable,
+            Error::Store(store::CommitError::Engine(_)) => {
+                error!(error = base::errors::chain(&error), "request failed");
+                let text = "the datacenter's records cannot be written at the moment; whether this was done is not known: look, \
+                            then repeat it";
+                return Self::new(Code::ServiceUnavailable, text);
+            }
             Error::Store(_) | Error::File { .. } => {
                 // The reason is the operator's; the tenant cannot do anything about it.
                 error!(error = base::errors::chain(&error), "request failed");

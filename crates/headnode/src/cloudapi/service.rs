@@ -107,6 +107,12 @@ async fn handle(
         })?;
     }
     maintenance(api, &parts.method)?;
+    if let Some(lack) = api.control.headnodes.lacking()
+        && !matches!(parts.method, Method::GET | Method::HEAD)
+    {
+        let error = ApiError::new(Code::ServiceUnavailable, lack.for_tenants());
+        return Err(error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string()));
+    }
     if api.control.headnodes.is_out() && !matches!(parts.method, Method::GET | Method::HEAD) {
         let message = "this headnode cannot change anything at the moment; another one can, or this one again soon";
         let error = ApiError::new(Code::ServiceUnavailable, message);
@@ -146,7 +152,7 @@ fn public(api: &CloudApi, method: &Method, path: &str) -> Option<Reply> {
     }
     match path {
         // For whoever moves an address or a name to a headnode that is well.
-        "/--ping" if api.control.headnodes.is_out() => {
+        "/--ping" if api.control.headnodes.is_out() || api.control.headnodes.lacking().is_some() => {
             Some(Reply::json(&Ping::pong()).status(StatusCode::SERVICE_UNAVAILABLE))
         }
         "/--ping" => Some(Reply::json(&Ping::pong())),

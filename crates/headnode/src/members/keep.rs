@@ -120,6 +120,7 @@ fn config(settings: &Settings, server: ServerId, pki: &StorePki, endpoints: Vec<
         name: server.to_string(),
         operations_max: store.operations_max,
         room: Some(Room { quota_bytes: store.quota_mib << 20, reserve_bytes: store.reserve_mib << 20 }),
+        data: Some(ClusterFile::data_dir(settings)),
     }
 }
 

@@ -5,6 +5,7 @@
 //!                └─► `neso member`: how etcd is started        (process)
 //!   a machine that becomes a headnode ─► what it is given      (kit)
 //!   a flow's steps ─► move the store, add, promote, remove     (keep: control's trait over crate etcd)
+//!   a majority that is missing ─► who is waited for           (majority)
 //!   every ten seconds ─► addresses, history, file size, alarms, lost data   (tend)
 //! ```
 //! A member lives through its headnode's end, and a headnode through its member's: it talks to another one. Nothing here decides who leads or
@@ -13,6 +14,7 @@
 pub mod file;
 mod keep;
 mod kit;
+pub mod majority;
 pub mod process;
 mod tend;
 

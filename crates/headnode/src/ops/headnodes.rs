@@ -4,7 +4,7 @@ use axum::{Extension, Json, Router, extract::State, routing::get};
 use control::{
     Control,
     headnodes::{
-        self, Candidate, SUBJECT, Wanted,
+        self, Candidate, Missing, NoMajority, SUBJECT, Wanted,
         members::{Cluster, KeptIn, MemberState},
     },
 };
@@ -15,7 +15,7 @@ use model::{
     quorum,
 };
 use nodeapi::inquiry::{Answer as NodeAnswer, Question};
-use opsapi::{FlowView, HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, StoreKept};
+use opsapi::{FlowView, HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, MissingView, StoreKept, WaitingView};
 
 use super::{Answer, Body, Ops, Refusal, instances::flow_view, servers::find_server};
 
@@ -62,10 +62,13 @@ fn find_headnode(control: &Control, name: &str) -> Result<model::id::ServerId, R
 
 async fn show(State(ops): State<Ops>) -> Answer<HeadnodesView> {
     let control = &ops.control;
+    let lack = control.headnodes.lacking();
     let (kept_in, cluster) = match control.members() {
         Ok(members) => {
             let kept_in = members.kept_in();
             let cluster = match kept_in {
+                // They were asked a moment ago, and most do not answer.
+                _ if lack.is_some() => None,
                 KeptIn::Members => Some(members.status().await.map_err(|error| base::errors::chain(&error))),
                 KeptIn::File | KeptIn::ElsewhereKept => None,
             };
@@ -86,6 +89,7 @@ async fn show(State(ops): State<Ops>) -> Answer<HeadnodesView> {
     let strangers = strangers.map(|state| state.name.clone()).collect();
     let may_be_lost = match (kept_in, &cluster) {
         (KeptIn::Members, Some(cluster)) => cluster.faults_tolerated(),
+        _ if lack.is_some() => 0,
         (KeptIn::ElsewhereKept, _) => rows.iter().filter(|row| row.fresh).count().saturating_sub(1),
         _ => 0,
     };
@@ -105,6 +109,7 @@ async fn show(State(ops): State<Ops>) -> Answer<HeadnodesView> {
         headnodes: rows,
         strangers,
         members_error,
+        waiting: lack.as_deref().map(waiting),
         may_be_lost,
         meaning,
         changes: changes(control),
@@ -112,6 +117,24 @@ async fn show(State(ops): State<Ops>) -> Answer<HeadnodesView> {
     };
     view.advice = advice(&view);
     Ok(Json(view))
+}
+
+fn waiting(lack: &NoMajority) -> WaitingView {
+    let missing = |missing: &Missing| MissingView {
+        name: missing.name.clone(),
+        address: missing.address.clone(),
+        server: missing.server,
+        last_beat: missing.last_beat,
+    };
+    WaitingView {
+        since: lack.since,
+        as_of: lack.as_of,
+        voting: lack.voting,
+        needed: lack.needed(),
+        answering: lack.answering.clone(),
+        missing: lack.missing.iter().map(missing).collect(),
+        text: lack.for_operators(),
+    }
 }
 
 fn row(ops: &Ops, found: &headnodes::HeadnodeView, cluster: Option<&Cluster>) -> HeadnodeView {
@@ -162,15 +185,23 @@ fn changes(control: &Control) -> Vec<FlowView> {
     flows.iter().filter(|flow| is_told(flow.state, Some(flow.id) == last)).map(|flow| flow_view(flow)).collect()
 }
 
+/// What to do when the store has no majority.
+fn advice_without_majority(view: &HeadnodesView) -> Vec<String> {
+    let Some(waiting) = &view.waiting else { return Vec::new() };
+    let next = "reads are answered; all goes on by itself as soon as enough of them answer: start those machines, or `neso up` there";
+    vec![waiting.text.clone(), next.to_owned()]
+}
+
 /// What to do next, the most urgent first.
 fn advice(view: &HeadnodesView) -> Vec<String> {
-    let mut advice = Vec::new();
+    let mut advice = advice_without_majority(view);
     if let Some(error) = &view.members_error {
         advice.push(format!("the store's members cannot be asked: {error}"));
     }
     for one in &view.headnodes {
         let name = &one.hostname;
-        let is_away = !one.fresh && one.stage == Stage::Active && view.headnodes.len() > 1;
+        // Nobody beats without a majority.
+        let is_away = !one.fresh && one.stage == Stage::Active && view.headnodes.len() > 1 && view.waiting.is_none();
         if is_away {
             let since = one
                 .beat_age_ms
@@ -192,7 +223,11 @@ fn advice(view: &HeadnodesView) -> Vec<String> {
             for alarm in &member.alarms {
                 advice.push(format!("the store's member on {name} complains: {alarm}"));
             }
-        } else if view.store == StoreKept::Members && view.members_error.is_none() && one.stage == Stage::Active {
+        } else if view.store == StoreKept::Members
+            && view.members_error.is_none()
+            && view.waiting.is_none()
+            && one.stage == Stage::Active
+        {
             advice.push(format!(
                 "{name} has no member of the store: `neso adm ha remove {name} --even`, then `neso adm ha add {name}`"
             ));
@@ -259,6 +294,7 @@ mod tests {
             headnodes: vec![one_called("a"), one_called("bb"), one_called("ccc")],
             strangers: Vec::new(),
             members_error: None,
+            waiting: None,
             may_be_lost: 1,
             meaning: String::new(),
             changes: Vec::new(),

@@ -24,7 +24,7 @@ use std::{ops::Deref, sync::Arc};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRequest, Request, State},
-    http::StatusCode,
+    http::{Method, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -129,8 +129,13 @@ async fn only_operators(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Answers from the newest state, or says since when it is not known.
+/// Answers from the newest state, or says since when it is not known. Refuses changes at once while nothing can be changed.
 async fn on_newest(State(ops): State<Ops>, request: Request, next: Next) -> Response {
+    if let Some(lack) = ops.control.headnodes.lacking()
+        && !matches!(*request.method(), Method::GET | Method::HEAD)
+    {
+        return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", lack.for_operators()).into_response();
+    }
     let fresh = ops.control.store.fresh().await;
     let mut response = next.run(request).await;
     if let Err(stale) = fresh {
@@ -174,7 +179,9 @@ impl From<control::Error> for Refusal {
             Error::Conflict(_) | Error::DeletionProtected | Error::InvalidState { .. } => {
                 (StatusCode::CONFLICT, "Conflict")
             }
-            Error::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
+            Error::Unavailable(_) | Error::Store(store::CommitError::Engine(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "Unavailable")
+            }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         };
         // Operators may know the causes; for them they are the answer.

@@ -30,6 +30,7 @@ async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
     let store_free_bytes = free_bytes(&ops);
     let counts = counts(&ops);
     let mut findings = Vec::new();
+    findings.extend(ops.control.headnodes.lacking().map(|lack| lack.for_operators()));
     if store_free_bytes < STORE_SPACE_LOW_BYTES {
         findings.push(format!("only {} MiB are free next to the store", store_free_bytes >> 20));
     }

@@ -135,6 +135,7 @@ impl StoreSettings {
             name: name.to_owned(),
             operations_max: self.operations_max,
             room: None,
+            data: None,
         }
     }
 }

@@ -305,6 +305,10 @@ fn strangers(view: &ServerView) -> Option<Finding> {
 /// What is to be done about headnodes; one that is meant to be alone is no finding.
 async fn headnodes(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
     let view = client.headnodes().await?;
+    if let Some(waiting) = view.waiting {
+        let remedy = "start those machines, or `neso up` there: all goes on by itself as soon as enough of them answer";
+        return Ok(vec![Finding::fatal("majority", waiting.text, remedy)]);
+    }
     if view.headnodes.len() < 2 && view.changes.is_empty() {
         return Ok(Vec::new());
     }

@@ -221,6 +221,11 @@ pub(crate) async fn finish(place: &Place, settings: &Settings, progress: &Progre
     }
     let client = crate::adm::client(settings)?;
     wait_for_ops(settings, &client, progress).await?;
+    if let Some(waiting) = client.headnodes().await?.waiting {
+        return Err(Failure::new(waiting.text).mend(
+            "everything on this machine was started, and reading works; all goes on by itself as soon as enough of them answer",
+        ));
+    }
     let result = setup::run(settings, &client, progress).await?;
     farewell::print(place, settings, &result);
     Ok(())

@@ -414,7 +414,8 @@ impl Machine {
         // The kernel's own id does not change, so say that this is another boot.
         fs::create_dir_all(&settings.paths.run).expect("a runtime directory");
         let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
-        fs::write(settings.paths.run.join("boot-id"), format!("{}.7\n", kernel.trim())).expect("another boot's id");
+        let boot = format!("{}.{}\n", kernel.trim(), self.space.pid());
+        fs::write(settings.paths.run.join("boot-id"), boot).expect("another boot's id");
     }
 
     /// Is met by other machines at an IPv6 address from now on.

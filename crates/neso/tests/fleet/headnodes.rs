@@ -28,7 +28,7 @@ pub(crate) fn etcd_is_here() -> bool {
     is_here
 }
 
-fn create(fleet: &Fleet, name: &str) -> String {
+pub(crate) fn create(fleet: &Fleet, name: &str) -> String {
     fleet.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
     fleet.instance(name).expect("an instance")["id"].as_str().expect("an id").to_owned()
 }
@@ -55,7 +55,7 @@ pub(crate) fn kill_all(machine: &Machine) {
 }
 
 /// Writes at `machine` until it is taken; how long that was.
-fn write(machine: &Machine, server: &str, text: &str) -> Duration {
+pub(crate) fn write(machine: &Machine, server: &str, text: &str) -> Duration {
     let begun = Instant::now();
     while !machine.run(&["adm", "-j", "server", "set", server, "--comments", text]).status.success() {
         assert!(begun.elapsed() < PATIENCE, "nothing can be written: {:?}", status(machine));

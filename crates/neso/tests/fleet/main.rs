@@ -6,8 +6,8 @@
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
 mod clock;
+mod cold;
 mod fabric;
-#[expect(dead_code, reason = "the reliability harness uses the rest")]
 mod fleet;
 mod guest;
 mod headnodes;

@@ -300,6 +300,7 @@ async fn open_etcd(endpoint: &str) -> etcd::Etcd {
         name: "mover".to_owned(),
         operations_max: etcd::OPERATIONS_MAX_DEFAULT,
         room: None,
+        data: None,
     };
     etcd::Etcd::open(config).await.unwrap()
 }

@@ -132,6 +132,7 @@ async fn open_etcd(member: &etcd::local::Member, prefix: &str, name: &str) -> et
         name: name.to_owned(),
         operations_max: etcd::OPERATIONS_MAX_DEFAULT,
         room: None,
+        data: None,
     };
     etcd::Etcd::open(config).await.unwrap()
 }
