@@ -22,7 +22,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::{
     arrival::{Name, arrive},
     change::{Change, Changes},
-    engine::{Delivery, Engine, EngineError, Watch},
+    engine::{Delivery, Engine, EngineError, Record, Watch},
     pipeline::{Landing, Pipeline},
     snapshot::{Snapshot, State},
     store::Error,
@@ -249,25 +249,31 @@ impl Mirror {
 
 async fn load(engine: &dyn Engine, schema: &Arc<Schema>) -> Result<(State, Box<dyn Watch>), Error> {
     let mut state = State::empty(schema.clone());
-    let mut watch = None;
-    let mut after = String::new();
+    let mut page = engine.load("", LOAD_RECORDS).await.map_err(Error::Engine)?;
+    state.revision = page.revision;
+    let mut watch = engine.watch(page.revision).await.map_err(Error::Engine)?;
     let mut newest = Revision(0);
     loop {
-        let page = engine.load(&after, LOAD_RECORDS).await.map_err(Error::Engine)?;
-        if watch.is_none() {
-            state.revision = page.revision;
-            watch = Some(engine.watch(page.revision).await.map_err(Error::Engine)?);
-        }
         newest = newest.max(page.revision);
-        for record in &page.records {
-            state.apply_stored(&record.key, record.revision, Some(&record.value)).map_err(Error::Decode)?;
-        }
-        match page.records.last() {
-            Some(last) if page.more => after.clone_from(&last.key),
-            _ => break,
+        let after = page.records.last().filter(|_| page.more).map(|record| record.key.clone());
+        let next = async {
+            match &after {
+                Some(after) => engine.load(after, LOAD_RECORDS).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let read = async {
+            let apply = |record: &Record| state.apply_stored(&record.key, record.revision, Some(&record.value));
+            page.records.iter().try_for_each(apply)
+        };
+        // The next page is asked for first, and is on its way while this one is read.
+        let (next, read) = tokio::join!(biased; next, read);
+        read.map_err(Error::Decode)?;
+        match next.map_err(Error::Engine)? {
+            Some(next) => page = next,
+            None => break,
         }
     }
-    let mut watch = watch.expect("the first page set the watch");
     // Records were written while we read: catch up before anybody sees a state that never was.
     while state.revision < newest {
         let delivery = watch.next().await.map_err(Error::Engine)?;

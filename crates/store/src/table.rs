@@ -175,6 +175,10 @@ pub(crate) fn encode<T: Serialize>(table: &Table<T>, value: &T) -> Result<Bytes,
 
 /// The value of a stored form, upgraded to the table's version.
 pub(crate) fn decode<T: DeserializeOwned>(table: &Table<T>, key: &str, bytes: &[u8]) -> Result<T, DecodeError> {
+    let present = present(bytes, table.version).and_then(|text| serde_json::from_str(text).ok());
+    if let Some(value) = present {
+        return Ok(value);
+    }
     let shape = |source| DecodeError::Shape { key: format!("{}/{key}", table.name), source };
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(shape)?;
     if envelope.v == table.version {
@@ -191,6 +195,17 @@ pub(crate) fn decode<T: DeserializeOwned>(table: &Table<T>, key: &str, bytes: &[
         reason,
     })?;
     serde_json::from_value(new).map_err(shape)
+}
+
+/// The value's text in what [`encode`] writes at `version`, which nearly all that is read is: looked for by hand, so that it is not gone through
+/// twice. `None` of anything else, however good.
+fn present(bytes: &[u8], version: u32) -> Option<&str> {
+    let rest = bytes.strip_prefix(b"{\"v\":")?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = rest.split_at(digits);
+    let text = rest.strip_prefix(b",\"d\":")?.strip_suffix(b"}")?;
+    let found: u32 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    if found == version { std::str::from_utf8(text).ok() } else { None }
 }
 
 /// The tables a program knows. A stored key of any other table is an error at start.
@@ -249,5 +264,39 @@ impl Schema {
         let unknown = || DecodeError::UnknownTable { key: full_key.to_owned() };
         let (name, key) = full_key.split_once('/').ok_or_else(unknown)?;
         Ok((self.position(name).ok_or_else(unknown)?, key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static TEXTS: Table<Vec<String>> = Table {
+        name: "texts",
+        version: 3,
+        key: |texts| texts.concat(),
+        indexes: &[],
+        upgrade: |from_version, _| Err(format!("version {from_version} was never written")),
+    };
+
+    #[test]
+    fn the_short_way_reads_what_is_written_and_leaves_the_rest_to_the_long_one() {
+        let texts = vec!["a}".to_owned(), "\",\"d\":".to_owned(), "ü".to_owned()];
+        let written = encode(&TEXTS, &texts).unwrap();
+        assert_eq!(present(&written, 3), Some(serde_json::to_string(&texts).unwrap().as_str()));
+        assert_eq!(present(&written, 4), None);
+        assert_eq!(decode(&TEXTS, "a", &written).unwrap(), texts);
+        // In another order, with spaces, and with something more than we know of.
+        for text in [r#"{"d":["x"],"v":3}"#, r#"{ "v": 3, "d": ["x"] }"#, r#"{"v":3,"d":["x"],"more":{}}"#] {
+            assert_eq!(decode(&TEXTS, "a", text.as_bytes()).unwrap(), ["x"], "{text}");
+        }
+        for text in ["", "{}", r#"{"v":3,"d":["x"]"#, r#"{"v":3,"d":["x"]}}"#, r#"{"v":3,"d":["x"],"v":3}"#] {
+            let refused = decode(&TEXTS, "a", text.as_bytes());
+            assert!(matches!(refused, Err(DecodeError::Shape { .. })), "{text}: {refused:?}");
+        }
+        for text in [r#"{"v":4,"d":["x"]}"#, r#"{"v":2,"d":["x"]}"#] {
+            let refused = decode(&TEXTS, "a", text.as_bytes());
+            assert!(!matches!(refused, Ok(_) | Err(DecodeError::Shape { .. })), "{text}: {refused:?}");
+        }
     }
 }
