@@ -10,7 +10,7 @@ use model::{
     account::{Account, AccountKey},
     firewall::FirewallRule,
     headnode::{Beat, Headnode},
-    id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
+    id::{AccountId, InstanceId, MacAddr, NetworkId},
     image::Image,
     instance::Instance,
     names::{self, Published, Zone},
@@ -346,7 +346,7 @@ pub fn schema() -> Schema {
 }
 
 /// Key of [`BY_OWNER_ON`].
-pub(crate) fn owner_on(owner: AccountId, server: ServerId) -> String {
+pub(crate) fn owner_on(owner: AccountId, server: impl std::fmt::Display) -> String {
     format!("{owner}@{server}")
 }
 
