@@ -32,12 +32,15 @@ use model::{
 use store::{Engine, Store, Table, Transaction, memory::Memory};
 
 use crate::{
+    fleet::{number, stage::cpu_seconds},
     report::{Row, Section},
     standing::{self, NETWORKS, World},
 };
 
-/// Machines of the three datacenters that are compared; the last is the one with everything measured.
-const SIZES: [u32; 3] = [100, 1_000, 10_000];
+/// Machines of the datacenters that are compared beside the one with everything measured.
+const SIZES: [u32; 2] = [100, 1_000];
+/// Machines of that one, unless `NESO_BENCH_NODES` says otherwise.
+const MACHINES: usize = 10_000;
 /// Instances on each machine.
 const ON_EACH: u32 = 20;
 /// Tenants.
@@ -63,7 +66,8 @@ pub(crate) fn measure() -> Result<Vec<Section>, String> {
 async fn all() -> Result<Vec<Section>, String> {
     let mut growth = Vec::new();
     let mut largest = None;
-    for machines in SIZES {
+    let most = u32::try_from(number("NESO_BENCH_NODES", MACHINES)?).map_err(|_| "so many machines are none")?;
+    for machines in SIZES.into_iter().filter(|size| *size < most).chain([most]) {
         let before = resident_mib()?;
         let began = Instant::now();
         let place = Place::filled(machines).await?;
@@ -108,7 +112,14 @@ fn told(measured: Measured) -> Vec<Section> {
     let Measured { growth, floor, ours, eight, two, memory, engine_mib } = measured;
     let floor_rate =
         Row { name: "a bare commit of six records".to_owned(), unit: "/s", samples: Ok(floor.rates.clone()) };
-    let (most, apart) = (SIZES[SIZES.len() - 1], |crowd: &Crowd| format!("{} of {}", crowd.again, crowd.millis.len()));
+    let most = growth.last().map_or(0, |(machines, _)| *machines);
+    let apart = |crowd: &Crowd| format!("{} of {}", crowd.again, crowd.millis.len());
+    let work = |name: &str, crowd: &Crowd| Row { name: name.to_owned(), unit: "ms", samples: Ok(crowd.cpu.clone()) };
+    let work = vec![
+        work("a bare commit of six records", &floor),
+        work("a create", &ours),
+        work("a create, two headnodes: both together", &two),
+    ];
     vec![
         Section {
             about: format!(
@@ -123,6 +134,12 @@ fn told(measured: Measured) -> Vec<Section> {
                 Row { name: "a create, 8 at once".to_owned(), unit: "/s", samples: Ok(eight.rates) },
                 Row { name: "a create, two headnodes".to_owned(), unit: "/s", samples: Ok(two.rates) },
             ],
+        },
+        Section {
+            about: "Processor time of each of those. The two headnodes are in one process and have one machine's processors between them, so \
+                    what each pays for the other's creates is missing from their rate."
+                .to_owned(),
+            rows: work,
         },
         Section {
             about: format!(
@@ -159,14 +176,23 @@ fn told(measured: Measured) -> Vec<Section> {
 struct Crowd {
     /// Commits per second, per round.
     rates: Vec<f64>,
+    /// Processor time of each, milliseconds, per round.
+    cpu: Vec<f64>,
     millis: Vec<f64>,
     /// Decisions that were made again.
     again: u64,
 }
 
 impl Crowd {
+    /// `count` of them, since `began`, when this process had had so many seconds of a processor.
+    fn of(count: usize, began: Instant, cpu: f64, millis: Vec<f64>) -> Self {
+        let (took, work) = (began.elapsed().as_secs_f64(), cpu_seconds(std::process::id()) - cpu);
+        Self { rates: vec![count as f64 / took], cpu: vec![work * 1e3 / count as f64], millis, again: 0 }
+    }
+
     fn add(&mut self, other: Self) {
         self.rates.extend(other.rates);
+        self.cpu.extend(other.cpu);
         self.millis.extend(other.millis);
         self.again += other.again;
     }
@@ -279,14 +305,14 @@ impl Place {
     async fn crowd(&self, count: usize, at_once: usize, controls: &[Control]) -> Result<Crowd, String> {
         let again = || controls.iter().map(|control| control.store.decided_again()).sum::<u64>();
         let before = again();
-        let began = Instant::now();
+        let (began, cpu) = (Instant::now(), cpu_seconds(std::process::id()));
         let run = |number: usize| async move {
             let began = Instant::now();
             self.create(&controls[number % controls.len()], number).await?;
             Ok::<_, String>(began.elapsed().as_secs_f64() * 1e3)
         };
         let millis = crowd(count, at_once, run).await?;
-        Ok(Crowd { rates: vec![count as f64 / began.elapsed().as_secs_f64()], millis, again: again() - before })
+        Ok(Crowd { again: again() - before, ..Crowd::of(count, began, cpu, millis) })
     }
 
     /// Bytes of all records as they are stored.
@@ -326,7 +352,7 @@ async fn bare_commits(count: usize, at_once: usize) -> Result<Crowd, String> {
     let now = Timestamp(SystemClock.now_ms());
     let (owner, image, network, server) =
         (AccountId::random(), ImageId::random(), NetworkId::random(), ServerId::random());
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_seconds(std::process::id()));
     let run = |number: usize| {
         let store = &store;
         async move {
@@ -342,7 +368,7 @@ async fn bare_commits(count: usize, at_once: usize) -> Result<Crowd, String> {
         }
     };
     let millis = crowd(count, at_once, run).await?;
-    Ok(Crowd { rates: vec![count as f64 / began.elapsed().as_secs_f64()], millis, again: 0 })
+    Ok(Crowd::of(count, began, cpu, millis))
 }
 
 async fn start(engine: Arc<Memory>, directory: &std::path::Path) -> Result<(Control, Trigger), String> {

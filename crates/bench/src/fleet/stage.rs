@@ -335,14 +335,19 @@ impl Child {
 
     /// Processor time so far.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        /// Of the kernel's clock, on every architecture we know.
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
-        // Behind the name, which may hold anything, in brackets.
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        (ticks(11) + ticks(12)) / TICKS_PER_SECOND
+        cpu_seconds(self.pid())
     }
+}
+
+/// Processor time of a process so far.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    /// Of the kernel's clock, on every architecture we know.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything, in brackets.
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
 }
 
 impl Drop for Child {
