@@ -8,7 +8,7 @@
 //! keys, a watch from a revision. What it lacks is added here: an answer lost in transit is found out (see `mark`), a member that is
 //! frozen or cut off is left for another, and etcd's limits are checked before a request is sent.
 //!
-//! **Limits.** A transaction has less than [`Config::operations_max`] checks and writes together. etcd counts the longest of its lists and
+//! **Limits.** A transaction names two records less than [`Config::operations_max`]. etcd counts the longest of its lists, of checks or of writes, and
 //! what is nested in it; the mark adds one to each. A request has 1.5 MiB, etcd's default. The first is asked of the cluster when it is
 //! opened, by a transaction of that length that cannot come true; the second is checked before a request is sent.
 //!

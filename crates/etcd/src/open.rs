@@ -34,9 +34,9 @@ use crate::{
 
 /// Checks and writes of one transaction that etcd takes unless it is started with `--max-txn-ops`.
 pub const OPERATIONS_MAX_DEFAULT: usize = 128;
-/// Of these the mark takes one: etcd counts the longest list, which gets one more, and what is nested in it, which is one; and a commit
-/// with a write has at least one check less than it has operations.
-const OPERATIONS_OF_A_MARK: usize = 1;
+/// Of these the mark takes two: etcd counts the longest list, of checks or of writes, which gets one more, and what is nested in it, which is
+/// one.
+const OPERATIONS_OF_A_MARK: usize = 2;
 /// Fewest that make sense: a commit of a few records, and the mark.
 const OPERATIONS_MIN: usize = 16;
 /// The oldest etcd that has all that is used here.
@@ -177,7 +177,7 @@ impl Etcd {
         Ok(Self {
             cluster,
             keys,
-            limits: Limits { operations: config.operations_max - OPERATIONS_OF_A_MARK, bytes: COMMIT_BYTES_MAX },
+            limits: Limits { records: config.operations_max - OPERATIONS_OF_A_MARK, bytes: COMMIT_BYTES_MAX },
             base: AtomicU64::new(base),
             space: Space::new(config.room),
             held: Arc::new(Leaf::new(held)),

@@ -1,7 +1,7 @@
 //! What keeps the bytes: an ordered keyspace with a revision per key and one for the whole.
 //!
 //! The shape is etcd's: a commit is `if every key's modification revision is as expected, then
-//! these puts and deletes`, at most [`Limits::operations`] of them, and the whole gets one new revision; a watch starts after a revision
+//! these puts and deletes`, at most [`Limits::records`] of them, and the whole gets one new revision; a watch starts after a revision
 //! and may answer that history that old is gone ([`EngineError::Compacted`]), upon which the mirror loads everything again.
 //!
 //! Pages of [`Engine::load`] may be of different revisions. That is harmless: the mirror watches from the first page's revision, and
@@ -59,8 +59,8 @@ pub struct Delivery {
 /// What one commit may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Checks and writes together.
-    pub operations: usize,
+    /// Records that it names: one that is checked and written counts once.
+    pub records: usize,
     /// Bytes of all keys and values.
     pub bytes: usize,
 }

@@ -65,8 +65,7 @@ impl<'a> Fill<'a> {
         if bytes > self.limits.bytes {
             return Err(FillError::TooLarge { key, bytes });
         }
-        let operations = self.batch.checks.len() + self.batch.writes.len();
-        if operations + 2 > self.limits.operations || self.bytes + bytes > self.limits.bytes {
+        if self.batch.checks.len() == self.limits.records || self.bytes + bytes > self.limits.bytes {
             self.commit().await?;
         }
         self.bytes += bytes;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Those of the engine over etcd with etcd's defaults, so that what passes in tests passes there.
-const LIMITS: Limits = Limits { operations: 127, bytes: 1 << 20 };
+const LIMITS: Limits = Limits { records: 126, bytes: 1 << 20 };
 
 /// A keyspace in this process's memory.
 pub struct Memory {

@@ -204,8 +204,7 @@ impl Changes<'_> {
         if bytes > self.limits.bytes {
             return Err(MoveError::TooLarge { key, bytes });
         }
-        let operations = self.batch.checks.len() + self.batch.writes.len();
-        if operations + 2 > self.limits.operations || self.bytes + bytes > self.limits.bytes {
+        if self.batch.checks.len() == self.limits.records || self.bytes + bytes > self.limits.bytes {
             self.commit().await?;
         }
         self.bytes += bytes;

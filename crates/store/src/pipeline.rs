@@ -148,8 +148,8 @@ impl Pipeline {
             return Ok(self.join());
         }
         let (size, bytes) = weigh(&transaction.operations);
-        if size > self.limits.operations || bytes > self.limits.bytes {
-            return Err(CommitError::TooLarge { operations: size, bytes });
+        if size > self.limits.records || bytes > self.limits.bytes {
+            return Err(CommitError::TooLarge { records: size, bytes });
         }
         let (waiter, receiver) = oneshot::channel();
         let takes_reserve = transaction.takes_reserve();
@@ -330,9 +330,8 @@ impl Pipeline {
         let alone = self.alone > 0;
         self.alone = self.alone.saturating_sub(1);
         let limits = self.limits;
-        let fits = |group: &Group| {
-            !group.sealed && group.size + size <= limits.operations && group.bytes + bytes <= limits.bytes
-        };
+        let fits =
+            |group: &Group| !group.sealed && group.size + size <= limits.records && group.bytes + bytes <= limits.bytes;
         if alone || !self.queue.back().is_some_and(fits) {
             if let Some(full) = self.queue.back_mut().filter(|_| !self.outdated) {
                 full.leaves = Some(self.newest.state().clone());
@@ -401,17 +400,14 @@ impl Waiters {
 }
 
 fn weigh(operations: &[Operation]) -> (usize, usize) {
-    let mut size = 0;
     let mut bytes = 0;
     for operation in operations {
-        // The check, and the write if there is one.
-        size += if matches!(operation.write, Write::Nothing) { 1 } else { 2 };
         bytes += operation.key.len();
         if let Write::Put { bytes: value, .. } = &operation.write {
             bytes += value.len();
         }
     }
-    (size, bytes)
+    (operations.len(), bytes)
 }
 
 fn write(state: &mut State, operations: &[Operation]) {

@@ -31,11 +31,11 @@ use crate::{
 /// How often a decision is made anew when what it saw did not come true. Only another headnode, or a group that did not fit on the
 /// disk, causes that.
 const DECISIONS_MAX: usize = 64;
-/// Checks and writes of those who may wait for the disk at once, in groups of the largest size, when each has as many as here: a few groups,
+/// Records of those who may wait for the disk at once, in groups of the largest size, when each has as many as here: a few groups,
 /// so that one always fills while another flies. The rest wait for their turn to decide.
 const GROUPS_WAITING: usize = 4;
 /// See [`GROUPS_WAITING`]: a little less than what making an instance takes.
-const TRANSACTION_SIZE: usize = 12;
+const TRANSACTION_SIZE: usize = 6;
 /// Commits that take less than this are not worth waiting for company; timers are no finer than a millisecond.
 const LINGER_FROM: Duration = Duration::from_millis(2);
 /// The share of the last commit's time that the next one may wait for company: one part in this many.
@@ -64,10 +64,10 @@ pub enum CommitError {
         key: String,
     },
     /// More than the engine takes at once.
-    #[error("the transaction is too large: {operations} checks and writes, {bytes} bytes")]
+    #[error("the transaction is too large: {records} records, {bytes} bytes")]
     TooLarge {
-        /// Checks and writes.
-        operations: usize,
+        /// Records that are checked, or written, or both.
+        records: usize,
         /// Bytes of keys and values.
         bytes: usize,
     },
@@ -119,7 +119,7 @@ impl Store {
     pub async fn open(engine: Arc<dyn Engine>, schema: Schema) -> Result<Self, Error> {
         let (mirror, watch) = Mirror::open(engine.clone(), schema).await?;
         let (trigger, shutdown) = Shutdown::new();
-        let turns = Turns::new(engine.limits().operations / TRANSACTION_SIZE * GROUPS_WAITING);
+        let turns = Turns::new(engine.limits().records / TRANSACTION_SIZE * GROUPS_WAITING);
         let inner = Arc::new(Inner {
             mirror,
             gate: tokio::sync::Mutex::default(),

@@ -43,14 +43,18 @@ async fn limits_and_layouts_are_checked_when_it_is_opened() {
     assert!(matches!(opened, Err(OpenError::Operations { wanted: 129 })));
     // What is allowed is allowed in full: with the mark, both of etcd's lists are as long as they may be.
     let engine = bed.open("one").await;
-    let full = engine.limits().operations;
-    let keys: Vec<String> = (0..full - 1).map(|number| format!("k{number}")).collect();
+    let full = engine.limits().records;
+    let keys: Vec<String> = (0..full).map(|number| format!("k{number}")).collect();
     let only_checked = keys.iter().map(|key| (key.clone(), None)).collect();
     engine.commit(Batch { checks: only_checked, writes: vec![put("k0", "1")], may_use_reserve: false }).await.unwrap();
-    let half = keys[1..=full / 2].iter();
-    let writes = half.clone().map(|key| put(key, "1")).collect();
-    let checks = half.map(|key| (key.clone(), None)).collect();
-    engine.commit(Batch { checks, writes, may_use_reserve: false }).await.unwrap();
+    let others: Vec<String> = (0..full).map(|number| format!("l{number}")).collect();
+    let writes = others.iter().map(|key| put(key, "1")).collect();
+    let checks: Vec<_> = others.iter().map(|key| (key.clone(), None)).collect();
+    let all = Batch { checks, writes, may_use_reserve: false };
+    engine.commit(all).await.unwrap();
+    let more: Vec<_> = (0..=full).map(|number| (format!("m{number}"), None)).collect();
+    let over = Batch { checks: more, writes: vec![put("m0", "1")], may_use_reserve: false };
+    assert!(engine.commit(over).await.is_err(), "one more is too many for etcd, so the limit is not too low");
 
     let why = refused(Config { endpoints: vec!["http://127.0.0.1:1".to_owned()], ..bed.config("one") });
     // It is tried for a while: a cluster that starts at the same time is no error.

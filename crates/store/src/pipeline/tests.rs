@@ -253,9 +253,9 @@ impl Run {
     }
 }
 
-fn run(acts: Vec<Act>, operations: usize) -> Result<(), TestCaseError> {
+fn run(acts: Vec<Act>, records: usize) -> Result<(), TestCaseError> {
     let durable = Durable::new();
-    let limits = Limits { operations, bytes: 1 << 20 };
+    let limits = Limits { records, bytes: 1 << 20 };
     let pipeline = Pipeline::new(limits, durable.mirror.clone());
     let mut run = Run { durable, pipeline, pending: BTreeMap::new(), batch: None, number: 0 };
     for act in acts {
@@ -289,23 +289,23 @@ fn what_is_deleted_on_top_of_what_others_had_deleted_stays_so() {
         Act::Foreign(10, None),
         decide(0, Some(1)),
     ];
-    run(acts.to_vec(), 4).expect("all of it lands");
+    run(acts.to_vec(), 2).expect("all of it lands");
 }
 
 proptest! {
     #[test]
     fn what_is_decided_lands_while_others_write_elsewhere(
         acts in proptest::collection::vec(act(20), 1..160),
-        operations in 4_usize..40,
+        records in 2_usize..20,
     ) {
-        run(acts, operations)?;
+        run(acts, records)?;
     }
 
     #[test]
     fn what_is_overtaken_is_lost_with_what_was_seen_of_it_and_nothing_else(
         acts in proptest::collection::vec(act(6), 1..160),
-        operations in 4_usize..40,
+        records in 2_usize..20,
     ) {
-        run(acts, operations)?;
+        run(acts, records)?;
     }
 }

@@ -33,7 +33,7 @@ use writer::{Job, Writer};
 /// Jobs that may wait for the writer thread. The store sends one group at a time, so this is ample even for many stores.
 const JOBS_MAX: usize = 256;
 /// Large enough for what many callers decide at once; the log of a commit this large is still far below the reserve.
-const LIMITS: Limits = Limits { operations: 1024, bytes: 2 << 20 };
+const LIMITS: Limits = Limits { records: 512, bytes: 2 << 20 };
 /// Size of the reserve in bytes: the log before SQLite folds it back (4 MiB) and as much growth of the file, twice.
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
