@@ -340,6 +340,8 @@ impl Agent {
     /// Entries in its kernel, and KiB it has grown by.
     fn finish(mut self) -> Result<(f64, f64), String> {
         let last = self.ask("null")?;
+        // It has something to clear away.
+        self.child.wait().map_err(|error| format!("cannot wait for the child: {error}"))?;
         let figure = |name: &str| last[name].as_f64().ok_or_else(|| format!("the child did not say {name}"));
         Ok((figure("entries")?, figure("grown_kib")?))
     }
