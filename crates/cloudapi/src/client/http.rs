@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::Ipv6Addr,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -36,10 +36,6 @@ use crate::{
     },
 };
 
-/// How long one request may take.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// How long one of several headnodes may take to answer what changes nothing.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// Headnodes a profile names at most.
 const BASES_MAX: usize = 16;
 /// Largest answer read, bytes: a page of 1,000 instances with much metadata.
@@ -113,15 +109,17 @@ impl MachineFilter {
 pub struct Client {
     http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     /// URL of each headnode: the first that answers is kept.
-    bases: Vec<String>,
+    pub(super) bases: Vec<String>,
     /// Index of the one that answered last; a hint, so relaxed ordering is enough.
-    preferred: AtomicUsize,
+    pub(super) preferred: AtomicUsize,
     account: String,
     key_id: String,
     signer: Signer,
     clock: fn() -> i64,
     /// What the last answer's [`STALE`] said, milliseconds; none is 0.
     stale_ms: AtomicU64,
+    /// See [`Client::resent`].
+    pub(super) resent: AtomicBool,
 }
 
 impl fmt::Debug for Client {
@@ -132,8 +130,8 @@ impl fmt::Debug for Client {
 
 /// What is asked for, to be signed anew each time it is sent.
 pub(super) struct Ask {
-    method: Method,
-    target: String,
+    pub(super) method: Method,
+    pub(super) target: String,
     body: Option<Bytes>,
 }
 
@@ -177,6 +175,7 @@ impl Client {
             signer,
             clock,
             stale_ms: AtomicU64::new(0),
+            resent: AtomicBool::new(false),
         })
     }
 
@@ -185,6 +184,12 @@ impl Client {
     pub fn stale(&self) -> Option<Duration> {
         let stale_ms = self.stale_ms.load(Ordering::Relaxed);
         (stale_ms > 0).then(|| Duration::from_millis(stale_ms))
+    }
+
+    /// Whether the last call that changes something was sent again because an answer was lost. It is done once if it was accepted; if it was
+    /// refused in the end, the sending whose answer was lost may have done it, or may yet.
+    pub fn resent(&self) -> bool {
+        self.resent.load(Ordering::Relaxed)
     }
 
     /// `GET /:account`.
@@ -452,62 +457,12 @@ impl Client {
         Ask { method, target, body }
     }
 
-    /// What the server says to anybody who asks whether it is there.
-    pub(super) async fn ping(&self) -> Result<Answer, ClientError> {
-        let mut order = self.order();
-        loop {
-            let (index, is_last) = order.remove(0);
-            let url = format!("{}/--ping", self.bases[index]);
-            let request = Request::builder().uri(&url).body(Full::default());
-            let request = request.map_err(|error| unaskable(&url, error))?;
-            let outcome = self.fetch(&url, request, self.patience(true)).await;
-            match &outcome {
-                Err(_) if !is_last => {}
-                Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_last => {}
-                _ => return self.noted(index, outcome),
-            }
-        }
-    }
-
-    /// Sends once to each headnode until one can be asked. One that may have heard it is the last, unless nothing changes by it.
-    pub(super) async fn exchange(&self, ask: &Ask, name: Option<&str>) -> Result<Answer, ClientError> {
-        let changes_nothing = matches!(ask.method, Method::GET | Method::HEAD);
-        let mut order = self.order();
-        loop {
-            let (index, is_last) = order.remove(0);
-            let url = format!("{}{}", self.bases[index], ask.target);
-            let request = self.request(ask, &url, name).await?;
-            let outcome = self.fetch(&url, request, self.patience(changes_nothing)).await;
-            match &outcome {
-                Err(ClientError::Connect { source, .. })
-                    if !is_last && (changes_nothing || repeat::never_left(source.as_ref())) => {}
-                Err(ClientError::Timeout { .. }) if !is_last && changes_nothing => {}
-                // It says that it has not done it, and cannot now.
-                Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_last => {}
-                _ => return self.noted(index, outcome),
-            }
-        }
-    }
-
-    /// Indexes of all headnodes, the one that answered last first; with each whether it is the last to try.
-    fn order(&self) -> Vec<(usize, bool)> {
-        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.bases.len());
-        (0..count).map(|offset| ((first + offset) % count, offset + 1 == count)).collect()
-    }
-
-    /// How long one of several headnodes may take: one that was stopped where it stood takes connections and says nothing.
-    fn patience(&self, changes_nothing: bool) -> Duration {
-        if self.bases.len() > 1 && changes_nothing { PATIENCE } else { DEADLINE }
-    }
-
-    fn noted(&self, index: usize, outcome: Result<Answer, ClientError>) -> Result<Answer, ClientError> {
-        if outcome.is_ok() {
-            self.preferred.store(index, Ordering::Relaxed);
-        }
-        outcome
-    }
-
-    async fn fetch(&self, url: &str, request: Request<Full<Bytes>>, within: Duration) -> Result<Answer, ClientError> {
+    pub(super) async fn fetch(
+        &self,
+        url: &str,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<Answer, ClientError> {
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| failed(url, error))?;
             let (status, headers) = (response.status(), response.headers().clone());
@@ -523,7 +478,12 @@ impl Client {
         }
     }
 
-    async fn request(&self, ask: &Ask, url: &str, name: Option<&str>) -> Result<Request<Full<Bytes>>, ClientError> {
+    pub(super) async fn request(
+        &self,
+        ask: &Ask,
+        url: &str,
+        name: Option<&str>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
         let Ask { method, target, body } = ask;
         let date = http_date((self.clock)());
         let message = format!("(request-target): {} {target}\ndate: {date}", method.as_str().to_lowercase());
@@ -584,7 +544,7 @@ fn failed(url: &str, error: hyper_util::client::legacy::Error) -> ClientError {
     ClientError::Connect { url: url.to_owned(), source: Box::new(error) }
 }
 
-fn unaskable(url: &str, error: http::Error) -> ClientError {
+pub(super) fn unaskable(url: &str, error: http::Error) -> ClientError {
     ClientError::Profile(format!("cannot ask for `{url}`: {error}"))
 }
 

@@ -8,6 +8,7 @@ mod agent;
 mod http;
 pub mod profile;
 mod repeat;
+mod several;
 pub mod signer;
 mod tls;
 

@@ -3,8 +3,11 @@
 //! Every such call carries a name. When the connection breaks before the answer is here, nobody can say whether the call was
 //! carried out; a server that knows names ([`HEADER`] among the headers it admits) is then asked again under the same one, and carries it
 //! out once. With any other server the failure is reported as before: a second sending might make a second instance.
+//!
+//! Where there are several headnodes, one that does not answer in time is treated the same way: the next is asked under the same name. A headnode
+//! that then says that it cannot do it speaks for that sending alone, and is not the answer while an earlier one may have been carried out.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use http::{StatusCode, header};
@@ -40,13 +43,18 @@ enum Next {
 impl Client {
     /// Sends `ask` under `name`, and again when the connection is lost before the answer is here.
     pub(super) async fn send_named(&self, ask: &Ask, name: &str) -> Result<Answer, ClientError> {
+        self.resent.store(false, Ordering::Relaxed);
         let mut outcome = self.exchange(ask, Some(name)).await;
         let began = Instant::now();
         let mut wait = WAIT_FLOOR;
         // A server that was not there to begin with is not waited for: its address may be wrong.
-        let mut sent = !matches!(&outcome, Err(ClientError::Connect { source, .. }) if never_left(source.as_ref()));
+        let mut sent = !is_undone(&outcome);
+        let mut lost = None;
         while began.elapsed() < REPEATED_FOR {
-            let next = judge(&outcome);
+            let next = match judge(&outcome, self.has_others()) {
+                Next::Done if lost.is_some() && is_undone(&outcome) => Next::Look,
+                next => next,
+            };
             if matches!(next, Next::Done) || !sent {
                 break;
             }
@@ -60,16 +68,33 @@ impl Client {
                     Err(_) => continue,
                 }
             }
+            if outcome.is_err() && !is_undone(&outcome) {
+                self.resent.store(true, Ordering::Relaxed);
+                lost = outcome.err();
+            }
             outcome = self.exchange(ask, Some(name)).await;
             sent = true;
         }
-        outcome
+        match lost {
+            Some(lost) if is_undone(&outcome) => Err(lost),
+            _ => outcome,
+        }
     }
 }
 
-fn judge(outcome: &Result<Answer, ClientError>) -> Next {
+/// Whether this sending was certainly not carried out, for no reason that lies in what was asked.
+fn is_undone(outcome: &Result<Answer, ClientError>) -> bool {
+    match outcome {
+        Err(ClientError::Connect { source, .. }) => never_left(source.as_ref()),
+        Ok(answer) => answer.status == StatusCode::SERVICE_UNAVAILABLE,
+        Err(_) => false,
+    }
+}
+
+fn judge(outcome: &Result<Answer, ClientError>, has_others: bool) -> Next {
     match outcome {
         Err(ClientError::Connect { .. }) => Next::Look,
+        Err(ClientError::Timeout { .. }) if has_others => Next::Look,
         Ok(answer) if answer.status == StatusCode::CONFLICT && answer.headers.contains_key(header::RETRY_AFTER) => {
             Next::Again
         }
