@@ -30,6 +30,7 @@ use control::Control;
 use model::{
     delta::{Held, ReportNews, TargetNews},
     id::ServerId,
+    time::Timestamp,
 };
 use nodeapi::{
     DOCUMENT_MAX_BYTES, ErrorBody, LONG_POLL_SECONDS, MACHINE_HEADER, REPORT_DELTA, TARGET_DELTA,
@@ -65,8 +66,18 @@ struct Link {
 type Shown = Option<Extension<Peer>>;
 
 impl Link {
-    /// The server behind a request, which is part of the datacenter and on its own machine.
+    /// The server behind a request, which is part of the datacenter and on its own machine, and whose certificate has not ended.
     fn member(&self, peer: Shown, headers: &HeaderMap) -> Result<ServerId, Refusal> {
+        // By a clock that is wrong it may look so.
+        if self.control.headnodes.is_out() {
+            return Err(elsewhere());
+        }
+        refuse_ended(&peer, self.control.now())?;
+        self.known(peer, headers)
+    }
+
+    /// The same, also when its certificate has ended: it may get another.
+    fn known(&self, peer: Shown, headers: &HeaderMap) -> Result<ServerId, Refusal> {
         let server = server_of(peer)?;
         if self.control.headnodes.is_out() {
             return Err(elsewhere());
@@ -145,6 +156,20 @@ impl From<control::Error> for Refusal {
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, base::errors::chain(&error))
+    }
+}
+
+/// Refuses who shows a certificate that has ended.
+fn refuse_ended(peer: &Shown, now: Timestamp) -> Result<(), Refusal> {
+    match peer.as_deref().filter(|peer| peer.ends_at < now) {
+        Some(peer) => {
+            let why = format!(
+                "the certificate of this machine ended at {}; its node gets another by itself, or `neso node renew` now",
+                peer.ends_at
+            );
+            Err(Refusal(StatusCode::UNAUTHORIZED, why))
+        }
+        None => Ok(()),
     }
 }
 
@@ -301,10 +326,17 @@ mod tests {
     #[test]
     fn only_a_nodes_certificate_speaks_for_a_server() {
         let id = ServerId::random();
-        let peer = |name: String, unit: &str| Some(Extension(Peer { name, unit: unit.into(), serial: String::new() }));
+        let ends_at = Timestamp(1_800_000_000_000);
+        let peer = |name: String, unit: &str| {
+            Some(Extension(Peer { name, unit: unit.into(), serial: String::new(), ends_at }))
+        };
         assert_eq!(server_of(peer(id.to_string(), "node")).ok(), Some(id));
         assert!(server_of(peer(id.to_string(), "operator")).is_err());
         assert!(server_of(peer("admin".into(), "node")).is_err());
         assert!(server_of(None).is_err());
+        let shown = peer(id.to_string(), "node");
+        assert!(refuse_ended(&shown, ends_at).is_ok() && refuse_ended(&None, ends_at).is_ok());
+        let Err(Refusal(status, why)) = refuse_ended(&shown, ends_at.plus_millis(1)) else { panic!("it has ended") };
+        assert!(status == StatusCode::UNAUTHORIZED && why.contains("neso node renew"), "{why}");
     }
 }

@@ -420,6 +420,8 @@ pub struct Peer {
     pub unit: String,
     /// Serial number of the certificate, hexadecimal.
     pub serial: String,
+    /// When the certificate ends, or ended.
+    pub ends_at: Timestamp,
 }
 
 impl Peer {
@@ -428,7 +430,8 @@ impl Peer {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let name = common_name(&certificate)?.to_owned();
         let unit = certificate.subject().iter_organizational_unit().next()?.as_str().ok()?.to_owned();
-        Some(Self { name, unit, serial: serial_of(&certificate) })
+        let ends_at = Timestamp(certificate.validity().not_after.timestamp().saturating_mul(1_000));
+        Some(Self { name, unit, serial: serial_of(&certificate), ends_at })
     }
 }
 
@@ -491,7 +494,12 @@ mod tests {
         let serial = pki.node.serial().unwrap();
         assert_eq!(
             Peer::of(&pki.node.load().unwrap().0[0]).unwrap(),
-            Peer { name: pki.server_id.to_string(), unit: "node".into(), serial: serial.clone() }
+            Peer {
+                name: pki.server_id.to_string(),
+                unit: "node".into(),
+                serial: serial.clone(),
+                ends_at: pki.node.expires_at().unwrap(),
+            }
         );
 
         assert_eq!(ensure(&settings, now).unwrap().1, Made::default());

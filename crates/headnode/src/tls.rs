@@ -2,11 +2,19 @@
 //! without a restart: a listener takes the configuration of the moment for each connection, and when it is replaced, lets
 //! the connections made with the old one finish what is under way and no more.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use base::clock::Clock;
 use model::time::Timestamp;
-use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 
 use crate::{
@@ -14,13 +22,18 @@ use crate::{
     settings::Settings,
 };
 
+/// How long after its end a certificate is good for getting another, seconds: two years. A machine that was in storage comes back by itself; one that
+/// must not is forgotten (`neso adm server forget`).
+const ENDED_MAX_SECONDS: u64 = 730 * 86_400;
+
 /// Whether a listener asks its clients for a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientCertificates {
     /// Anybody may connect; requests prove themselves.
     NotAsked,
-    /// Anybody may connect; a certificate that is shown must be one the datacenter's authority signed. The authority's own is
-    /// shown too, for those who know its fingerprint and nothing else.
+    /// Anybody may connect; a certificate that is shown must be one the datacenter's authority signed, and may have ended: whoever shows one of
+    /// these is let in to get another and for nothing else ([`Peer::ends_at`](crate::pki::Peer::ends_at)). The authority's own is shown too, for those
+    /// who know its fingerprint and nothing else.
     Optional,
     /// Nobody connects without one that the datacenter's authority signed.
     Required,
@@ -107,15 +120,76 @@ fn build(pki: &Pki, clients: ClientCertificates) -> Result<ServerConfig, TlsErro
             let authority = pki.authority()?;
             let mut roots = RootCertStore::empty();
             roots.add(authority.clone()).map_err(|error| library(&error))?;
-            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            if clients == ClientCertificates::Optional {
-                verifier = verifier.allow_unauthenticated();
-                chain.push(authority);
-            }
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| library(&error))?)
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match clients == ClientCertificates::Optional {
+                true => {
+                    chain.push(authority);
+                    let strict = verifier.allow_unauthenticated().build().map_err(|error| library(&error))?;
+                    Arc::new(AlsoEnded(strict))
+                }
+                false => verifier.build().map_err(|error| library(&error))?,
+            };
+            builder.with_client_cert_verifier(verifier)
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| library(&error))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Verifies certificates that have ended as of the moment they did: everything else about them must be right.
+#[derive(Debug)]
+struct AlsoEnded(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AlsoEnded {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        use rustls::CertificateError::{Expired, ExpiredContext};
+        let strict = self.0.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) = &strict else { return strict };
+        let Some(ends_at) = pki::Peer::of(end_entity).map(|peer| peer.ends_at) else { return strict };
+        let then = Duration::from_secs(u64::try_from(ends_at.0 / 1_000).unwrap_or(0));
+        match now.as_secs().saturating_sub(then.as_secs()) <= ENDED_MAX_SECONDS {
+            true => self.0.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(then)),
+            false => strict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }

@@ -125,7 +125,7 @@ pub(super) async fn renew(
     headers: HeaderMap,
     Json(RenewRequest { request_pem }): Json<RenewRequest>,
 ) -> Result<Json<RenewAnswer>, Refusal> {
-    let server = link.member(peer, &headers)?;
+    let server = link.known(peer, &headers)?;
     let (settings, now) = (link.settings.clone(), link.control.now());
     let made = base::task::blocking("certify", move || pki::certify(&settings, &request_pem, server, now)).await;
     let certificate_pem = made

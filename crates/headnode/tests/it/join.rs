@@ -97,6 +97,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let node = tempfile::tempdir().unwrap();
     let mut there = Settings::parse(&Settings::generate(Some(node.path())).unwrap()).unwrap();
     there.join = Some(headnode::settings::Join { headnodes: vec![address.clone()] });
+    one_that_was_away_for_long_gets_another(&settings, &there, &address, answer.server).await;
     pki::enroll(&there, answer.server, &answer.authority_pem, &key, &answer.certificate_pem).unwrap();
     let (own, copied) = (link(&there, &address, identity(1)), link(&there, &address, identity(2)));
     keys_go_to_headnodes_alone(&control, answer.server, &settings, &own, &copied).await;
@@ -104,6 +105,41 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     drop((own, copied, door));
     trigger.fire();
     serving.await.unwrap();
+}
+
+/// A certificate that has ended opens nothing but the way to another, on its machine, and not for ever.
+async fn one_that_was_away_for_long_gets_another(
+    headnode: &Settings,
+    node: &Settings,
+    address: &str,
+    server: ServerId,
+) {
+    const DAY_MS: i64 = 86_400_000;
+    let key = pki::request().unwrap();
+    let shows_one_of = |days: i64, machine: MachineIdentity| {
+        let then = Timestamp(SystemClock.now_ms() - days * DAY_MS);
+        let ended = pki::certify(headnode, &key.request_pem, server, then).unwrap();
+        let authority = std::fs::read_to_string(headnode.pki_dir().join("ca.pem")).unwrap();
+        pki::enroll(node, server, &authority, &key, &ended).unwrap();
+        link(node, address, machine)
+    };
+    let request = || pki::request().unwrap().request_pem;
+    let own = shows_one_of(500, identity(1));
+    match own.target(held(0, None)).await {
+        Err(LinkError::Refused { status: 401, message, .. }) => assert!(message.contains("ended at"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    let another = own.certify(request()).await.unwrap();
+    assert!(another.contains("BEGIN CERTIFICATE"));
+    match shows_one_of(500, identity(2)).certify(request()).await {
+        Err(LinkError::Refused { status: 403, message, .. }) => {
+            assert!(message.contains("not the machine"), "{message}")
+        }
+        other => panic!("{other:?}"),
+    }
+    // Longer than two years after its end nobody is let in with it at all.
+    let lost = shows_one_of(397 + 732, identity(1)).certify(request()).await.unwrap_err();
+    assert!(matches!(lost, LinkError::Unreachable { .. }), "{lost:?}");
 }
 
 /// The link of a machine that joined.
