@@ -12,6 +12,7 @@ pub mod errors;
 pub mod log;
 pub mod process;
 pub mod random;
+pub mod release;
 pub mod shutdown;
 pub mod task;
 pub mod watch;

@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,11 +15,15 @@ use control::{
     servers,
 };
 use flow::loops::Loop;
-use model::{headnode::MemberAddresses, id::ServerId};
+use model::{
+    headnode::{DiskSigns, MemberAddresses},
+    id::ServerId,
+};
 use serde::{Deserialize, Serialize};
 use store::BoxFuture;
 
 use crate::{
+    disk::DiskProbe,
     members::{file::ClusterFile, process::url},
     settings::Settings,
 };
@@ -41,7 +44,7 @@ pub fn announcement(settings: &Settings, hostname: String, reported: Option<IpAd
         ops: reached(settings.listen.ops),
         member: own_member(settings),
         shared_settings: settings.shared().digest(),
-        release: env!("CARGO_PKG_VERSION").to_owned(),
+        release: base::release::name().to_owned(),
     }
 }
 
@@ -66,15 +69,16 @@ pub fn reached_at(settings: &Settings, listen: SocketAddr, reported: Option<IpAd
 }
 
 /// What is measured outside the control plane.
+#[derive(Clone)]
 pub struct Measurements {
-    directory: PathBuf,
+    disk: Arc<DiskProbe>,
     images_missing: Arc<AtomicU64>,
 }
 
 impl Measurements {
-    /// For a headnode with its files in `directory`; `images_missing` is counted elsewhere.
-    pub const fn new(directory: PathBuf, images_missing: Arc<AtomicU64>) -> Self {
-        Self { directory, images_missing }
+    /// By who measures the disk with the headnode's files; `images_missing` is counted elsewhere.
+    pub const fn new(disk: Arc<DiskProbe>, images_missing: Arc<AtomicU64>) -> Self {
+        Self { disk, images_missing }
     }
 }
 
@@ -83,9 +87,8 @@ impl Measure for Measurements {
         self.images_missing.load(Ordering::Relaxed)
     }
 
-    fn disk_free_percent(&self) -> Option<f64> {
-        let space = nix::sys::statvfs::statvfs(&self.directory).ok().filter(|space| space.blocks() > 0)?;
-        Some(space.blocks_available() as f64 * 100.0 / space.blocks() as f64)
+    fn disk(&self) -> DiskSigns {
+        self.disk.signs()
     }
 }
 

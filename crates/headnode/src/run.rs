@@ -32,9 +32,10 @@ use tokio::net::TcpListener;
 use crate::{
     backup::TakeBackups,
     cloudapi,
+    disk::DiskProbe,
     inquiries::Inquiries,
     listen::{self, Limits},
-    members::{self, TendMembers, file::ClusterFileError, majority},
+    members::{self, HandOver, TendMembers, file::ClusterFileError, majority},
     meters::Meters,
     nodelink,
     ops::{self, Ops},
@@ -104,6 +105,9 @@ pub enum RunError {
     /// The store refused this headnode's own record.
     #[error("failed to register this headnode")]
     Announce(#[source] control::Error),
+    /// Its release does not fit those of the others.
+    #[error("failed to start beside the other headnodes")]
+    Release(#[source] control::Error),
     /// It is a headnode no more.
     #[error("this machine was taken out of the headnodes; its node puts away what is left of one")]
     TakenOut,
@@ -121,7 +125,8 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     control.keep_store_with(keeper.clone());
     let is_waiting = enter(&settings, &pki, &control, &keeper).await?;
     let images_missing = Arc::new(AtomicU64::new(0));
-
+    let disk = Arc::new(DiskProbe::new(settings.headnode_dir()));
+    let measurements = Measurements::new(disk.clone(), images_missing.clone());
     let doors = Doors::open(&pki)?;
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
@@ -133,6 +138,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops.add(Replicas::new(&control, &pki, &images_missing)),
         loops.add(TendMembers::new(keeper.clone())),
     ];
+    loops.add(HandOver::new(keeper.clone(), control.clone(), measurements.clone()));
     loops.add(TakeBackups::new(control.clone(), settings.clone()));
     let ops = Ops::new(ops::Inner {
         control: control.clone(),
@@ -144,11 +150,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops: loops.board(),
         started_at,
     });
-    let id = pki.server_id;
     let flows = flow::Engine::new(control.store.clone(), clock, control.clone()).sharing(control.headnodes.share());
     let flows = control::flows::register(flows);
-    let measurements = Measurements::new(settings.headnode_dir(), images_missing);
-    let beats = headnodes::keep_beating(control.clone(), id, measurements, shutdown.clone());
+    let beats = headnodes::keep_beating(control.clone(), pki.server_id, measurements, shutdown.clone());
 
     let work = async {
         if is_waiting && !begin_with_majority(&settings, &pki, &control, &keeper, &shutdown).await? {
@@ -156,6 +160,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         }
         let background = [
             base::task::spawn("beats", beats),
+            base::task::spawn("disk probe", disk.run(control.clone(), shutdown.clone())),
             base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
             base::task::spawn("names", names::keep_published(control.clone(), shutdown.clone())),
             base::task::spawn("flows", flows.run(shutdown.clone())),
@@ -236,6 +241,7 @@ fn announce(settings: &Settings, pki: &Pki, control: &Control) -> Announce {
 
 /// Writes down that this headnode is there, if it may be.
 async fn begin(settings: &Settings, pki: &Pki, control: &Control) -> Result<(), RunError> {
+    headnodes::admit_release(control, pki.server_id, base::release::name()).await.map_err(RunError::Release)?;
     let new = servers::NewServer { hostname: hostname(), headnode: true, comments: String::new() };
     servers::register(control, pki.server_id, new).await.map_err(RunError::Register)?;
     control::firewall::seed(control).await.map_err(RunError::Seed)?;

@@ -94,9 +94,15 @@ pub struct Health {
     /// How far its clock is ahead of the others', milliseconds: the median; `None` when it has heard nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_offset_ms: Option<i64>,
+    /// How long its disk takes to keep a little for good, milliseconds: the median of the last times; `None` when that was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_ms: Option<u64>,
     /// Files of images that it should have and has not.
     #[serde(default)]
     pub images_missing: u64,
+    /// What makes it sick is its own machine's for certain, not the store's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_fault: bool,
     /// Why it does not trust itself to work, with the measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sick: Option<String>,
@@ -109,8 +115,30 @@ pub struct Signs<'a> {
     pub commits_ms: &'a [u64],
     /// How far the clocks of others that beat were ahead of its own, milliseconds.
     pub others_ahead_ms: &'a [i64],
-    /// Percent of its disk that is free; `None` when that cannot be told.
-    pub disk_free_percent: Option<f64>,
+    /// Of the disk its files and its member's are on.
+    pub disk: &'a DiskSigns,
+}
+
+/// What is measured of a headnode's disk.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DiskSigns {
+    /// Percent of it that is free; `None` when that cannot be told.
+    pub free_percent: Option<f64>,
+    /// How long it took to keep a little for good the last times, milliseconds, oldest first.
+    pub syncs_ms: Vec<u64>,
+    /// How long it has been at it for now, milliseconds.
+    pub syncing_ms: Option<u64>,
+    /// Why it did not the last time.
+    pub error: Option<String>,
+}
+
+/// Why a headnode should leave the work to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sickness {
+    /// With the measurement.
+    pub why: String,
+    /// It is its own machine's for certain. Slow commits may be the fault of whoever leads the store.
+    pub own_fault: bool,
 }
 
 /// A commit that takes longer is too slow to work with, milliseconds.
@@ -121,43 +149,107 @@ const COMMITS_SLOW: usize = 3;
 pub const CLOCK_WRONG_MS: u64 = 10_000;
 /// Others it takes to know that it is the own clock that is wrong.
 const CLOCK_WITNESSES: usize = 2;
+/// A disk that takes longer to keep a little for good is too slow for the store, milliseconds. A good one takes one or two, a spinning one in use twenty.
+pub const SYNC_SLOW_MS: u64 = 800;
+/// Slow ones among the last five that make a headnode sick.
+const SYNCS_SLOW: usize = 3;
+/// A disk that has been at it for so long hangs, milliseconds; nobody waits for the third time then.
+pub const SYNC_HANGS_MS: u64 = 4_000;
 /// Percent of the disk below which it is nearly full.
 pub const DISK_FREE_PERCENT: f64 = 2.0;
 
 impl Signs<'_> {
     /// The median of the commits.
     pub fn commit_ms(&self) -> u64 {
-        let mut sorted = self.commits_ms.to_vec();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+        median(self.commits_ms).unwrap_or(0)
     }
 
     /// How far the own clock is ahead of that of the other that agrees best with it, milliseconds.
     pub fn clock_offset_ms(&self) -> Option<i64> {
-        self.others_ahead_ms.iter().min_by_key(|ahead| ahead.unsigned_abs()).map(|ahead| ahead.saturating_neg())
+        offset(self.others_ahead_ms)
     }
 }
 
-/// Why a headnode with these signs should leave the work to others; `None` when it is well.
-pub fn sick(signs: &Signs<'_>) -> Option<String> {
-    let slow = signs.commits_ms.iter().filter(|took| **took > COMMIT_SLOW_MS).count();
-    if slow >= COMMITS_SLOW {
-        let (count, worst) = (signs.commits_ms.len(), signs.commits_ms.iter().max().copied().unwrap_or(0));
-        return Some(format!(
-            "{slow} of its last {count} commits took longer than {COMMIT_SLOW_MS} ms, the slowest {worst} ms"
-        ));
+fn offset(others_ahead_ms: &[i64]) -> Option<i64> {
+    others_ahead_ms.iter().min_by_key(|ahead| ahead.unsigned_abs()).map(|ahead| ahead.saturating_neg())
+}
+
+/// How far the own clock is ahead of those of all others, where it is certainly the own one that is wrong.
+pub fn clock_wrong_ms(others_ahead_ms: &[i64]) -> Option<i64> {
+    let offset = offset(others_ahead_ms).filter(|offset| offset.unsigned_abs() > CLOCK_WRONG_MS);
+    offset.filter(|_| others_ahead_ms.len() >= CLOCK_WITNESSES)
+}
+
+impl DiskSigns {
+    /// The median of the times it took to keep a little for good.
+    pub fn sync_ms(&self) -> Option<u64> {
+        median(&self.syncs_ms)
     }
-    if let Some(free) = signs.disk_free_percent.filter(|free| *free < DISK_FREE_PERCENT) {
-        return Some(format!("its disk is nearly full: {free:.1} % are free"));
-    }
-    let offset = signs.clock_offset_ms().filter(|offset| offset.unsigned_abs() > CLOCK_WRONG_MS);
-    match offset {
-        Some(offset) if signs.others_ahead_ms.len() >= CLOCK_WITNESSES => {
-            let way = if offset > 0 { "ahead of" } else { "behind" };
-            Some(format!("its clock is {} ms {way} those of all others", offset.unsigned_abs()))
+
+    fn sick(&self) -> Option<String> {
+        if let Some(error) = &self.error {
+            return Some(format!("its disk does not keep what is written: {error}"));
         }
-        _ => None,
+        if let Some(long) = self.syncing_ms.filter(|long| *long > SYNC_HANGS_MS) {
+            return Some(format!("its disk hangs: it has not kept a little for good (fsync) for {long} ms"));
+        }
+        let slow = self.syncs_ms.iter().filter(|took| **took > SYNC_SLOW_MS).count();
+        if slow >= SYNCS_SLOW {
+            let (count, worst) = (self.syncs_ms.len(), self.syncs_ms.iter().max().copied().unwrap_or(0));
+            return Some(format!(
+                "its disk is slow: {slow} of the last {count} times it took longer than {SYNC_SLOW_MS} ms to keep a little for good (fsync), at \
+                 worst {worst} ms"
+            ));
+        }
+        let free = self.free_percent.filter(|free| *free < DISK_FREE_PERCENT)?;
+        Some(format!("its disk is nearly full: {free:.1} % are free"))
     }
+}
+
+fn median(all: &[u64]) -> Option<u64> {
+    let mut sorted = all.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
+}
+
+/// Why a headnode with these signs should leave the work to others; `None` when it is well.
+pub fn sick(signs: &Signs<'_>) -> Option<Sickness> {
+    let own = |why| Some(Sickness { why, own_fault: true });
+    if let Some(why) = signs.disk.sick() {
+        return own(why);
+    }
+    if let Some(offset) = clock_wrong_ms(signs.others_ahead_ms) {
+        let way = if offset > 0 { "ahead of" } else { "behind" };
+        return own(format!("its clock is {} ms {way} those of all others", offset.unsigned_abs()));
+    }
+    let slow = signs.commits_ms.iter().filter(|took| **took > COMMIT_SLOW_MS).count();
+    (slow >= COMMITS_SLOW).then(|| {
+        let (count, worst) = (signs.commits_ms.len(), signs.commits_ms.iter().max().copied().unwrap_or(0));
+        let why =
+            format!("{slow} of its last {count} commits took longer than {COMMIT_SLOW_MS} ms, the slowest {worst} ms");
+        Sickness { why, own_fault: false }
+    })
+}
+
+/// A headnode that might lead the store in the place of a sick one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Successor {
+    /// Which.
+    pub id: ServerId,
+    /// It takes part, and its last beat arrived less than [`BEAT_FRESH_MS`] ago.
+    pub beats: bool,
+    /// By its own word.
+    pub sick: bool,
+    /// See [`Health::own_fault`].
+    pub own_fault: bool,
+}
+
+/// Who of `others` should lead the store instead of one with `sickness`: somebody who is well; else, where the sickness is that one's own for certain,
+/// somebody who only suffers from it.
+pub fn successor(sickness: &Sickness, others: &[Successor]) -> Option<ServerId> {
+    let beating = || others.iter().filter(|one| one.beats);
+    let well = beating().filter(|one| !one.sick).map(|one| one.id).min();
+    well.or_else(|| beating().filter(|one| sickness.own_fault && !one.own_fault).map(|one| one.id).min())
 }
 
 /// A headnode as another one sees it at one moment.
@@ -261,21 +353,52 @@ mod tests {
 
     #[test]
     fn one_hiccup_is_no_sickness_and_a_wrong_clock_needs_two_witnesses() {
-        let with = |commits_ms: &[u64], others_ahead_ms: &[i64], disk_free_percent| {
-            sick(&Signs { commits_ms, others_ahead_ms, disk_free_percent })
+        let with = |commits_ms: &[u64], others_ahead_ms: &[i64], disk: &DiskSigns| {
+            sick(&Signs { commits_ms, others_ahead_ms, disk }).map(|sickness| sickness.why)
         };
-        assert_eq!(with(&[], &[], None), None);
-        assert_eq!(with(&[10, 9_000, 10, 9_000, 10], &[0, 5], Some(50.0)), None);
-        let slow = with(&[10, 9_000, 10, 9_001, 2_001], &[], None).unwrap();
+        let (unknown, half) = (DiskSigns::default(), DiskSigns { free_percent: Some(50.0), ..DiskSigns::default() });
+        assert_eq!(with(&[], &[], &unknown), None);
+        assert_eq!(with(&[10, 9_000, 10, 9_000, 10], &[0, 5], &half), None);
+        let slow = with(&[10, 9_000, 10, 9_001, 2_001], &[], &unknown).unwrap();
         assert_eq!(slow, "3 of its last 5 commits took longer than 2000 ms, the slowest 9001 ms");
-        assert!(with(&[10], &[], Some(1.25)).unwrap().contains("1.2 % are free"));
-        assert_eq!(with(&[10], &[3_600_000], None), None, "either may be wrong");
-        assert_eq!(with(&[10], &[3_600_000, 20], None), None, "it is the other one");
-        let wrong = with(&[10], &[-3_600_000, -3_599_990], None).unwrap();
+        assert_eq!(with(&[10], &[3_600_000], &unknown), None, "either may be wrong");
+        assert_eq!(with(&[10], &[3_600_000, 20], &unknown), None, "it is the other one");
+        let wrong = with(&[10], &[-3_600_000, -3_599_990], &unknown).unwrap();
         assert_eq!(wrong, "its clock is 3599990 ms ahead of those of all others");
-        assert!(with(&[10], &[3_600_000, 3_599_990], None).unwrap().contains("behind"));
-        let signs = Signs { commits_ms: &[5, 1, 9], others_ahead_ms: &[-30, 20], disk_free_percent: None };
+        assert!(with(&[10], &[3_600_000, 3_599_990], &unknown).unwrap().contains("behind"));
+        let signs = Signs { commits_ms: &[5, 1, 9], others_ahead_ms: &[-30, 20], disk: &unknown };
         assert_eq!((signs.commit_ms(), signs.clock_offset_ms()), (5, Some(-20)));
+    }
+
+    #[test]
+    fn a_disk_that_is_slow_hangs_refuses_or_is_full_is_told_from_a_slow_store() {
+        let with =
+            |disk: DiskSigns| sick(&Signs { commits_ms: &[9_000; 5], others_ahead_ms: &[], disk: &disk }).unwrap();
+        let told = |disk| Some(with(disk)).filter(|sickness| sickness.own_fault).map(|sickness| sickness.why);
+        let well = DiskSigns { free_percent: Some(50.0), syncs_ms: vec![1, 900, 2, 900, 1], ..DiskSigns::default() };
+        assert_eq!(told(well.clone()), None, "two hiccups of the disk; the commits are not its own fault for certain");
+        assert_eq!(well.sync_ms(), Some(2));
+        let slow = told(DiskSigns { syncs_ms: vec![1, 900, 2, 900, 801], ..well.clone() }).unwrap();
+        assert!(slow.contains("3 of the last 5 times") && slow.contains("worst 900 ms"), "{slow}");
+        assert_eq!(told(DiskSigns { syncing_ms: Some(SYNC_HANGS_MS), ..well.clone() }), None);
+        let hangs = told(DiskSigns { syncing_ms: Some(SYNC_HANGS_MS + 1), ..well.clone() }).unwrap();
+        assert!(hangs.contains("4001 ms"), "{hangs}");
+        let refuses = told(DiskSigns { error: Some("Read-only file system".to_owned()), ..well.clone() }).unwrap();
+        assert!(refuses.contains("Read-only file system"), "{refuses}");
+        assert!(told(DiskSigns { free_percent: Some(1.25), ..well }).unwrap().contains("1.2 % are free"));
+    }
+
+    #[test]
+    fn a_sick_leader_hands_over_to_who_is_better_off() {
+        let one = |number, beats, sick, own_fault| Successor { id: id(number), beats, sick, own_fault };
+        let sickness = |own_fault| Sickness { why: "s".to_owned(), own_fault };
+        let (well, silent) = (one(1, true, false, false), one(2, false, false, false));
+        let (suffers, sick) = (one(3, true, true, false), one(4, true, true, true));
+        assert_eq!(successor(&sickness(true), &[sick, suffers, well, silent]), Some(well.id));
+        assert_eq!(successor(&sickness(false), &[suffers, well, silent]), Some(well.id));
+        assert_eq!(successor(&sickness(true), &[sick, suffers, silent]), Some(suffers.id));
+        assert_eq!(successor(&sickness(false), &[suffers, silent]), None, "all commits are slow: it may be anybody");
+        assert_eq!(successor(&sickness(true), &[sick, silent]), None);
     }
 
     proptest! {

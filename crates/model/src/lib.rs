@@ -41,6 +41,7 @@ pub mod path;
 pub mod peers;
 pub mod placement;
 pub mod quorum;
+pub mod release;
 pub mod role;
 pub mod rules;
 pub mod state;

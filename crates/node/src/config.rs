@@ -57,7 +57,7 @@ impl AgentConfig {
             init: vec!["/sbin/init".to_owned()],
             stop_grace: Duration::from_secs(15),
             whereabouts: watch::channel(Whereabouts::default()).1,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: base::release::name().to_owned(),
             nic_tags: None,
             role: watch::Sender::new(None),
             headnode: watch::channel(None).1,

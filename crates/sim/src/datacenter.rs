@@ -12,6 +12,7 @@ use control::{
     headnodes::{self, Announcement, Measure},
 };
 use model::{
+    headnode::DiskSigns,
     id::{AccountId, ImageId, NetworkId, ServerId},
     part::Digest,
     unit::Mib,
@@ -243,8 +244,8 @@ impl Measure for Well {
         0
     }
 
-    fn disk_free_percent(&self) -> Option<f64> {
-        Some(50.0)
+    fn disk(&self) -> DiskSigns {
+        DiskSigns { free_percent: Some(50.0), ..DiskSigns::default() }
     }
 }
 

@@ -1,10 +1,10 @@
 //! This headnode's own beats: a small commit over and over, which carries how long the last ones took.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use base::shutdown::Shutdown;
 use model::{
-    headnode::{BEAT_ALONE_MS, BEAT_MS, Beat, Health, Signs, sick},
+    headnode::{BEAT_ALONE_MS, BEAT_MS, Beat, DiskSigns, Health, Sickness, Signs, Stage, Successor, sick},
     id::ServerId,
 };
 use store::Transaction;
@@ -22,8 +22,18 @@ const COMMITS: usize = 5;
 pub trait Measure: Send + Sync + 'static {
     /// Files of images that should be here and are not.
     fn images_missing(&self) -> u64;
-    /// Percent of the disk with the headnode's files that is free; `None` when that cannot be told.
-    fn disk_free_percent(&self) -> Option<f64>;
+    /// The disk with the headnode's files.
+    fn disk(&self) -> DiskSigns;
+}
+
+impl<T: Measure> Measure for Arc<T> {
+    fn images_missing(&self) -> u64 {
+        (**self).images_missing()
+    }
+
+    fn disk(&self) -> DiskSigns {
+        (**self).disk()
+    }
 }
 
 /// Commits one beat.
@@ -88,14 +98,44 @@ pub async fn keep_beating(control: Control, id: ServerId, measure: impl Measure,
 }
 
 fn health(control: &Control, commits_ms: &[u64], measure: &impl Measure) -> Health {
-    let others_ahead_ms = control.headnodes.others_ahead_ms();
-    let disk_free_percent = measure.disk_free_percent();
-    let signs = Signs { commits_ms, others_ahead_ms: &others_ahead_ms, disk_free_percent };
+    let (others_ahead_ms, disk) = (control.headnodes.others_ahead_ms(control.now()), measure.disk());
+    let signs = Signs { commits_ms, others_ahead_ms: &others_ahead_ms, disk: &disk };
+    let sickness = sick(&signs);
     Health {
         commit_ms: signs.commit_ms(),
         lag_ms: control.headnodes.lag_ms(),
         clock_offset_ms: signs.clock_offset_ms(),
+        sync_ms: disk.sync_ms(),
         images_missing: measure.images_missing(),
-        sick: sick(&signs),
+        own_fault: sickness.as_ref().is_some_and(|sickness| sickness.own_fault),
+        sick: sickness.map(|sickness| sickness.why),
     }
+}
+
+/// Whether this headnode, as it is measured now, had better lead nothing. Its last beat may be from before it fell sick: one that is sick cannot always
+/// say so.
+pub fn sickness(control: &Control, measure: &impl Measure) -> Option<Sickness> {
+    let (others_ahead_ms, disk) = (control.headnodes.others_ahead_ms(control.now()), measure.disk());
+    sick(&Signs { commits_ms: &[], others_ahead_ms: &others_ahead_ms, disk: &disk }).or_else(|| {
+        let beat = control.snapshot().get(&BEATS, &control.headnodes.me()?.to_string())?;
+        let Health { sick, own_fault, .. } = beat.health.clone();
+        sick.map(|why| Sickness { why, own_fault })
+    })
+}
+
+/// Headnodes that might lead the store in the place of this one.
+pub fn successors(control: &Control) -> Vec<Successor> {
+    let me = control.headnodes.me();
+    let others = super::list(control).into_iter().filter(|view| Some(view.headnode.id) != me);
+    others
+        .map(|view| {
+            let health = view.beat.as_ref().map(|beat| &beat.health);
+            Successor {
+                id: view.headnode.id,
+                beats: view.fresh && view.headnode.stage == Stage::Active,
+                sick: health.is_some_and(|health| health.sick.is_some()),
+                own_fault: health.is_some_and(|health| health.own_fault),
+            }
+        })
+        .collect()
 }

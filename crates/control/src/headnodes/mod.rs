@@ -23,15 +23,17 @@ mod lacking;
 mod removing;
 mod roster;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use model::{
-    headnode::{Beat, HEADNODES_MAX, Headnode, MemberAddresses, Stage},
+    headnode::{BEAT_FRESH_MS, Beat, HEADNODES_MAX, Headnode, MemberAddresses, Stage},
     id::ServerId,
     part::Digest,
+    release::may_start,
     role::HeadnodeWanted,
 };
 use store::{Entry, Snapshot, Transaction};
+use tokio::time::Instant;
 
 use crate::{
     Control, Error, Result,
@@ -39,12 +41,15 @@ use crate::{
 };
 
 pub use adding::HeadnodeAdd;
-pub use beating::{Measure, beat, keep_beating};
+pub use beating::{Measure, beat, keep_beating, sickness, successors};
 pub use change::{Candidate, Input, MemberPlace, SUBJECT, Wanted, change, under_way};
 pub use lacking::{Missing, NoMajority};
 pub use removing::HeadnodeRemove;
 pub(crate) use roster::start;
 pub use roster::{Headnodes, Roster};
+
+/// How often it is looked whether headnodes of another release beat.
+const RELEASE_POLL: Duration = Duration::from_millis(200);
 
 /// What a headnode says of itself when it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +121,34 @@ pub async fn register(control: &Control, id: ServerId, says: &Announcement) -> R
         Ok((transaction.may_use_reserve(), ()))
     });
     decided.await.map(|_| ())
+}
+
+/// Refuses a program that is of too new or too old a release to work beside the headnodes that do ([`model::release`]). Before anything is written. Whoever
+/// has such a release and does not beat is no reason: it may be gone for good, or is about to be replaced itself.
+pub async fn admit_release(control: &Control, id: ServerId, release: &str) -> Result<()> {
+    let run = |beat: Arc<Entry<Beat>>| (beat.started_at, beat.sequence);
+    let before = control.snapshot();
+    let deadline = Instant::now() + Duration::from_millis(BEAT_FRESH_MS);
+    loop {
+        let snapshot = control.snapshot();
+        let others: Vec<_> = snapshot.scan(&HEADNODES).filter(|headnode| headnode.id != id).collect();
+        let named = |headnodes: Vec<&Arc<Entry<Headnode>>>| {
+            let named: Vec<_> = headnodes.iter().map(|one| (one.hostname.as_str(), one.release.as_str())).collect();
+            may_start(release, named)
+        };
+        if named(others.iter().collect()).is_ok() {
+            return Ok(());
+        }
+        let beats = |headnode: &&Arc<Entry<Headnode>>| {
+            let key = headnode.id.to_string();
+            snapshot.get(&BEATS, &key).map(run) != before.get(&BEATS, &key).map(run)
+        };
+        named(others.iter().filter(beats).collect()).map_err(Error::Conflict)?;
+        if Instant::now() >= deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(RELEASE_POLL).await;
+    }
 }
 
 /// The same for one that is known: its addresses may change while it runs. One that was taken out is not put in again. Returns whether something was

@@ -9,7 +9,7 @@ use std::{
 use base::{shutdown::Shutdown, watch};
 use flow::Share;
 use model::{
-    headnode::{BEAT_FRESH_MS, Beat, Sighting, Stage, owner, workers},
+    headnode::{BEAT_FRESH_MS, Beat, Sighting, Stage, clock_wrong_ms, owner, workers},
     id::ServerId,
     time::Timestamp,
 };
@@ -48,8 +48,6 @@ struct Arrived {
     at: Instant,
     /// By how much more than its sender's clock says it came after the one before.
     late_ms: u64,
-    /// How far its sender's clock was ahead of ours then.
-    ahead_ms: i64,
 }
 
 /// Who is there and whose work is whose, at one moment, as seen from one headnode.
@@ -69,7 +67,7 @@ pub(crate) fn start(control: &Control, shutdown: Shutdown) {
     }
     // Listening begins before the first look, so that no change falls between the two.
     let mut changes = control.store.changes();
-    control.headnodes.take_in(&control.snapshot(), control.now());
+    control.headnodes.take_in(&control.snapshot());
     follow_servers(control, &control.snapshot());
     let mut next = control.headnodes.look(&control.snapshot());
     let control = control.clone();
@@ -96,7 +94,7 @@ pub(crate) fn start(control: &Control, shutdown: Shutdown) {
                     if !concerns(&change) {
                         continue;
                     }
-                    control.headnodes.take_in(&change.snapshot, control.now());
+                    control.headnodes.take_in(&change.snapshot);
                     next = control.headnodes.look(&change.snapshot);
                 }
                 () = late => next = control.headnodes.look(&control.snapshot()),
@@ -187,9 +185,17 @@ impl Headnodes {
         self.others(|arrived| arrived.late_ms).into_iter().max().unwrap_or(0)
     }
 
-    /// How far the clocks of others that beat are ahead of ours, milliseconds.
-    pub(super) fn others_ahead_ms(&self) -> Vec<i64> {
-        self.others(|arrived| arrived.ahead_ms)
+    /// How far the clocks of others that beat are ahead of ours, which says `now`, milliseconds: when ours was set since they beat, that shows at once.
+    pub(super) fn others_ahead_ms(&self, now: Timestamp) -> Vec<i64> {
+        self.others(|arrived| {
+            let passed = i64::try_from(arrived.at.elapsed().as_millis()).unwrap_or(i64::MAX);
+            arrived.made_at.0.saturating_add(passed).saturating_sub(now.0)
+        })
+    }
+
+    /// Whether our clock, which says `now`, is wrong by those of all others, so that whatever is judged by it is judged wrongly.
+    pub fn is_clock_wrong(&self, now: Timestamp) -> bool {
+        clock_wrong_ms(&self.others_ahead_ms(now)).is_some()
     }
 
     fn others<T>(&self, of: impl Fn(&Arrived) -> T) -> Vec<T> {
@@ -199,14 +205,14 @@ impl Headnodes {
     }
 
     /// Notes the beats that are new in `snapshot`.
-    fn take_in(&self, snapshot: &Snapshot, now: Timestamp) {
+    fn take_in(&self, snapshot: &Snapshot) {
         let mut heard = self.heard();
         heard.retain(|id, _| snapshot.get(&BEATS, &id.to_string()).is_some());
         for beat in snapshot.scan(&BEATS) {
             let before = heard.get(&beat.headnode).copied();
             let run = (beat.started_at, beat.sequence);
             if before.is_none_or(|before| before.run != run) {
-                heard.insert(beat.headnode, Arrived::now(&beat, before, now));
+                heard.insert(beat.headnode, Arrived::now(&beat, before));
             }
         }
     }
@@ -268,14 +274,13 @@ impl Headnodes {
 }
 
 impl Arrived {
-    fn now(beat: &Beat, before: Option<Self>, now: Timestamp) -> Self {
+    fn now(beat: &Beat, before: Option<Self>) -> Self {
         let at = Instant::now();
         let late_ms = before.map_or(0, |before| {
             let passed = u64::try_from(at.duration_since(before.at).as_millis()).unwrap_or(u64::MAX);
             passed.saturating_sub(beat.at.millis_since(before.made_at))
         });
-        let ahead_ms = beat.at.0.saturating_sub(now.0);
-        Self { run: (beat.started_at, beat.sequence), made_at: beat.at, at, late_ms, ahead_ms }
+        Self { run: (beat.started_at, beat.sequence), made_at: beat.at, at, late_ms }
     }
 }
 

@@ -14,7 +14,7 @@ use control::{
 };
 use model::{
     delta::{Held, TargetNews},
-    headnode::Stage,
+    headnode::{DiskSigns, Stage},
     id::{InstanceId, ServerId},
     part::Digest,
     server::Condition,
@@ -47,8 +47,8 @@ impl Measure for Well {
         0
     }
 
-    fn disk_free_percent(&self) -> Option<f64> {
-        Some(50.0)
+    fn disk(&self) -> DiskSigns {
+        DiskSigns { free_percent: Some(50.0), ..DiskSigns::default() }
     }
 }
 
@@ -59,8 +59,8 @@ impl Measure for Full {
         0
     }
 
-    fn disk_free_percent(&self) -> Option<f64> {
-        Some(0.5)
+    fn disk(&self) -> DiskSigns {
+        DiskSigns { free_percent: Some(0.5), ..DiskSigns::default() }
     }
 }
 
@@ -352,4 +352,28 @@ async fn two_that_disagree_about_settings_do_not_raise_for_ever() {
     }
     let told = third.news(&held).await.expect("another document");
     assert_eq!(told.vxlan_port, 4_791);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_too_far_from_those_that_beat_does_not_start() {
+    let (site, mut first) = Site::new().await;
+    let second = site.head(&first.world, 2, 4_789, Well).await;
+    first.until_workers(2).await;
+    let (control, id) = (second.control(), second.id);
+    let says = |release: &str| {
+        let record = control.snapshot().get(&control::tables::HEADNODES, &first.id.to_string()).expect("the first");
+        let headnode = model::headnode::Headnode { release: release.to_owned(), ..record.value.clone() };
+        Transaction::new().replace(&control::tables::HEADNODES, &record, headnode)
+    };
+    control.store.commit(says("0.1.7")).await.expect("it is written");
+    for release in ["0.1.0", "0.2.0"] {
+        headnodes::admit_release(control, id, release).await.expect("one apart at most");
+    }
+    let why = headnodes::admit_release(control, id, "0.3.0").await.expect_err("two apart").to_string();
+    assert!(why.contains("too new") && why.contains("install release 0.2"), "{why}");
+    // One that does not beat keeps nobody from starting; it will be told when it comes back.
+    first.dies();
+    second.until_workers(1).await;
+    headnodes::admit_release(control, id, "0.3.0").await.expect("nobody of the old release is at work");
+    assert!(headnodes::list(control).iter().any(|view| view.headnode.id == first.id), "its record is there");
 }

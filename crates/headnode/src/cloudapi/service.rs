@@ -96,7 +96,10 @@ async fn handle(
 
     let target = parts.uri.path_and_query().map_or(path, |target| target.as_str());
     let head = Head { method: &parts.method, target, version: parts.version, headers: &parts.headers };
-    let signer = auth::signer(&api.control, &api.keys, head)?;
+    let headnodes = &api.control.headnodes;
+    let signer = auth::signer(&api.control, &api.keys, head);
+    // By a clock that is wrong every signature is.
+    let signer = signer.map_err(|error| if headnodes.is_clock_wrong(api.control.now()) { out() } else { error })?;
     let account = auth::owner(&api.control, &signer.holder, &values.remove(0))?;
     let operator = signer.holder.operator;
     if !operator {
@@ -107,17 +110,7 @@ async fn handle(
         })?;
     }
     maintenance(api, &parts.method)?;
-    if let Some(lack) = api.control.headnodes.lacking()
-        && !matches!(parts.method, Method::GET | Method::HEAD)
-    {
-        let error = ApiError::new(Code::ServiceUnavailable, lack.for_tenants());
-        return Err(error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string()));
-    }
-    if api.control.headnodes.is_out() && !matches!(parts.method, Method::GET | Method::HEAD) {
-        let message = "this headnode cannot change anything at the moment; another one can, or this one again soon";
-        let error = ApiError::new(Code::ServiceUnavailable, message);
-        return Err(error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string()));
-    }
+    can_change(api, &parts.method)?;
     let body = read(parts, body).await?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let params = Params::merge(parts.uri.query(), content_type, &body)?;
@@ -140,6 +133,25 @@ async fn handle(
         Some(named) => repeat::once(named, call, route.run).await,
         None => (route.run)(call).await,
     }
+}
+
+/// Whether this headnode can do what is asked, if it changes something.
+fn can_change(api: &CloudApi, method: &Method) -> Result<(), ApiError> {
+    if matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    if let Some(lack) = api.control.headnodes.lacking() {
+        let error = ApiError::new(Code::ServiceUnavailable, lack.for_tenants());
+        return Err(error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string()));
+    }
+    if api.control.headnodes.is_out() { Err(out()) } else { Ok(()) }
+}
+
+/// This headnode is not well.
+fn out() -> ApiError {
+    let message = "this headnode cannot change anything at the moment; another one can, or this one again soon";
+    let error = ApiError::new(Code::ServiceUnavailable, message);
+    error.with_header(header::RETRY_AFTER, OUT_RETRY_SECONDS.to_string())
 }
 
 /// What anybody may ask, and no record says.

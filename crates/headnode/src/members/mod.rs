@@ -7,17 +7,20 @@
 //!   a flow's steps ─► move the store, add, promote, remove     (keep: control's trait over crate etcd)
 //!   a majority that is missing ─► who is waited for           (majority)
 //!   every ten seconds ─► addresses, history, file size, alarms, lost data   (tend)
+//!   this machine is sick ─► its member leads no more          (hand_over)
 //! ```
 //! A member lives through its headnode's end, and a headnode through its member's: it talks to another one. Nothing here decides who leads or
-//! counts votes; etcd does.
+//! counts votes; etcd does. Who had better not lead is told to hand over.
 
 pub mod file;
+mod hand_over;
 mod keep;
 mod kit;
 pub mod majority;
 pub mod process;
 mod tend;
 
+pub use hand_over::HandOver;
 pub use keep::{Keeper, open_store};
 pub use kit::kit;
 pub use tend::TendMembers;

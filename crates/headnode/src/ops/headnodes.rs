@@ -42,7 +42,7 @@ async fn change(
         add.push(Candidate { server: server.id, fitness });
     }
     let remove = change.remove.as_deref().map(|name| find_headnode(&ops.control, name)).transpose()?;
-    let release = env!("CARGO_PKG_VERSION").to_owned();
+    let release = base::release::name().to_owned();
     let wanted = Wanted { add, remove, even: change.even, release };
     let flows = headnodes::change(&ops.control, &wanted, &caller).await?;
     let snapshot = ops.control.snapshot();

@@ -51,7 +51,7 @@ async fn datacenter(State(ops): State<Ops>) -> Answer<Datacenter> {
     Ok(Json(Datacenter {
         name: config.datacenter.clone(),
         region: config.region.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: base::release::name().to_owned(),
         started_at: ops.started_at,
         now: ops.control.now(),
         store_revision: ops.control.snapshot().revision().0,

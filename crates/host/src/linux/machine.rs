@@ -55,7 +55,7 @@ impl Machine for LinuxMachine {
             cpu_model,
             pool_size: Mib::from_bytes(pool.blocks() * pool.fragment_size()),
             kernel: kernel.release().to_string_lossy().into_owned(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_version: base::release::name().to_owned(),
             disks: sources.disks(),
             cards: sources.cards(),
             product: sources.product(),

@@ -165,7 +165,21 @@ async fn status(client: &Client, output: Output) -> Outcome {
 }
 
 fn headnodes_table(view: &HeadnodesView) -> comfy_table::Table {
-    let head = ["headnode", "node link", "stage", "beat", "work", "member", "store", "commit", "lag", "images", "sick"];
+    let head = [
+        "headnode",
+        "node link",
+        "stage",
+        "beat",
+        "work",
+        "member",
+        "store",
+        "commit",
+        "lag",
+        "disk",
+        "clock",
+        "images",
+        "sick",
+    ];
     table(&head, view.headnodes.iter().map(row))
 }
 
@@ -196,6 +210,8 @@ fn row(one: &HeadnodeView) -> Vec<String> {
         size,
         format!("{} ms", health.commit_ms),
         format!("{} ms", health.lag_ms),
+        health.sync_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
+        health.clock_offset_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:+} ms")),
         match health.images_missing {
             0 => "all".to_owned(),
             missing => format!("{missing} missing"),
