@@ -50,6 +50,8 @@ pub(crate) struct Machine {
     pub(crate) address: String,
     /// Its namespaces.
     pub(crate) space: Space,
+    /// The program that is installed on it.
+    pub(crate) program: PathBuf,
     /// What its programs find in their environment.
     pub(crate) environment: Vec<(String, String)>,
     number: u32,
@@ -88,8 +90,7 @@ impl Fleet {
         edit: impl FnOnce(String) -> String,
         prepare: impl Fn(&Machine),
     ) -> Option<Self> {
-        let uid = Command::new("id").arg("-u").output().expect("`id` runs");
-        if uid.stdout.trim_ascii() != b"0" {
+        if !is_root() {
             println!("skipped: a fleet of machines, because it needs root");
             return None;
         }
@@ -259,7 +260,8 @@ impl Machine {
         let directory = base.join(format!("{name}.space"));
         let space = Space::new(&directory, &machine_id(number));
         let (environment, tenant) = (Vec::new(), Vec::new());
-        let machine = Self { root: base.join(&name), name, address, space, environment, number, tenant };
+        let (root, program) = (base.join(&name), PathBuf::from(NESO));
+        let machine = Self { root, name, address, space, program, environment, number, tenant };
         machine.cable(switch);
         machine
     }
@@ -325,7 +327,7 @@ impl Machine {
 
     /// A command of ours on this machine, not yet run.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.space.command(NESO);
+        let mut command = self.space.command(&self.program);
         command.arg("--root").arg(&self.root).args(arguments).env("HOME", self.root.join("home"));
         command.env("NESO_CRASH_FILE", self.crash_dir());
         command.env_remove("SSH_AUTH_SOCK").env_remove("NESO_ROOT").env_remove("NESO_CONFIG").envs(self.tenant.clone());
@@ -482,6 +484,11 @@ impl Machine {
         };
         ["supervisor", "headnode", "member", "node"].map(tail).join("\n")
     }
+}
+
+/// Whether namespaces can be made.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 /// Settings whose node link and CloudAPI other machines reach, should a headnode run there.

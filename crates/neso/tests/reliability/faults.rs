@@ -2,152 +2,220 @@
 
 use std::time::Duration;
 
-use crate::{stage::Stage, trial::Fault};
+use crate::{
+    stage::Stage,
+    trial::{Break, Fault, Part},
+};
 
 const NOTHING: fn(&mut Stage) = |_| ();
+/// What a machine gives up that is sick, silent or cut off.
+const ALL: &[Part] = &[Part::Lead, Part::Work];
+const HOUR: i64 = 3_600;
 
-/// All of them.
+/// All of them. Those `make test` does come first.
 pub(crate) fn all() -> Vec<Fault> {
-    [ends(), freezes(), links(), disks()].into_iter().flatten().collect()
+    [ends(), freezes(), links(), disks(), others()].into_iter().flatten().collect()
 }
 
-/// What is killed. Those `make test` does come first.
+/// A fault that nobody has to be told of.
+const fn fault(name: &'static str, about: &'static str, break_it: Break, seconds: u64, mend: fn(&mut Stage)) -> Fault {
+    Fault { name, about, break_it, lasts: Duration::from_secs(seconds), mend, told: None, gives_up: &[] }
+}
+
+impl Fault {
+    /// Other headnodes say so of the machine while it lasts, and it has given these up when it has lasted.
+    const fn told(self, told: &'static str, gives_up: &'static [Part]) -> Self {
+        Self { told: Some(told), gives_up, ..self }
+    }
+}
+
+/// What is killed.
 fn ends() -> Vec<Fault> {
-    let secs = Duration::from_secs;
     vec![
-        Fault {
-            name: "headnode-killed",
-            about: "kill -9 of the headnode on the leader's machine",
-            break_it: |stage| stage.kill(stage.leader(), "headnode"),
-            lasts: secs(8),
-            mend: NOTHING,
-        },
-        Fault {
-            name: "leader-killed",
-            about: "kill -9 of the member of the store that leads",
-            break_it: |stage| stage.kill(stage.leader(), "member"),
-            lasts: secs(8),
-            mend: NOTHING,
-        },
-        Fault {
-            name: "power-lost",
-            about: "every process of every machine killed at once, then started again",
-            break_it: Stage::lose_power,
-            lasts: secs(1),
-            mend: Stage::start_all,
-        },
-        Fault {
-            name: "machine-killed",
-            about: "every process on the leader's machine killed, for 20 s",
-            break_it: |stage| stage.down(stage.leader()),
-            lasts: secs(20),
-            mend: Stage::start_all,
-        },
-        Fault {
-            name: "majority-lost",
-            about: "two of three machines killed, for 20 s",
-            break_it: Stage::lose_majority,
-            lasts: secs(20),
-            mend: Stage::start_all,
-        },
-        Fault {
-            name: "member-data-deleted",
-            about: "the data directory of the leader's member is deleted, and the member killed",
-            break_it: |stage| stage.delete_member_data(stage.leader()),
-            lasts: secs(20),
-            mend: NOTHING,
-        },
+        fault(
+            "headnode-killed",
+            "kill -9 of the headnode on the leader's machine",
+            Break::Leader(|stage, number| stage.kill(number, "headnode")),
+            8,
+            NOTHING,
+        ),
+        fault(
+            "leader-killed",
+            "kill -9 of the member of the store that leads",
+            Break::Leader(|stage, number| stage.kill(number, "member")),
+            8,
+            NOTHING,
+        ),
+        fault(
+            "power-lost",
+            "every process of every machine killed at once, then started again",
+            Break::Any(Stage::lose_power),
+            1,
+            Stage::start_all,
+        ),
+        fault(
+            crate::LOSES_CACHES,
+            "the same, and everything is lost that was not flushed to the disks of headnodes, members and nodes",
+            Break::Any(Stage::lose_power_and_caches),
+            1,
+            Stage::start_all,
+        ),
+        fault(
+            "machine-killed",
+            "every process on the leader's machine killed, for 20 s",
+            Break::Leader(Stage::down),
+            20,
+            Stage::start_all,
+        )
+        .told("no beat", ALL),
+        fault(
+            "majority-lost",
+            "two of three machines killed, for 20 s",
+            Break::Any(Stage::lose_majority),
+            20,
+            Stage::start_all,
+        ),
+        fault(
+            "member-data-deleted",
+            "the data directory of the leader's member is deleted, and the member killed",
+            Break::Leader(Stage::delete_member_data),
+            20,
+            NOTHING,
+        ),
     ]
 }
 
 /// What is alive and does nothing.
 fn freezes() -> Vec<Fault> {
-    let secs = Duration::from_secs;
     vec![
-        Fault {
-            name: "leader-frozen",
-            about: "SIGSTOP for 60 s of the member of the store that leads",
-            break_it: |stage| stage.freeze(stage.leader(), &["member"]),
-            lasts: secs(60),
-            mend: Stage::thaw,
-        },
-        Fault {
-            name: "machine-frozen",
-            about: "SIGSTOP for 60 s of headnode and member on the leader's machine",
-            break_it: |stage| stage.freeze(stage.leader(), &["headnode", "member"]),
-            lasts: secs(60),
-            mend: Stage::thaw,
-        },
+        fault(
+            "leader-frozen",
+            "SIGSTOP for 60 s of the member of the store that leads",
+            Break::Leader(|stage, number| stage.freeze(number, &["member"])),
+            60,
+            Stage::thaw,
+        )
+        .told("its member does not answer", &[Part::Lead]),
+        fault(
+            "machine-frozen",
+            "SIGSTOP for 60 s of headnode and member on the leader's machine",
+            Break::Leader(|stage, number| stage.freeze(number, &["headnode", "member"])),
+            60,
+            Stage::thaw,
+        )
+        .told("no beat", ALL),
     ]
 }
 
 /// Machines that do not hear, or are not heard.
 fn links() -> Vec<Fault> {
-    let secs = Duration::from_secs;
     vec![
-        Fault {
-            name: "link-cut",
-            about: "the leader's machine cut off both ways for 30 s",
-            break_it: |stage| stage.cut(stage.leader(), Cut::BOTH),
-            lasts: secs(30),
-            mend: Stage::join_links,
-        },
-        Fault {
-            name: "link-cut-inwards",
-            about: "the leader's machine hears nobody for 30 s, and is heard",
-            break_it: |stage| stage.cut(stage.leader(), Cut::INWARDS),
-            lasts: secs(30),
-            mend: Stage::join_links,
-        },
-        Fault {
-            name: "link-cut-outwards",
-            about: "the leader's machine is heard by nobody for 30 s, and hears",
-            break_it: |stage| stage.cut(stage.leader(), Cut::OUTWARDS),
-            lasts: secs(30),
-            mend: Stage::join_links,
-        },
-        Fault {
-            name: "links-flapping",
-            about: "all links between headnodes down and up every 2 s, for 30 s",
-            break_it: Stage::flap,
-            lasts: secs(1),
-            mend: Stage::join_links,
-        },
+        fault(
+            "link-cut",
+            "the leader's machine cut off both ways for 30 s",
+            Break::Leader(|stage, number| stage.cut(number, Cut::BOTH)),
+            30,
+            Stage::join_links,
+        )
+        .told("no beat", ALL),
+        fault(
+            "link-cut-inwards",
+            "the leader's machine hears nobody for 30 s, and is heard",
+            Break::Leader(|stage, number| stage.cut(number, Cut::INWARDS)),
+            30,
+            Stage::join_links,
+        )
+        .told("no beat", ALL),
+        fault(
+            "link-cut-outwards",
+            "the leader's machine is heard by nobody for 30 s, and hears",
+            Break::Leader(|stage, number| stage.cut(number, Cut::OUTWARDS)),
+            30,
+            Stage::join_links,
+        )
+        .told("no beat", ALL),
+        fault(
+            "links-flapping",
+            "all links between headnodes down and up every 2 s, for 30 s",
+            Break::Any(Stage::flap),
+            1,
+            Stage::join_links,
+        ),
     ]
 }
 
 /// Disks that are slow, full, or refuse.
 fn disks() -> Vec<Fault> {
-    let secs = Duration::from_secs;
     vec![
-        Fault {
-            name: "disk-slow-1s",
-            about: "every fsync of the leader takes 1 s longer, for 30 s",
-            break_it: |stage| stage.slow_disk(stage.leader(), Duration::from_secs(1)),
-            lasts: secs(30),
-            mend: Stage::mend_disks,
-        },
-        Fault {
-            name: "disk-slow-10s",
-            about: "every fsync of the leader takes 10 s longer, for 60 s",
-            break_it: |stage| stage.slow_disk(stage.leader(), Duration::from_secs(10)),
-            lasts: secs(60),
-            mend: Stage::mend_disks,
-        },
-        Fault {
-            name: "disk-full",
-            about: "no space is left on the leader's disk, for 20 s",
-            break_it: |stage| stage.fill_disk(stage.leader()),
-            lasts: secs(20),
-            mend: Stage::mend_disks,
-        },
-        Fault {
-            name: "disk-read-only",
-            about: "the leader's disk reports an error and turns read-only, for 20 s",
-            break_it: |stage| stage.break_disk(stage.leader()),
-            lasts: secs(20),
-            mend: Stage::mend_disks,
-        },
+        fault(
+            "disk-slow-1s",
+            "every flush of the leader's disk takes 1 s longer, for 30 s",
+            Break::Leader(|stage, number| stage.slow_disk(number, Duration::from_secs(1))),
+            30,
+            Stage::mend_disks,
+        )
+        .told("its disk is slow", ALL),
+        fault(
+            "disk-slow-10s",
+            "every flush of the leader's disk takes 10 s longer, for 60 s",
+            Break::Leader(|stage, number| stage.slow_disk(number, Duration::from_secs(10))),
+            60,
+            Stage::mend_disks,
+        )
+        .told("its disk", ALL),
+        fault(
+            "disk-full",
+            "no space is left on the leader's disk, for 20 s",
+            Break::Leader(Stage::fill_disk),
+            20,
+            Stage::mend_disks,
+        )
+        .told("its disk is nearly full", ALL),
+        fault(
+            "disk-read-only",
+            "the leader's disk reports an error and turns read-only, for 20 s",
+            Break::Leader(Stage::break_disk),
+            20,
+            Stage::mend_disks,
+        )
+        .told("its disk does not keep what is written", ALL),
+    ]
+}
+
+/// Clocks, and certificates.
+fn others() -> Vec<Fault> {
+    vec![
+        fault(
+            "clock-ahead",
+            "the clock of every process on the leader's machine is set an hour ahead, for 30 s",
+            Break::Leader(|stage, number| stage.set_clock(number, HOUR)),
+            30,
+            Stage::mend_clocks,
+        )
+        .told("ahead of those of all others", ALL),
+        fault(
+            "clock-behind",
+            "the clock of every process on the leader's machine is set an hour back, for 30 s",
+            Break::Leader(|stage, number| stage.set_clock(number, -HOUR)),
+            30,
+            Stage::mend_clocks,
+        )
+        .told("behind those of all others", ALL),
+        fault(
+            "certificate-expired",
+            "the leader's machine is off until all its certificates have ended, and is switched on again",
+            Break::Leader(Stage::expire_certificates),
+            10,
+            Stage::start_all,
+        )
+        .told("no beat", ALL),
+        fault(
+            "next-release",
+            "the next release is installed on one machine after the other, then the one before again",
+            Break::Any(Stage::roll_forward),
+            1,
+            Stage::roll_back,
+        ),
     ]
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct Mark {
 pub(crate) struct Line {
     /// Which client.
     pub(crate) client: usize,
-    /// Number of the headnode that was asked (last).
+    /// Number of the headnode that was to be asked first.
     pub(crate) headnode: usize,
     /// The tag.
     pub(crate) object: String,
@@ -57,8 +57,6 @@ pub(crate) struct Line {
     pub(crate) called: u64,
     /// See `called`.
     pub(crate) returned: u64,
-    /// Whether it took a second try.
-    pub(crate) again: bool,
 }
 
 /// What was wanted.
@@ -80,6 +78,8 @@ pub(crate) enum Got {
     Value(u64),
     /// This, but it may be old, the headnode says.
     Stale,
+    /// There is no such tag, says the last sending of a removal; one before it, whose answer was lost, may have removed it, or may yet.
+    AbsentByNow,
     /// It was certainly not done.
     Refused(String),
     /// Nobody knows.
@@ -94,6 +94,11 @@ impl Line {
 }
 
 impl Got {
+    /// Whether nobody knows if it was done.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::AbsentByNow)
+    }
+
     /// Whether the client got nothing for its question.
     pub(crate) fn is_failure(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Unknown(_))
@@ -135,7 +140,7 @@ pub(crate) fn check(lines: &[Line]) -> Result<(), String> {
             .iter()
             .map(|line| Span {
                 called: line.called,
-                returned: (!matches!(line.got, Got::Unknown(_))).then_some(line.returned),
+                returned: (!line.got.is_unknown()).then_some(line.returned),
                 action: (line.want, line.got.clone()),
             })
             .collect();
@@ -167,14 +172,14 @@ fn matters(line: &Line, about: &[&Line]) -> bool {
         other.got == Got::Value(value)
             || other.want == Want::Remove && other.got == Got::Done && other.returned > line.called
     };
-    !matches!(line.got, Got::Unknown(_)) || about.iter().any(is_seen)
+    !line.got.is_unknown() || about.iter().any(is_seen)
 }
 
 /// What was refused did not happen, and a read that failed or may be old says nothing.
 fn says_something(line: &Line) -> bool {
     match line.got {
         Got::Refused(_) | Got::Stale => false,
-        Got::Unknown(_) => line.want != Want::Read,
+        Got::Unknown(_) | Got::AbsentByNow => line.want != Want::Read,
         Got::Done | Got::Absent | Got::Value(_) => true,
     }
 }

@@ -3,8 +3,9 @@
 //! It reads one line of JSON ([`Orders`]), works until its input ends, and prints a line of JSON for each operation. Whatever else it reads are marks: it
 //! prints them back with its own clock's time, so that faults and operations stand on one line of time.
 //!
-//! Each client is a loop: draw an object, what to do with it and which headnode to ask. A request that certainly never reached its headnode is sent
-//! to the next one, once, as any tool with a second address would; so is a read whose answer was lost.
+//! Each client is a loop: draw an object, what to do with it and which headnode to ask first. It knows the addresses of all headnodes, as a profile may
+//! name them, and [`Client`] does what it does for everybody: a request that was not sent, or that the headnode says it cannot do now, goes to the
+//! next one; so does one that was not answered in time, a change under the name it had.
 
 use std::{
     io::{BufRead as _, Write as _},
@@ -24,8 +25,8 @@ use serde_json::json;
 
 use crate::history::{Event, Got, InstanceLine, Line, Mark, Want};
 
-/// How long a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// How long a call may take with all that the client does by itself; it gives up sooner.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two operations of one client.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Between two instances.
@@ -100,6 +101,7 @@ fn print(event: &Event) {
 struct Worker {
     orders: Arc<Orders>,
     number: usize,
+    /// One for each headnode, which begins with that one.
     clients: Vec<Client>,
     began: Instant,
     values: u64,
@@ -107,11 +109,13 @@ struct Worker {
 
 impl Worker {
     fn new(orders: Arc<Orders>, number: usize, began: Instant) -> Self {
-        let client = |url: &String| {
+        let client = |first: usize| {
+            let mut urls = orders.urls.clone();
+            urls.rotate_left(first);
             let signer = Signer::from_file(&orders.key).expect("the tenant's key");
             let profile = Profile {
                 name: "load".to_owned(),
-                url: url.clone(),
+                url: urls.join(","),
                 account: orders.account.clone(),
                 act_as: None,
                 key_id: signer.fingerprint_md5.clone(),
@@ -120,7 +124,7 @@ impl Worker {
             };
             Client::new(&profile, signer, seconds).expect("a client")
         };
-        let clients = orders.urls.iter().map(client).collect();
+        let clients = (0..orders.urls.len()).map(client).collect();
         Self { orders, number, clients, began, values: 0 }
     }
 
@@ -134,24 +138,13 @@ impl Worker {
                 dice if dice < REMOVES => Want::Remove,
                 _ => Want::Read,
             };
-            let mut headnode = self.draw(self.clients.len() as u64) as usize;
+            let headnode = self.draw(self.clients.len() as u64) as usize;
             let called = now(self.began);
-            let (mut got, mut again) = (Got::Refused("not asked".to_owned()), false);
-            for attempt in 0..2 {
-                if attempt > 0 {
-                    (headnode, again) = ((headnode + 1) % self.clients.len(), true);
-                }
-                let asked = self.ask(headnode, &instance, &tag, want);
-                let answer = tokio::time::timeout(PATIENCE, asked).await;
-                let is_repeatable;
-                (got, is_repeatable) = answer.unwrap_or_else(|_| (Got::Unknown("no answer".to_owned()), false));
-                if !(is_repeatable || got.is_failure() && want == Want::Read) {
-                    break;
-                }
-            }
+            let asked = tokio::time::timeout(PATIENCE, self.ask(headnode, &instance, &tag, want)).await;
+            let got = asked.unwrap_or_else(|_| Got::Unknown("no answer".to_owned()));
             let returned = now(self.began);
             let object = format!("{instance}/{tag}");
-            print(&Event::Line(Line { client: self.number, headnode, object, want, got, called, returned, again }));
+            print(&Event::Line(Line { client: self.number, headnode, object, want, got, called, returned }));
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -210,8 +203,8 @@ impl Worker {
         print(&Event::Instance(InstanceLine { name, make, got, returned: now(self.began) }));
     }
 
-    /// The outcome, and whether it certainly did not reach the headnode.
-    async fn ask(&self, headnode: usize, instance: &str, tag: &str, want: Want) -> (Got, bool) {
+    /// What came of an operation.
+    async fn ask(&self, headnode: usize, instance: &str, tag: &str, want: Want) -> Got {
         let client = &self.clients[headnode];
         let (tags, one) = (format!("/my/machines/{instance}/tags"), format!("/my/machines/{instance}/tags/{tag}"));
         let answer = match want {
@@ -219,25 +212,33 @@ impl Worker {
             Want::Remove => client.call(Method::DELETE, &one, None).await,
             Want::Read => client.call(Method::GET, &one, None).await,
         };
-        let got = match answer {
+        match answer {
             _ if want == Want::Read && client.stale().is_some() => Got::Stale,
             Ok(value) if want == Want::Read => match value.as_u64().or_else(|| value.as_str()?.parse().ok()) {
                 Some(value) => Got::Value(value),
                 None => Got::Refused(format!("a tag that is {value}")),
             },
             Ok(_) => Got::Done,
+            // The refusal is the last sending's; another one may have done it.
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. })
+                if want == Want::Remove && client.resent() =>
+            {
+                Got::AbsentByNow
+            }
+            Err(error) if want != Want::Read && client.resent() => Got::Unknown(base::errors::chain(&error)),
             Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) if !matches!(want, Want::Set(_)) => {
                 Got::Absent
             }
-            Err(ClientError::Refused { status, body }) if status.is_client_error() => {
+            Err(ClientError::Refused { status, body })
+                if status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE =>
+            {
                 Got::Refused(format!("{status}: {}", body.message))
             }
-            Err(error) => {
-                let never_left = matches!(&error, ClientError::Connect { source, .. } if is_unsent(source.as_ref()));
-                return (Got::Unknown(base::errors::chain(&error)), never_left);
+            Err(ClientError::Connect { source, .. }) if is_unsent(source.as_ref()) => {
+                Got::Refused(format!("not sent: {}", base::errors::chain(source.as_ref())))
             }
-        };
-        (got, false)
+            Err(error) => Got::Unknown(base::errors::chain(&error)),
+        }
     }
 
     fn draw(&self, below: u64) -> u64 {

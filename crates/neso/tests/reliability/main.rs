@@ -5,7 +5,7 @@
 //!    └─► history: who asked what, when, and was told what ─► linearizable? acknowledged and there? how long was there silence?
 //! ```
 //! `cargo xtask faults [NAME…]` does the named faults, or all, and writes `docs/reliability.md`. Without arguments, as a test, it does the first
-//! few and fails when a promise is broken; it asserts no time. With `NESO_HISTORIES=DIR` each history is kept in a file there. It needs root and etcd, and says so where it has not.
+//! few and fails when a promise is broken; it asserts no time. `lies` tries whether lost writes are noticed. With `NESO_HISTORIES=DIR` each history is kept in a file there. It needs root and etcd, and says so where it has not.
 
 #![allow(
     clippy::disallowed_types,
@@ -14,6 +14,8 @@
 )]
 
 mod checker;
+mod clock;
+mod disk;
 mod faults;
 #[path = "../fleet/fleet.rs"]
 #[expect(dead_code, reason = "the fleet's own tests use all of it")]
@@ -29,6 +31,10 @@ mod trial;
 
 /// What the load is told it is.
 const LOAD: &str = "load";
+/// The fault that loses what was not flushed.
+const LOSES_CACHES: &str = "power-lost-unsynced";
+/// What a process is told that says what time it is, over and over.
+const TICK: &str = "tick";
 /// Faults that are done without arguments: the quick ones, first in the list.
 const QUICK: usize = 3;
 
@@ -36,17 +42,44 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(LOAD) => load::run(),
+        Some(TICK) => clock::trial::tick(),
         // What a test runner asks.
         Some("--list") => println!("faults: test"),
         Some("checker") => checker::trial::run(),
+        Some("tools") if fleet::is_root() => tools(),
+        Some("lies") => lies(),
         Some("all") => faults(&faults::all().iter().map(|fault| fault.name).collect::<Vec<_>>(), true),
         Some(name) if !name.starts_with('-') => {
             faults(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), true);
         }
         _ => {
             checker::trial::run();
+            if fleet::is_root() {
+                tools();
+            }
             faults(&faults::all().iter().take(QUICK).map(|fault| fault.name).collect::<Vec<_>>(), false);
         }
+    }
+}
+
+/// A check of the harness: with disks that acknowledge flushes and do not do them, a loss of power has to break promises.
+fn lies() {
+    let Some(mut stage) = stage::Stage::start() else { return };
+    stage.lie();
+    let all = faults::all();
+    let fault = all.iter().find(|fault| fault.name == LOSES_CACHES).expect("there is such a fault");
+    let outcome = trial::run(&mut stage, fault);
+    let noticed = outcome.broken_promise.expect("acknowledged changes are lost, and that is noticed");
+    println!("noticed: {noticed}\ntest lies ... ok");
+}
+
+/// What faults are made with, tried by itself.
+fn tools() {
+    if std::path::Path::new("/dev/fuse").exists() {
+        disk::trial::run();
+    }
+    if cfg!(target_arch = "x86_64") {
+        clock::trial::run();
     }
 }
 
@@ -61,7 +94,9 @@ fn faults(names: &[&str], write: bool) {
     let mut broken = Vec::new();
     for fault in all.iter().filter(|fault| names.contains(&fault.name)) {
         println!("{}: {}", fault.name, fault.about);
+        let begun = std::time::Instant::now();
         let outcome = trial::run(&mut stage, fault);
+        println!("it took {} s in all", begun.elapsed().as_secs());
         let row = report::row(fault, &outcome);
         println!("{row}");
         println!("test faults::{} ... {}", fault.name, if outcome.broken_promise.is_some() { "FAILED" } else { "ok" });

@@ -13,8 +13,12 @@ pub(crate) fn row(fault: &Fault, outcome: &Outcome) -> String {
         None => "0".to_owned(),
         Some(why) => format!("**broken**: {}", why.lines().next().unwrap_or_default()),
     };
+    let told = match &outcome.told {
+        None => "–".to_owned(),
+        Some((told, after)) => format!("after {:.0} s: {told}", after.as_secs_f64()),
+    };
     format!(
-        "{ROW}{}` | {} | {:.1} s ({:.1}) | {:.1} s | {promise} | {} of {} | {} | {} |",
+        "{ROW}{}` | {} | {:.1} s ({:.1}) | {:.1} s | {promise} | {} of {} | {} | {} | {told} |",
         fault.name,
         fault.about,
         outcome.silence.as_secs_f64(),

@@ -1,15 +1,23 @@
 //! Three headnodes on three machines of a fleet, and what can be done to them.
 
 use std::{
+    cell::RefCell,
     fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
+use base::clock::{Clock as _, SystemClock};
+use headnode::pki;
+use model::time::Timestamp;
+
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::{
+    clock::WrongClock,
+    disk::Disks,
     faults::Cut,
     fleet::{Fleet, Machine},
     load::Orders,
@@ -23,18 +31,29 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(100);
 /// Instances whose tags are written and read.
 const INSTANCES: usize = 2;
-/// Size of the disk of a headnode and its member, bytes.
-const DISK_BYTES: u64 = 768 << 20;
+/// How long ago certificates were made that have ended, milliseconds: 500 days; they live 397.
+const LONG_AGO_MS: i64 = 500 * 86_400_000;
+/// Of a disk that is to be full, what is written until nothing more goes, bytes.
+const LAST_BYTES: u64 = 8 << 20;
+/// Names a program of another release.
+const OTHER_RELEASE: &str = "NESO_OTHER_RELEASE";
+/// The release after ours, and the one after that.
+const NEXT: &str = "0.2.0";
+const AFTER_NEXT: &str = "0.3.0";
 /// Our processes on a machine, children of the supervisor last.
 const PROCESSES: [&str; 4] = ["supervisor", "headnode", "member", "node"];
 
 pub(crate) struct Stage {
     fleet: Fleet,
+    disks: Vec<Disks>,
+    /// Where their images are.
+    images: TempDir,
+    incarnations: usize,
     clients: Space,
     instances: Vec<String>,
     make: [String; 3],
     frozen: Vec<u32>,
-    tracers: Vec<Child>,
+    wrong_clocks: Vec<WrongClock>,
     broken_disk: Option<usize>,
 }
 
@@ -45,17 +64,33 @@ impl Stage {
             println!("skipped: faults under load, because etcd is not installed (Debian's package etcd-server)");
             return None;
         }
+        if !Path::new("/dev/fuse").exists() {
+            println!(
+                "skipped: faults under load, because this kernel has no FUSE, which the machines' disks are made with"
+            );
+            return None;
+        }
         // All clients are one tenant, who would be told to be slower.
         let edit = |text: String| text.replace("throttle_rate = 50", "throttle_rate = 0");
-        let fleet = Fleet::start_prepared(COUNT as u32 - 1, edit, mount_disk)?;
+        let images = tempfile::Builder::new().prefix("neso-disks-").tempdir().expect("a directory");
+        let disks = RefCell::new(Vec::new());
+        let prepare = |machine: &Machine| {
+            let made = Disks::open(machine, images.path(), 0);
+            made.mount(machine);
+            disks.borrow_mut().push(made);
+        };
+        let fleet = Fleet::start_prepared(COUNT as u32 - 1, edit, prepare)?;
         let clients = fleet.client();
         let mut stage = Self {
             fleet,
+            disks: disks.into_inner(),
+            images,
+            incarnations: 0,
             clients,
             instances: Vec::new(),
             make: Default::default(),
             frozen: Vec::new(),
-            tracers: Vec::new(),
+            wrong_clocks: Vec::new(),
             broken_disk: None,
         };
         let others: Vec<String> = stage.fleet.machines.iter().map(Machine::server_id).collect();
@@ -145,6 +180,11 @@ impl Stage {
                 status.is_some_and(|status| is_well(&status))
             });
         }
+        self.wait("every node to speak to a headnode", || {
+            let running = |server: &Value| server["condition"]["state"] == "running";
+            self.ask(&["adm", "-j", "server", "list"])
+                .is_some_and(|servers| servers.as_array().is_some_and(|all| all.iter().all(running)))
+        });
     }
 
     /// Position of the machine whose member leads.
@@ -172,6 +212,17 @@ impl Stage {
         self.wait("our processes to be dead", || PROCESSES.iter().all(|name| machine.pid(name).is_none()));
     }
 
+    /// What another machine's headnode makes of a machine that something was done to.
+    pub(crate) fn seen(&self, broken: usize) -> Option<Seen> {
+        let id = self.fleet.machine(broken).server_id();
+        let status = (0..COUNT).filter(|number| *number != broken).find_map(|number| {
+            let output = self.fleet.machine(number).run(&["adm", "-j", "ha", "status"]);
+            output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).ok()).flatten()
+        })?;
+        let all = status["headnodes"].as_array()?;
+        Some(Seen::of(all.iter().find(|headnode| headnode["id"] == id.as_str())?))
+    }
+
     pub(crate) fn lose_majority(&mut self) {
         let leader = self.leader();
         self.down(leader);
@@ -181,8 +232,31 @@ impl Stage {
     /// Every machine loses its power at once and is switched on again; nothing is started.
     pub(crate) fn lose_power(&mut self) {
         self.fleet.power_cycle();
+        for (number, disks) in self.disks.iter().enumerate() {
+            disks.mount(self.fleet.machine(number));
+        }
+    }
+
+    /// All disks lie from now on.
+    pub(crate) fn lie(&mut self) {
+        for disks in &self.disks {
+            disks.headnode.lie();
+            disks.node.lie();
+        }
+    }
+
+    /// The same, and what was not flushed to the disks is lost.
+    pub(crate) fn lose_power_and_caches(&mut self) {
+        let lost: Vec<usize> = self.disks.iter().map(Disks::lose_power).collect();
+        println!("not flushed on the machines' disks, and lost: {lost:?} bytes");
+        self.fleet.power_cycle();
+        self.disks.clear();
+        self.incarnations += 1;
         for number in 0..COUNT {
-            mount_disk(self.fleet.machine(number));
+            let machine = self.fleet.machine(number);
+            let disks = Disks::open(machine, self.images.path(), self.incarnations);
+            disks.mount(machine);
+            self.disks.push(disks);
         }
     }
 
@@ -253,24 +327,20 @@ impl Stage {
         }
     }
 
-    /// Every fsync of a machine's member takes `longer`.
+    /// Every flush of the disk of a machine's headnode and member takes `longer`.
     pub(crate) fn slow_disk(&mut self, number: usize, longer: Duration) {
-        let pid = self.fleet.machine(number).pid("member").expect("a member runs");
-        let inject = format!("inject=fsync,fdatasync:delay_enter={}", longer.as_micros());
-        let tracer = Command::new("strace")
-            .args(["-f", "-q", "-e", "trace=fsync,fdatasync", "-e", &inject, "-o", "/dev/null", "-p", &pid.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("`strace` (Debian's package strace) runs");
-        self.tracers.push(tracer);
+        self.disks[number].headnode.slow_down(longer);
     }
 
     /// The disk of a machine's headnode and member is full.
     pub(crate) fn fill_disk(&mut self, number: usize) {
-        let filler = self.disk(number).join("filler");
-        self.fleet.machine(number).space.output(&format!("dd if=/dev/zero of={} bs=1M", filler.display()));
+        let (directory, space) = (self.disk(number), &self.fleet.machine(number).space);
+        let text = space.run(&format!("df --output=avail -B1 {}", directory.display()));
+        let left: u64 = text.lines().last().and_then(|bytes| bytes.trim().parse().ok()).expect("a number of bytes");
+        let filler = directory.join("filler").display().to_string();
+        // Most of it at once, and the rest until nothing more goes.
+        space.run(&format!("fallocate -l {} {filler}", left.saturating_sub(LAST_BYTES)));
+        space.output(&format!("dd if=/dev/zero of={filler} bs=64K oflag=append conv=notrunc"));
     }
 
     /// The disk of a machine's headnode and member reports an error that makes the kernel turn it read-only.
@@ -280,9 +350,8 @@ impl Stage {
     }
 
     pub(crate) fn mend_disks(&mut self) {
-        for mut tracer in std::mem::take(&mut self.tracers) {
-            signal(tracer.id(), nix::sys::signal::Signal::SIGINT);
-            let _ = tracer.wait();
+        for disks in &self.disks {
+            disks.headnode.slow_down(Duration::ZERO);
         }
         for number in 0..COUNT {
             // Where it was not filled there is no such file.
@@ -294,17 +363,107 @@ impl Stage {
             let (machine, directory) = (self.fleet.machine(number), self.disk(number));
             machine.space.run(&format!("umount {}", directory.display()));
             // Its answer says that it mended something.
-            let _ = machine.space.output(&format!("e2fsck -p {}", image(machine).display()));
-            mount_disk(machine);
+            let _ = machine.space.output(&format!("e2fsck -p {}", self.disks[number].headnode.device));
+            self.disks[number].mount(machine);
             self.start_all();
         }
     }
 
+    /// Installs another release on one machine after the other, each when the one before is well again.
+    pub(crate) fn roll_forward(&mut self) {
+        let leader = self.leader();
+        self.refuse_release_after_next(leader);
+        for number in (0..COUNT).map(|number| (leader + number) % COUNT) {
+            self.install(number, &Installed::next());
+        }
+    }
+
+    /// The same with the one before.
+    pub(crate) fn roll_back(&mut self) {
+        for number in 0..COUNT {
+            self.install(number, &Installed::present());
+        }
+    }
+
+    fn install(&mut self, number: usize, installed: &Installed) {
+        self.fleet.machine(number).good(&["down", "--keep-instances"]);
+        let machine = match number.checked_sub(1) {
+            None => &mut self.fleet.head,
+            Some(at) => &mut self.fleet.machines[at],
+        };
+        machine.program.clone_from(&installed.program);
+        machine.environment.retain(|(name, _)| name != base::release::VARIABLE);
+        machine
+            .environment
+            .extend(installed.calls_itself.map(|name| (base::release::VARIABLE.to_owned(), name.to_owned())));
+        self.fleet.machine(number).good(&["up"]);
+        self.wait_well();
+        let id = self.fleet.machine(number).server_id();
+        self.wait("its headnode to run what was installed", || {
+            let status = self.ask(&["adm", "-j", "ha", "status"]).unwrap_or_default();
+            let all = status["headnodes"].as_array().cloned().unwrap_or_default();
+            let told = all.iter().find(|headnode| headnode["id"] == id.as_str()).map(|one| one["release"].clone());
+            told.is_some_and(|told| installed.calls_itself.is_none_or(|name| told == name))
+        });
+    }
+
+    /// A program that skips a release says so, and starts no headnode.
+    fn refuse_release_after_next(&mut self, number: usize) {
+        let machine = self.fleet.machine(number);
+        machine.good(&["down", "--keep-instances"]);
+        let mut command = machine.command(&["headnode"]);
+        let output = command.env(base::release::VARIABLE, AFTER_NEXT).output().expect("the binary under test runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("too new"), "release {AFTER_NEXT} was not refused: {said}");
+        machine.good(&["up"]);
+        self.wait_well();
+    }
+
     pub(crate) fn delete_member_data(&mut self, number: usize) {
-        let directory = self.disk(number).join("member");
-        assert!(directory.is_dir(), "{} holds a member's data", directory.display());
+        let directory = self.disk(number).join("member").display().to_string();
+        // The disk is mounted on its machine alone.
+        let space = &self.fleet.machine(number).space;
+        space.run(&format!("test -d {directory}/member/wal"));
         self.kill(number, "member");
-        let _ = fs::remove_dir_all(directory);
+        self.fleet.machine(number).space.run(&format!("rm -rf {directory}"));
+    }
+
+    /// The clock of every process of ours on a machine is wrong by `seconds`; [`Stage::mend_clocks`] sets it right.
+    pub(crate) fn set_clock(&mut self, number: usize, seconds: i64) {
+        let machine = self.fleet.machine(number);
+        let all = PROCESSES.iter().filter_map(|name| machine.pid(name));
+        self.wrong_clocks.extend(all.map(|pid| WrongClock::set(pid, seconds)));
+    }
+
+    pub(crate) fn mend_clocks(&mut self) {
+        self.wrong_clocks.drain(..).for_each(WrongClock::mend);
+    }
+
+    /// A machine is off until all its certificates have ended: those of its headnode, of its node, of its member and of its operator. It is switched on
+    /// by [`Stage::start_all`].
+    pub(crate) fn expire_certificates(&mut self, number: usize) {
+        self.down(number);
+        let machine = self.fleet.machine(number);
+        let settings = machine.settings();
+        let then = Timestamp(SystemClock.now_ms()).plus_millis(-LONG_AGO_MS);
+        pki::renew(&settings, then).expect("certificates of long ago");
+        let store = pki::StorePki::of(&settings);
+        for file in [&store.member.certificate, &store.client.certificate] {
+            fs::remove_file(file).expect("a certificate of the store");
+        }
+        let made =
+            pki::store_certificates(&settings, &machine.server_id(), std::slice::from_ref(&machine.address), then);
+        let ended = [
+            made.expect("certificates of long ago").member,
+            pki::Identity {
+                certificate: settings.pki_dir().join("node.pem"),
+                key: settings.pki_dir().join("node.key"),
+            },
+        ];
+        for identity in ended {
+            let ends = identity.expires_at().expect("a certificate");
+            assert!(ends.0 < SystemClock.now_ms(), "it has ended");
+        }
     }
 
     /// Where a machine's disk for headnode and member is mounted.
@@ -351,29 +510,64 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.thaw();
         self.mend_disks();
+        self.mend_clocks();
         self.join_links();
         for number in 0..COUNT {
-            // `neso clean-data` removes what is below.
-            let _ = self.fleet.machine(number).space.output(&format!("umount -l {}", self.disk(number).display()));
+            let machine = self.fleet.machine(number);
+            // What is there has these as its working directories, or logs to them.
+            for pid in PROCESSES.iter().filter_map(|name| machine.pid(name)) {
+                let _ = base::daemon::kill(pid);
+            }
+            let settings = machine.settings();
+            for directory in [settings.headnode_dir(), settings.node_dir()] {
+                // `neso clean-data` removes what is below.
+                let _ = machine.space.output(&format!("umount -l {}", directory.display()));
+            }
         }
     }
 }
 
-/// Gives the headnode and the member of a machine a disk of their own, which can be filled.
-fn mount_disk(machine: &Machine) {
-    let (image, directory) = (image(machine), machine.settings().headnode_dir());
-    fs::create_dir_all(&directory).expect("a directory");
-    if !image.exists() {
-        let file = fs::File::create(&image).expect("an image file");
-        file.set_len(DISK_BYTES).expect("an image file");
-        machine.space.run(&format!("mkfs.ext4 -q -F {}", image.display()));
-    }
-    machine.space.run(&format!("mount -o loop {} {}", image.display(), directory.display()));
+/// A program as it is installed.
+struct Installed {
+    program: PathBuf,
+    /// What a debug build is to call itself.
+    calls_itself: Option<&'static str>,
 }
 
-/// What that disk is.
-fn image(machine: &Machine) -> PathBuf {
-    machine.root.join("headnode.img")
+impl Installed {
+    fn present() -> Self {
+        Self { program: env!("CARGO_BIN_EXE_neso").into(), calls_itself: None }
+    }
+
+    /// Another build, where one is given; else this one under the next release's name.
+    fn next() -> Self {
+        match std::env::var_os(OTHER_RELEASE) {
+            Some(program) => Self { program: program.into(), calls_itself: None },
+            None => Self { calls_itself: Some(NEXT), ..Self::present() },
+        }
+    }
+}
+
+/// A machine as another one's headnode sees it.
+pub(crate) struct Seen {
+    /// What it says is wrong with it; empty when nothing is.
+    pub(crate) told: String,
+    /// Its member leads the store.
+    pub(crate) leads: bool,
+    /// Its headnode has a share of the work.
+    pub(crate) works: bool,
+}
+
+impl Seen {
+    fn of(headnode: &Value) -> Self {
+        let beat = headnode["beat_age_ms"].as_u64().unwrap_or(0);
+        let silent = (headnode["fresh"] != true).then(|| format!("no beat for {} s", beat / 1_000));
+        let sick = headnode["health"]["sick"].as_str().map(str::to_owned);
+        let member = headnode["member"]["error"].as_str().map(|_| "its member does not answer".to_owned());
+        let told: Vec<String> = [silent, sick, member].into_iter().flatten().collect();
+        let (leads, works) = (headnode["member"]["leads"] == true, headnode["works"] == true);
+        Self { told: told.join("; "), leads, works }
+    }
 }
 
 fn is_well(status: &Value) -> bool {

@@ -18,6 +18,8 @@ use crate::{
 const WARM: Duration = Duration::from_secs(4);
 /// How long it goes on when all is well again.
 const CALM: Duration = Duration::from_secs(4);
+/// How often it is looked how others see a machine.
+const LOOK: Duration = Duration::from_millis(500);
 /// Marks in the history.
 const BROKEN: &str = "broken";
 const MENDED: &str = "mended";
@@ -29,11 +31,33 @@ pub(crate) struct Fault {
     /// What is done, for the table.
     pub(crate) about: &'static str,
     /// Does it.
-    pub(crate) break_it: fn(&mut Stage),
+    pub(crate) break_it: Break,
     /// How long it is left so.
     pub(crate) lasts: Duration,
     /// Undoes what does not mend itself.
     pub(crate) mend: fn(&mut Stage),
+    /// What the headnodes of other machines must say of the machine while it lasts: a part of it.
+    pub(crate) told: Option<&'static str>,
+    /// What the machine must have given up when it has lasted.
+    pub(crate) gives_up: &'static [Part],
+}
+
+/// To whom something is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Break {
+    /// The machine whose member leads.
+    Leader(fn(&mut Stage, usize)),
+    /// Whoever it chooses.
+    Any(fn(&mut Stage)),
+}
+
+/// What a machine has among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Its member leads the store.
+    Lead,
+    /// Its headnode has a share of the flows and loops, and nodes and tenants come to it.
+    Work,
 }
 
 /// What it came to.
@@ -52,7 +76,9 @@ pub(crate) struct Outcome {
     pub(crate) stale: usize,
     /// Operations whose effect nobody knows.
     pub(crate) unknown: usize,
-    /// Why the history cannot have happened, or what was acknowledged is not there.
+    /// What other headnodes said of the machine, and how long it took until they said what they must.
+    pub(crate) told: Option<(String, Duration)>,
+    /// Why the history cannot have happened, or what was acknowledged is not there, or a sick machine was not told of.
     pub(crate) broken_promise: Option<String>,
 }
 
@@ -144,13 +170,54 @@ impl History {
     }
 }
 
+/// Looks at what others make of a machine until the fault has lasted: what they said, and when; and whether they must have said more.
+fn watch(
+    stage: &Stage,
+    fault: &Fault,
+    number: usize,
+    broken: Instant,
+    until: Instant,
+) -> (Option<(String, Duration)>, Result<(), String>) {
+    let (mut told, mut last) = (None, None);
+    while Instant::now() < until {
+        if let Some(seen) = fault.told.and_then(|_| stage.seen(number)) {
+            if told.is_none() && fault.told.is_some_and(|told| seen.told.contains(told)) {
+                told = Some((seen.told.clone(), broken.elapsed()));
+            }
+            last = Some(seen);
+        }
+        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+    }
+    let Some(must) = fault.told else { return (None, Ok(())) };
+    let shown = match last {
+        None => Err("no other headnode said how the machine is".to_owned()),
+        Some(seen) if told.is_none() => {
+            Err(format!("no other headnode said `{must}`; the last word was `{}`", seen.told))
+        }
+        Some(seen) if seen.leads && fault.gives_up.contains(&Part::Lead) => {
+            Err("its member still leads the store".to_owned())
+        }
+        Some(seen) if seen.works && fault.gives_up.contains(&Part::Work) => {
+            Err("it still has a share of the work".to_owned())
+        }
+        Some(_) => Ok(()),
+    };
+    (told, shown)
+}
+
 /// Does `fault` to a datacenter that is well, under load.
 pub(crate) fn run(stage: &mut Stage, fault: &Fault) -> Outcome {
     let mut load = Load::start(stage, &stage.orders(fault.name));
     std::thread::sleep(WARM);
+    let leader = stage.leader();
     load.mark(BROKEN);
-    (fault.break_it)(stage);
-    std::thread::sleep(fault.lasts);
+    let broken = Instant::now();
+    match fault.break_it {
+        Break::Leader(break_it) => break_it(stage, leader),
+        Break::Any(break_it) => break_it(stage),
+    }
+    let until = Instant::now() + fault.lasts;
+    let (told, shown) = watch(stage, fault, leader, broken, until);
     load.mark(MENDED);
     let mended = Instant::now();
     (fault.mend)(stage);
@@ -165,15 +232,18 @@ pub(crate) fn run(stage: &mut Stage, fault: &Fault) -> Outcome {
         let (there, gone) = history::owed(&history.instances);
         stage.check_instances(&there, &gone)
     });
+    let promise = promise.and(shown);
     stage.clear(fault.name);
     Outcome {
         silence: history.silence(broken, end),
         usual: history.silence(Duration::from_secs(1).as_nanos() as u64, broken),
         recovery,
-        acknowledged: history.count(|line| matches!(line.got, Got::Done | Got::Absent | Got::Value(_))),
-        failed: history.count(|line| line.again && line.got.is_failure()),
+        acknowledged: history
+            .count(|line| matches!(line.got, Got::Done | Got::Absent | Got::AbsentByNow | Got::Value(_))),
+        failed: history.count(|line| line.got.is_failure()),
+        told,
         stale: history.count(|line| line.got == Got::Stale),
-        unknown: history.count(|line| matches!(line.got, Got::Unknown(_))),
+        unknown: history.count(|line| line.got.is_unknown()),
         broken_promise: promise.err(),
     }
 }
