@@ -14,6 +14,7 @@ mod coldstart;
 mod create;
 mod datacenter;
 mod density;
+mod dns;
 mod firewall;
 mod fleet;
 mod network;
@@ -36,6 +37,7 @@ const BENCHES: &[Bench] = &[
     ("coldstart", coldstart::measure),
     ("create", create::measure),
     ("density", density::measure),
+    ("dns", dns::measure),
     ("firewall", firewall::measure),
     ("fleet", fleet::measure),
     ("network", network::measure),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Some((name, rest)) if name == peers::CHILD => peers::child(rest),
         Some((name, rest)) if name == fleet::NODES => fleet::nodes::child(rest),
         Some((name, rest)) if name == fleet::FLOOR => fleet::floor::child(rest),
+        Some((name, rest)) if name == dns::CHILD => dns::child(rest),
         Some((name, _)) if name == network::CHILD => network::child(),
         _ => run(&arguments),
     };
