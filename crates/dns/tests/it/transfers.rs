@@ -1,12 +1,13 @@
 //! Zone transfers as `dig` asks for them: who may, what it gets, and what becomes of strangers and bad keys.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use dns::{Algorithm, Change, Data, Policy, Secret, TransferRule, TsigKey};
+use dns::{Algorithm, Change, Data, Limits, Policy, Secret, TransferRule, TsigKey};
+use tokio::io::AsyncWriteExt;
 
 use crate::{
     dig::raw,
-    server::{Running, address, name, set, zone},
+    server::{Running, address, name, set, until, zone},
 };
 
 /// The secret of [`key`] as other programs take it.
@@ -126,4 +127,31 @@ async fn strangers_and_bad_keys_get_nothing() {
     assert!(records(&serial).len() < 4, "over UDP the serial alone: {serial}");
     let elsewhere = raw(at, &format!("elsewhere AXFR -y hmac-sha256:transfer:{SECRET}")).await;
     assert!(elsewhere.contains("Transfer failed"), "{elsewhere}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_does_not_take_its_zone_is_left() {
+    let limits = Limits { transfers: 1, patience: Duration::from_secs(5), ..Limits::default() };
+    let policy = Policy { transfers: vec![rule("127.0.0.1/32", None)], ..Policy::default() };
+    let running = Running::start_at(([127, 0, 0, 1], 0).into(), zone(), policy, limits).await;
+    // More than the kernel keeps for a connection.
+    let text = Data::Txt(vec![vec![b'x'; 255]; 100]);
+    let changes: Vec<Change> = (0..600)
+        .map(|number| Change {
+            name: name(&format!("large-{number}.example")),
+            before: vec![],
+            after: vec![set(1, std::slice::from_ref(&text))],
+        })
+        .collect();
+    running.change(2, &changes);
+    let mut stalled = tokio::net::TcpStream::connect(running.address()).await.unwrap();
+    let question = b"\0\x19\0\x07\0\0\0\x01\0\0\0\0\0\0\x07example\0\0\xfc\0\x01";
+    stalled.write_all(question).await.unwrap();
+    let counters = running.server.counters();
+    until("the stalled transfer was given up", async || counters.transfers_failed.load(Ordering::Relaxed) == 1).await;
+    // The only place for a transfer is free again. What dig prints is more than is kept of it.
+    raw(running.address(), "example AXFR +onesoa +noall").await;
+    until("another has the whole zone", async || counters.transfers_whole.load(Ordering::Relaxed) == 1).await;
+    assert_eq!(counters.transfers_failed.load(Ordering::Relaxed), 1);
+    drop(stalled);
 }
