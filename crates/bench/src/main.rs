@@ -17,6 +17,7 @@ mod density;
 mod dns;
 mod firewall;
 mod fleet;
+mod names;
 mod network;
 mod peers;
 mod placement;
@@ -40,6 +41,7 @@ const BENCHES: &[Bench] = &[
     ("dns", dns::measure),
     ("firewall", firewall::measure),
     ("fleet", fleet::measure),
+    ("names", names::measure),
     ("network", network::measure),
     ("placement", placement::measure),
     ("store", store::measure),

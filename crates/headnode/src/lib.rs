@@ -13,6 +13,7 @@ pub mod listen;
 pub mod manual;
 pub mod members;
 pub mod meters;
+pub mod names;
 pub mod nodelink;
 pub mod ops;
 pub mod pki;

@@ -10,7 +10,7 @@
 //! for the majority ([`majority`]).
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -21,13 +21,14 @@ use base::{clock::Clock, shutdown::Shutdown};
 use control::{Control, ControlConfig, headnodes, names, servers};
 use flow::loops::{Loop, Loops};
 use model::{
+    id::ServerId,
     placement::{Policy, Weights},
     role::{HeadnodeState, HeadnodeWanted},
     time::Timestamp,
     unit::Mib,
 };
 use store::{BoxFuture, Store};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     backup::TakeBackups,
@@ -37,6 +38,7 @@ use crate::{
     listen::{self, Limits},
     members::{self, HandOver, TendMembers, file::ClusterFileError, majority},
     meters::Meters,
+    names::NameServer,
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
@@ -132,6 +134,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     control::loops::add_all(&mut loops, &control);
     let certificates = doors.certificates(&settings, clock.clone());
     let inquiries = Inquiries::default();
+    let (name_server, zones) = answer_names(&settings, &pki, &control, clock.clone(), &shutdown);
     loops.add(RenewCertificates(certificates.clone()));
     let news = [
         loops.add(announce(&settings, &pki, &control)),
@@ -147,6 +150,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         settings: settings.clone(),
         pki: pki.clone(),
         certificates,
+        names: name_server,
         loops: loops.board(),
         started_at,
     });
@@ -179,10 +183,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         nodes: nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
         operators: ops::router(ops),
     };
-    let serving = async {
-        serve(sockets, doors, routers, &shutdown).await;
-        Ok::<_, RunError>(())
-    };
+    let serving = serve(sockets, doors, routers, zones, &shutdown);
     tokio::try_join!(serving, work, watch)?;
     tracing::info!("headnode has ended");
     Ok(())
@@ -196,13 +197,22 @@ struct Routers {
 }
 
 /// Serves until shutdown.
-async fn serve(sockets: Sockets, doors: Doors, routers: Routers, shutdown: &Shutdown) {
+async fn serve(
+    sockets: Sockets,
+    doors: Doors,
+    routers: Routers,
+    zones: JoinHandle<()>,
+    shutdown: &Shutdown,
+) -> Result<(), RunError> {
     let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
     tokio::join!(
         serve("cloudapi", sockets.cloudapi, doors.tenants, routers.tenants, Limits::TENANTS),
         serve("node link", sockets.node_link, doors.nodes, routers.nodes, Limits::NODES),
         serve("ops", sockets.ops, doors.members, routers.operators, Limits::OPERATORS),
     );
+    // A task that panicked has been logged by its name.
+    let _ = zones.await;
+    Ok(())
 }
 
 /// What comes before any door is open. Returns whether the store waits for a majority, and the rest with it.
@@ -351,6 +361,29 @@ fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> Contro
         archive_dir: Some(settings.headnode_dir().join("archive")),
         ..ControlConfig::new(datacenter.name.clone(), images_dir)
     }
+}
+
+/// Answers for names, also while the store takes nothing.
+fn answer_names(
+    settings: &Settings,
+    pki: &Pki,
+    control: &Control,
+    clock: Arc<dyn Clock>,
+    shutdown: &Shutdown,
+) -> (NameServer, JoinHandle<()>) {
+    let server = NameServer::default();
+    let own = own_address(settings, control, pki.server_id);
+    let zones = crate::names::serve(control.clone(), settings.clone(), own, clock, server.clone(), shutdown.clone());
+    (server, base::task::spawn("zones", zones))
+}
+
+/// Where other machines reach this one, as far as that is known when it starts.
+fn own_address(settings: &Settings, control: &Control, id: ServerId) -> Option<IpAddr> {
+    let reported = servers::get(control, id).ok().and_then(|view| view.server.underlay);
+    settings.fabric.underlay_address.or(reported).or_else(|| {
+        let listens = settings.listen.node_link.ip();
+        Some(listens).filter(|ip| !ip.is_unspecified())
+    })
 }
 
 fn hostname() -> String {

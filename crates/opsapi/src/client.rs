@@ -332,6 +332,12 @@ impl Client {
         self.act(&format!("/v1/accounts/{}/{verb}", segment(account))).await
     }
 
+    /// Gives the instances of an account names in DNS, or takes them away.
+    pub async fn set_account_names(&self, account: &str, enabled: bool) -> Result<Account, Error> {
+        let verb = if enabled { "enable-names" } else { "disable-names" };
+        self.act(&format!("/v1/accounts/{}/{verb}", segment(account))).await
+    }
+
     /// An account's keys.
     pub async fn keys(&self, account: &str) -> Result<Vec<AccountKey>, Error> {
         self.get(&format!("/v1/accounts/{}/keys", segment(account))).await

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `GET /v1/datacenter` | | [`Datacenter`] |
 //! | `GET /v1/accounts`, `POST`, `GET /:account` | [`NewAccount`] | [`model::account::Account`] |
-//! | `POST /v1/accounts/:account/disable`, `…/enable` | | [`model::account::Account`] |
+//! | `POST /v1/accounts/:account/disable`, `…/enable`, `…/enable-names`, `…/disable-names` | | [`model::account::Account`] |
 //! | `GET /v1/accounts/:account/keys`, `POST`, `DELETE …/:key` | [`NewKey`] | [`model::account::AccountKey`] |
 //! | `GET /v1/packages`, `POST`, `GET /:package`, `POST …/activate`, `…/deactivate` | [`NewPackage`] | [`model::package::Package`] |
 //! | `GET /v1/networks`, `POST`, `GET /:network`, `DELETE`, `GET …/ips` | [`NewNetwork`] | [`model::network::Network`]; [`NetworkView`] of one |
@@ -28,6 +28,8 @@
 //! | `GET /v1/firewall/rules?account=`, `POST`, `GET /:rule`, `POST …/enable`, `…/disable`, `DELETE` | [`NewFirewallRule`] | [`FirewallRuleView`] |
 //! | `POST /v1/firewall/rules/:rule` | [`FirewallRuleChange`] | [`FirewallRuleView`] |
 //! | `GET /v1/firewall/log?rule=&instance=&server=&lines=&after=` | | [`FirewallLogView`] |
+//! | `GET /v1/names/zones`, `GET …/:zone` | | [`names::ZoneView`]; [`names::ZoneContent`] of one |
+//! | `GET /v1/names/server` | | [`names::NameServerView`] |
 //! | `GET /v1/headnodes` | | [`HeadnodesView`] |
 //! | `POST /v1/headnodes` | [`HeadnodesChange`] | the [`FlowView`]s that carry it out |
 //! | `GET /v1/loops` | | [`LoopView`] |
@@ -41,6 +43,7 @@ mod backup;
 pub mod client;
 pub mod firewall;
 mod headnodes;
+pub mod names;
 pub mod networks;
 pub mod path;
 pub mod placement;

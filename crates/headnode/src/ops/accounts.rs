@@ -20,6 +20,8 @@ pub(super) fn routes() -> Router<Ops> {
         .route("/v1/accounts/{account}", get(one))
         .route("/v1/accounts/{account}/disable", post(disable))
         .route("/v1/accounts/{account}/enable", post(enable))
+        .route("/v1/accounts/{account}/enable-names", post(enable_names))
+        .route("/v1/accounts/{account}/disable-names", post(disable_names))
         .route("/v1/accounts/{account}/keys", get(list_keys).post(add_key))
         .route("/v1/accounts/{account}/keys/{key}", delete(remove_key))
 }
@@ -58,6 +60,20 @@ async fn enable(State(ops): State<Ops>, Path(account): Path<String>) -> Answer<A
 async fn set_disabled(ops: &Ops, account: &str, disabled: bool) -> Answer<Account> {
     let id = find(&ops.control, account)?.id;
     Ok(Json(value(&accounts::set_disabled(&ops.control, id, disabled).await?)))
+}
+
+async fn enable_names(State(ops): State<Ops>, Path(account): Path<String>) -> Answer<Account> {
+    set_names(&ops, &account, true).await
+}
+
+async fn disable_names(State(ops): State<Ops>, Path(account): Path<String>) -> Answer<Account> {
+    set_names(&ops, &account, false).await
+}
+
+async fn set_names(ops: &Ops, account: &str, enabled: bool) -> Answer<Account> {
+    let id = find(&ops.control, account)?.id;
+    let change = accounts::ProfileChange { names_enabled: Some(enabled), ..accounts::ProfileChange::default() };
+    Ok(Json(value(&accounts::update(&ops.control, id, change).await?)))
 }
 
 async fn list_keys(State(ops): State<Ops>, Path(account): Path<String>) -> Answer<Vec<AccountKey>> {

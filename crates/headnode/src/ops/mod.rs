@@ -12,6 +12,7 @@ mod images;
 mod infra;
 mod instances;
 mod meters;
+mod names;
 mod networks;
 mod overview;
 mod path;
@@ -37,6 +38,7 @@ use store::Entry;
 use crate::{
     inquiries::{AskError, Inquiries},
     meters::Meters,
+    names::NameServer,
     pki::{Peer, Pki, Role},
     settings::Settings,
     tls::Certificates,
@@ -60,6 +62,8 @@ pub struct Inner {
     pub pki: Pki,
     /// Their renewal.
     pub certificates: Arc<Certificates>,
+    /// The name server on this machine.
+    pub names: NameServer,
     /// The loops, for their state.
     pub loops: flow::loops::Board,
     /// When this process began.
@@ -88,6 +92,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(accounts::routes())
         .merge(backups::routes())
         .merge(infra::routes())
+        .merge(names::routes())
         .merge(networks::routes())
         .merge(instances::routes())
         .merge(placement::routes())

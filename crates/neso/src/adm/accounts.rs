@@ -43,6 +43,16 @@ pub(crate) enum Command {
         /// Login or id.
         account: String,
     },
+    /// Give an account's instances names in DNS.
+    EnableNames {
+        /// Login or id.
+        account: String,
+    },
+    /// Take an account's instances' names in DNS away.
+    DisableNames {
+        /// Login or id.
+        account: String,
+    },
     /// List an account's keys.
     Keys {
         /// Login or id.
@@ -82,6 +92,8 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
         }
         Command::Disable { account } => output.show(&client.set_account_disabled(&account, true).await?, one),
         Command::Enable { account } => output.show(&client.set_account_disabled(&account, false).await?, one),
+        Command::EnableNames { account } => output.show(&client.set_account_names(&account, true).await?, one),
+        Command::DisableNames { account } => output.show(&client.set_account_names(&account, false).await?, one),
         Command::Keys { account } => output.show(&client.keys(&account).await?, |keys| key_listing(keys)),
         Command::AddKey { account, file, name } => {
             let key = client.add_key(&account, &NewKey { name, key: read_key(&file)? }).await?;

@@ -11,6 +11,7 @@ mod firewall_log;
 mod ha;
 mod infra;
 mod instances;
+mod names;
 mod nets;
 mod path;
 mod placement;
@@ -62,6 +63,9 @@ enum Noun {
     /// Tenants' own VLANs.
     #[command(subcommand, visible_alias = "fabrics")]
     Fabric(nets::Fabrics),
+    /// Names of instances in DNS: zones, what is in them, who may have them.
+    #[command(subcommand)]
+    Names(names::Command),
     /// Images.
     #[command(subcommand, visible_alias = "images")]
     Image(infra::Images),
@@ -127,6 +131,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::NicTag(command) => nets::nic_tags(client, output, command).await,
         Noun::Pool(command) => nets::pools(client, output, command).await,
         Noun::Fabric(command) => nets::fabrics(client, output, command).await,
+        Noun::Names(command) => names::run(client, output, command).await,
         Noun::Image(command) => infra::images(client, output, command).await,
         Noun::Server(command) => servers::servers(client, output, command).await,
         Noun::Node(command) => servers::nodes(client, output, command).await,

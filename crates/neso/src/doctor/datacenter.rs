@@ -194,6 +194,7 @@ async fn ask(settings: &Settings) -> crate::failure::Outcome<Vec<Finding>> {
     findings.extend(headnodes(&client).await?);
     findings.extend(flows(&client).await?);
     findings.extend(loops(&client).await?);
+    findings.push(super::names::check(&client).await?);
     findings.extend(info.findings.into_iter().map(|found| Finding::warning("headnode", found, "see `neso adm info`")));
     Ok(findings)
 }

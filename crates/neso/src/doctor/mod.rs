@@ -6,6 +6,7 @@
 
 mod datacenter;
 pub(crate) mod machine;
+mod names;
 
 use serde::Serialize;
 

@@ -208,7 +208,11 @@ pub(crate) async fn run(command: Command) -> Outcome {
 async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
     match verb {
         Verb::List { filters } => show::instances(output, &tenant.client.machines(&filter(&filters)?).await?),
-        Verb::Get { instance } => show::instance(output, &tenant.find_one(&instance).await?),
+        Verb::Get { instance } => {
+            // What lists leave out, names in DNS among it, is in the answer about one.
+            let id = tenant.find_id(&instance).await?;
+            show::instance(output, &tenant.client.machine(id).await?)
+        }
         Verb::Create(create) => create_and_show(tenant, output, create).await,
         Verb::Start(on) => act(tenant, output, on, Act { verb: "start", until: "running" }).await,
         Verb::Stop(on) => act(tenant, output, on, Act { verb: "stop", until: "stopped" }).await,

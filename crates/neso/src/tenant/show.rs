@@ -56,6 +56,9 @@ pub(super) fn instance(output: Output, machine: &Machine<'_>) -> Outcome {
             ("created", machine.created.to_string()),
             ("updated", machine.updated.to_string()),
         ];
+        for name in machine.dns_names.iter().flatten() {
+            lines.push(("dns name", name.clone()));
+        }
         for (key, value) in machine.tags.iter() {
             lines.push(("tag", format!("{key} = {}", plain(value))));
         }

@@ -59,7 +59,7 @@ fn looking_around(dc: &Datacenter) {
     assert_eq!(datacenters.len(), 1);
     dc.triton("services").good();
     dc.triton("account update company=nobody").refused("company");
-    dc.triton("account update companyName=Example city=Ulm triton_cns_enabled=false").good();
+    dc.triton("account update companyName=Example city=Ulm triton_cns_enabled=true").good();
     let account = dc.one("account get -j");
     assert_eq!((&account["companyName"], &account["city"]), (&json!("Example"), &json!("Ulm")));
     assert!(dc.json("account limits -j").is_empty());
@@ -224,9 +224,22 @@ fn reading(dc: &Datacenter, id: &str, image: &str, package: &str) {
             ("deletion_protection", Kind::Bool),
             ("compute_node", Kind::Uuid),
             ("package", Kind::Text),
-            ("dns_names?", Kind::List),
+            ("dns_names", Kind::List),
         ],
     );
+    let named = format!("{id}.inst.");
+    let has_names = || {
+        let machine = dc.one(&format!("instance get -j {id}"));
+        let names = machine["dns_names"].as_array().cloned().unwrap_or_default();
+        names.iter().any(|name| name.as_str().is_some_and(|name| name.starts_with(&named)))
+    };
+    for look in 0.. {
+        if has_names() {
+            break;
+        }
+        assert!(look < 100, "its names are not shown");
+        std::thread::sleep(Duration::from_millis(200));
+    }
     assert_eq!(
         (&machine["image"], &machine["package"]),
         (&json!(image), &json!(package)),

@@ -154,6 +154,15 @@ impl Second {
         Settings::load(&self.root.join(headnode::settings::DEFAULT_FILE)).expect("settings")
     }
 
+    /// Ends it, changes its settings, and starts it again.
+    pub(crate) fn change_settings(&mut self, datacenter: &Datacenter, edit: impl FnOnce(String) -> String) {
+        self.kill();
+        let path = self.root.join(headnode::settings::DEFAULT_FILE);
+        let text = edit(fs::read_to_string(&path).expect("settings"));
+        fs::write(path, text).expect("settings are written");
+        self.start_again(datacenter);
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.url
     }

@@ -23,6 +23,7 @@ mod lies;
 mod life;
 mod limits;
 mod member;
+mod names;
 mod network;
 mod path;
 mod removal;
