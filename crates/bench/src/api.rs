@@ -169,6 +169,7 @@ async fn filled(key: &TestKey) -> Result<(Control, base::shutdown::Trigger, Inst
     let config = ControlConfig::new("bench", "/nonexistent");
     let control = Control::start(store, Arc::new(SystemClock), config, shutdown);
     let account = NewAccount {
+        id: None,
         login: "bench".to_owned(),
         profile: Profile { email: "bench@example.com".to_owned(), ..Profile::default() },
         operator: false,

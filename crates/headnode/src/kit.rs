@@ -23,7 +23,7 @@ const AUTHORITY: &str = "ca.pem";
 /// The authority's key.
 const AUTHORITY_KEY: &str = "ca.key";
 /// What stays beside the certificates when a machine is no headnode any more: what it joined with.
-const OF_A_NODE: [&str; 6] = [AUTHORITY, "node.pem", "node.key", "node.next-key", "server-id", "lock"];
+const OF_A_NODE: [&str; 7] = [AUTHORITY, "node.pem", "node.key", "node.next-key", "join.key", "server-id", "lock"];
 
 /// Why a machine does not become a headnode, or does not cease to be one.
 #[derive(Debug, thiserror::Error)]

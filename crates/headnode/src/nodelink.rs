@@ -26,9 +26,10 @@ use axum::{
     routing::{get, post},
 };
 use base::shutdown::Shutdown;
-use control::Control;
+use control::{Control, tables::HEADNODES};
 use model::{
     delta::{Held, ReportNews, TargetNews},
+    headnode::Stage,
     id::ServerId,
     time::Timestamp,
 };
@@ -42,6 +43,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use crate::{
+    backup::Offers,
     inquiries::Inquiries,
     kit, members,
     pki::{Peer, Role},
@@ -56,6 +58,7 @@ struct Link {
     control: Control,
     settings: Arc<Settings>,
     inquiries: Inquiries,
+    offers: Offers,
     shutdown: Shutdown,
     gate: Arc<join::Gate>,
     /// Serial number of the certificate each node showed last. A leaf lock, held for one look-up.
@@ -110,7 +113,13 @@ impl Link {
 }
 
 /// The routes. `shutdown` ends long polls early.
-pub fn router(control: Control, settings: Settings, inquiries: Inquiries, shutdown: Shutdown) -> Router {
+pub fn router(
+    control: Control,
+    settings: Settings,
+    inquiries: Inquiries,
+    offers: Offers,
+    shutdown: Shutdown,
+) -> Router {
     let (settings, gate) = (Arc::new(settings), Arc::new(join::Gate::new()));
     Router::new()
         .route("/v1/hello", get(join::hello))
@@ -120,9 +129,11 @@ pub fn router(control: Control, settings: Settings, inquiries: Inquiries, shutdo
         .route("/v1/report", post(report).layer(DefaultBodyLimit::max(DOCUMENT_MAX_BYTES)))
         .route("/v1/images/{sha256}", get(image))
         .route("/v1/headnode-kit", get(headnode_kit))
+        .route("/v1/backups", get(backups))
+        .route("/v1/backups/{name}", get(backup))
         .route("/v1/inquiries", get(inquiry))
         .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
-        .with_state(Link { control, settings, inquiries, shutdown, gate, serials: Arc::default() })
+        .with_state(Link { control, settings, inquiries, offers, shutdown, gate, serials: Arc::default() })
 }
 
 /// Seconds after which a headnode that is not well may be asked again.
@@ -239,6 +250,52 @@ async fn headnode_kit(State(link): State<Link>, peer: Shown, headers: HeaderMap)
     let kit = made.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, base::errors::chain(&error)))?;
     tracing::info!(%server, files = kit.files.len(), "a machine fetches what a headnode needs");
     Ok(Json(kit).into_response())
+}
+
+#[derive(Deserialize)]
+struct HeldBackups {
+    #[serde(default)]
+    held: String,
+}
+
+impl Link {
+    /// The headnode behind a request: one that takes part, and nobody else.
+    fn headnode(&self, peer: Shown, headers: &HeaderMap) -> Result<ServerId, Refusal> {
+        let server = self.member(peer, headers)?;
+        let record = self.control.snapshot().get(&HEADNODES, &server.to_string());
+        match record.is_some_and(|record| record.stage == Stage::Active) {
+            true => Ok(server),
+            false => Err(Refusal(StatusCode::FORBIDDEN, "backups are for headnodes alone".to_owned())),
+        }
+    }
+}
+
+async fn backups(
+    State(link): State<Link>,
+    peer: Shown,
+    headers: HeaderMap,
+    Query(HeldBackups { held }): Query<HeldBackups>,
+) -> Result<Response, Refusal> {
+    let headnode = link.headnode(peer, &headers)?;
+    let held = held.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let offered = link.offers.to(headnode, held).await;
+    let offered = offered.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, base::errors::chain(&error)))?;
+    Ok(Json(offered).into_response())
+}
+
+async fn backup(
+    State(link): State<Link>,
+    peer: Shown,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let headnode = link.headnode(peer, &headers)?;
+    let (offers, asked) = (link.offers.clone(), name.clone());
+    let gone = || Refusal(StatusCode::NOT_FOUND, format!("there is no backup `{name}` here any more"));
+    let path = base::task::blocking("backup-file", move || offers.file(&asked)).await.ok_or_else(gone)?;
+    let file = tokio::fs::File::open(&path).await.map_err(|_| gone())?;
+    tracing::info!(%headnode, name, "another headnode fetches a backup");
+    Ok(Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES)).into_response())
 }
 
 async fn inquiry(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {

@@ -38,7 +38,9 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::settings::Settings;
 
-pub use member::{Member, Renewal, certify, enroll, key_of, member, pending_request, renew_member, request};
+pub use member::{
+    Member, Renewal, certify, enroll, is_joining, key_of, member, pending_request, renew_member, request,
+};
 pub use store::{StorePki, adopt_store_authority, make_store_authority, store_certificates};
 
 /// Life of the authority, days.

@@ -31,7 +31,7 @@ use store::{BoxFuture, Store};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    backup::TakeBackups,
+    backup::{KeepOthers, Offers, TakeBackups},
     cloudapi,
     disk::DiskProbe,
     inquiries::Inquiries,
@@ -133,7 +133,6 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
     let certificates = doors.certificates(&settings, clock.clone());
-    let inquiries = Inquiries::default();
     let (name_server, zones) = answer_names(&settings, &pki, &control, clock.clone(), &shutdown);
     loops.add(RenewCertificates(certificates.clone()));
     let news = [
@@ -142,8 +141,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops.add(TendMembers::new(keeper.clone())),
     ];
     loops.add(HandOver::new(keeper.clone(), control.clone(), measurements.clone()));
-    loops.add(TakeBackups::new(control.clone(), settings.clone()));
+    let (offers, inquiries) = (add_backups(&mut loops, &control, &settings, &pki), Inquiries::default());
     let ops = Ops::new(ops::Inner {
+        offers: offers.clone(),
         control: control.clone(),
         inquiries: inquiries.clone(),
         meters: Meters::new(inquiries.clone()),
@@ -180,7 +180,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let routers = Routers {
         tenants: tenants_router(&control, &settings),
-        nodes: nodelink::router(control.clone(), settings.clone(), inquiries, shutdown.clone()),
+        nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shutdown.clone()),
         operators: ops::router(ops),
     };
     let serving = serve(sockets, doors, routers, zones, &shutdown);
@@ -275,6 +275,13 @@ fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -
         }
         _ => Ok(()),
     }
+}
+
+/// Takes backups, and keeps those of others; what others are offered.
+fn add_backups(loops: &mut Loops, control: &Control, settings: &Settings, pki: &Pki) -> Offers {
+    loops.add(TakeBackups::new(control.clone(), settings.clone()));
+    loops.add(KeepOthers::new(control, settings, pki));
+    Offers::new(settings)
 }
 
 /// What each listener proves and asks for.

@@ -166,8 +166,11 @@ impl Word {
 /// How far a machine's word and the records of a restored store have been compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// When the backup was taken.
+    /// When the backup was taken, or the machine came.
     pub taken_at: Timestamp,
+    /// There was no restore: the machine came with instances of a datacenter that is no more.
+    #[serde(default)]
+    pub brought: bool,
     /// The machine has spoken, and what it has no more is marked in the records.
     #[serde(default)]
     pub compared: bool,

@@ -103,7 +103,7 @@ pub(crate) async fn halt_instances(place: &Place) -> Outcome {
     stop_instances(&place.settings()?, &Progress::new()).await
 }
 
-async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
+pub(crate) async fn stop_processes(place: &Place, settings: &Settings, progress: &Progress) -> Outcome {
     let step = progress.step("Stopping headnode and node");
     if is_installed(place) {
         systemctl(&[&["stop"], unit_names(settings)].concat()).await?;

@@ -4,8 +4,12 @@
 //! machine checks ─► authority by its fingerprint, clocks ─► key, request ─► token ─► certificate ─► settings ─► node runs
 //! ```
 //! The token comes on standard input, so that it stands neither in the list of processes nor in a shell's history of arguments.
+//! A machine whose datacenter is no more joins with its instances: [`adopt`].
+//!
 //! Before the headnode said yes only the key is written, so that this machine may ask again when the answer was lost; the server's id is
 //! written last, and its presence means that this machine has joined.
+
+mod adopt;
 
 use std::{io::Read as _, path::Path, time::Duration};
 
@@ -50,6 +54,9 @@ pub(crate) struct Arguments {
     /// Fingerprint of the datacenter's authority, `SHA256:…`.
     #[arg(long)]
     fingerprint: String,
+    /// This machine's datacenter is no more: join with the instances it has, which run on. The invitation must allow it.
+    #[arg(long)]
+    adopt: bool,
     /// Only write settings and certificates; `neso up` starts the node.
     #[arg(long)]
     no_start: bool,
@@ -79,8 +86,14 @@ async fn join(place: &Place, arguments: &Arguments) -> Outcome {
         .map_err(|why: String| Failure::new(format!("`{}` is no fingerprint: {why}", arguments.fingerprint)))?;
     let token = read_token()?;
     let progress = Progress::new();
+    let was = match arguments.adopt {
+        true => Some(adopt::former(&place.settings()?, fingerprint)?),
+        false => None,
+    };
     let settings = up::prepare_node(place, &progress)?;
-    refuse_member(&settings)?;
+    if was.is_none() {
+        refuse_member(&settings)?;
+    }
 
     let step = progress.step(format!("Joining through {address}"));
     let (door, hello) = Door::open(address, fingerprint, now()).await?;
@@ -91,13 +104,19 @@ async fn join(place: &Place, arguments: &Arguments) -> Outcome {
         hostname: hostname(),
         identity: Sources::default().identity(),
         now: now(),
+        adopt: was,
     };
     let answer = door.join(&request).await?;
-    write_join(place, address, &answer.datacenter)?;
+    if was.is_some() {
+        adopt::leave(place, &settings, address, &answer.datacenter, &progress).await?;
+    } else {
+        write_join(place, address, &answer.datacenter)?;
+    }
     pki::enroll(&settings, answer.server, &answer.authority_pem, &renewal, &answer.certificate_pem)?;
     step.done(&format!("{}, as server {}", hello.datacenter, answer.server));
     match arguments.no_start {
         true => Ok(()),
+        false if was.is_some() => adopt::start(place, &progress).await,
         false => start(place, &progress).await,
     }
 }
@@ -171,7 +190,9 @@ fn refuse_member(settings: &Settings) -> Outcome {
             "this machine joined already, as server {id} through {}",
             join.headnodes.join(", ")
         ))
-        .mend("`neso up` starts its node; to leave, `neso clean-data`")),
+        .mend(
+            "`neso up` starts its node; to leave, `neso clean-data`; if that datacenter is no more, --adopt joins another one with the instances",
+        )),
         (id, None) => Err(Failure::new(format!("this machine runs a datacenter of its own, as server {id}"))
             .mend("join from another machine, or give that datacenter up with `neso clean-data`")),
     }
@@ -185,15 +206,21 @@ fn write_join(place: &Place, address: &str, datacenter: &str) -> Outcome {
             .map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
     };
     let old = read(&path)?;
-    let text = match old.contains("\n[join]\n") {
+    let text = match old.contains(SECTION) {
         true => old,
-        false => format!(
-            "{old}\n[join]\n# This machine runs a node and no headnode; datacenter {datacenter:?} is led from here:\n\
-             headnodes = [{address:?}]\n"
-        ),
+        false => format!("{old}{}", section(address, datacenter)),
     };
     Settings::parse(&text).map_err(Failure::new)?;
     up::write_whole(&path, &text)
+}
+
+/// How the settings' section begins.
+const SECTION: &str = "\n[join]\n";
+
+fn section(address: &str, datacenter: &str) -> String {
+    format!(
+        "{SECTION}# This machine runs a node and no headnode; datacenter {datacenter:?} is led from here:\nheadnodes = [{address:?}]\n"
+    )
 }
 
 fn hostname() -> String {

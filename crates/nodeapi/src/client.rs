@@ -32,7 +32,7 @@ use crate::{
     dial::Dial,
     inquiry::{Answer, Inquiry},
     join::{JOIN_MAX_BYTES, RenewAnswer, RenewRequest},
-    kit::{HeadnodeKit, KIT_MAX_BYTES},
+    kit::{BACKUPS_MAX_BYTES, HeadnodeKit, KIT_MAX_BYTES, OfferedBackup},
     link::{BoxFuture, Chunks, HeadnodeLink, LinkError},
 };
 
@@ -136,6 +136,29 @@ impl Client {
         let nonsense =
             |_| LinkError::Nonsense { doing: doing.to_owned(), why: "it is no kit this program knows".to_owned() };
         serde_json::from_slice(&bytes).map_err(nonsense)
+    }
+
+    /// Backups that a headnode offers to another one, which says which it holds already.
+    pub async fn backups(&self, held: &[String]) -> Result<Vec<OfferedBackup>, LinkError> {
+        let doing = "ask for backups";
+        let path = format!("/v1/backups?held={}", held.join(","));
+        let response = self.send(doing, Method::GET, &path, Bytes::new(), ANSWER_SECONDS).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(doing, response).await);
+        }
+        let bytes = whole(doing, response, BACKUPS_MAX_BYTES).await?;
+        serde_json::from_slice(&bytes).map_err(|error| nonsense(doing, &error))
+    }
+
+    /// Begins to read a backup that is offered.
+    pub async fn backup(&self, name: &str) -> Result<Box<dyn Chunks>, LinkError> {
+        let doing = format!("fetch backup {name}");
+        let response =
+            self.send(&doing, Method::GET, &format!("/v1/backups/{name}"), Bytes::new(), ANSWER_SECONDS).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(&doing, response).await);
+        }
+        Ok(Box::new(ImageChunks { doing, body: response.into_body() }))
     }
 
     fn dial(&self) -> MutexGuard<'_, Dial> {

@@ -76,6 +76,9 @@ pub struct JoinRequest {
     pub identity: MachineIdentity,
     /// Its time.
     pub now: Timestamp,
+    /// It brings instances of a datacenter that is no more, and this is who it was there. It stays that, since it holds what it was told under that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<ServerId>,
 }
 
 impl fmt::Debug for JoinRequest {

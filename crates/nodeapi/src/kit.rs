@@ -64,6 +64,22 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A backup that a headnode offers to another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedBackup {
+    /// Of its file.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its file, lower-case hex.
+    pub sha256: String,
+}
+
+/// Names a headnode says it holds at most.
+pub const BACKUPS_HELD_MAX: usize = 16;
+/// Largest list of offered backups, bytes.
+pub const BACKUPS_MAX_BYTES: usize = 64 << 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -175,6 +175,9 @@ pub struct CertificateView {
 pub struct NewAccount {
     /// See [`model::account::Account::login`].
     pub login: String,
+    /// The id it had in another datacenter whose instances are known again here; drawn when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<model::id::AccountId>,
     /// Contact.
     pub email: String,
     /// May act on every account.

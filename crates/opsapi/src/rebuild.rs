@@ -40,8 +40,11 @@ pub struct WaitingServer {
     pub server: ServerId,
     /// Its host name.
     pub hostname: String,
-    /// When the backup was taken.
+    /// When the backup was taken, or the machine came.
     pub taken_at: Timestamp,
+    /// It came with instances of a datacenter that is no more.
+    #[serde(default)]
+    pub brought: bool,
     /// It has spoken since.
     pub has_spoken: bool,
 }

@@ -13,6 +13,9 @@ use crate::{Client, Error, ServerView, client::segment};
 pub struct NewInvite {
     /// Life, hours.
     pub hours: u32,
+    /// The machine may come with instances of a datacenter that is no more.
+    #[serde(default)]
+    pub adopt: bool,
     /// Traits the machine gets.
     #[serde(default)]
     pub traits: BTreeMap<String, Trait>,

@@ -24,6 +24,8 @@ const PROFILE_TEXT_MAX_BYTES: usize = 1_024;
 /// What a new account is made of.
 #[derive(Debug, Clone, Default)]
 pub struct NewAccount {
+    /// The id it had in another datacenter whose instances are known again here; drawn when absent.
+    pub id: Option<AccountId>,
     /// See [`Account::login`].
     pub login: String,
     /// See [`Account::profile`].
@@ -55,7 +57,7 @@ pub async fn create(control: &Control, new: NewAccount) -> Result<Arc<Entry<Acco
     faults.check("login", rules::check_login(&new.login));
     check_profile(&mut faults, &new.profile);
     faults.finish()?;
-    let (id, now) = (AccountId::from_random(base::random::wide_bits()), control.now());
+    let (id, now) = (new.id.unwrap_or_else(|| AccountId::from_random(base::random::wide_bits())), control.now());
     let account = Account {
         id,
         login: new.login.clone(),
@@ -74,8 +76,15 @@ pub async fn create(control: &Control, new: NewAccount) -> Result<Arc<Entry<Acco
             if snapshot.get(&CLAIMS, &claim.name).is_some() {
                 return Err(Error::AlreadyExists { what: "account", name: new.login.clone() });
             }
+            if snapshot.get(&ACCOUNTS, &id.to_string()).is_some() {
+                return Err(Error::AlreadyExists { what: "account", name: id.to_string() });
+            }
             let mut account = account.clone();
-            let first = fabrics::first(&control.config.fabric, snapshot, &mut account, now)?;
+            let first = match new.id {
+                // Its networks come with its instances.
+                Some(_) => Transaction::new(),
+                None => fabrics::first(&control.config.fabric, snapshot, &mut account, now)?,
+            };
             Ok((first.create(&CLAIMS, claim).create(&ACCOUNTS, account), ()))
         })
         .await?;

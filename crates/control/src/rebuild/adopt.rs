@@ -155,7 +155,7 @@ impl Making<'_> {
             transaction = missing::network(snapshot, self.told, nic, self.now, notes, transaction)?;
         }
         let (nics, held) = self.nics(transaction)?;
-        transaction = held;
+        transaction = missing::set_aside(snapshot, self.told, self.now, notes, held)?;
         let instance = self.record(caller, (server, fact), (alias, package, nics), notes);
         let reserved = machine.reserved.plus(Demand::held_by(&instance));
         let promised = placement::with_room(self.control, Server { reserved, ..machine.value.clone() });

@@ -8,14 +8,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 use model::{
     account::{Account, Profile},
     id::{AccountId, PackageId},
-    network::{FABRIC_VLAN_MAX, Fabric, FabricVlan, Network, NicTag},
+    network::{Address, FABRIC_VLAN_MAX, Fabric, FabricVlan, Network, NicTag},
     package::Package,
     target::{FabricTarget, LastTold, NetworkTarget, NicTarget, ZoneTarget},
     time::Timestamp,
 };
 use store::{Snapshot, Transaction};
 
-use crate::tables::{ACCOUNTS, CLAIMS, Claim, NETWORKS, NIC_TAGS, PACKAGES, VLANS, vlan_key};
+use crate::tables::{ACCOUNTS, ADDRESSES, CLAIMS, Claim, NETWORKS, NIC_TAGS, PACKAGES, VLANS, address_key, vlan_key};
 
 /// How names of what was made again begin.
 const PREFIX: &str = "rebuilt-";
@@ -130,6 +130,62 @@ pub(super) fn network(
         ),
     };
     Ok(transaction.create(&NETWORKS, network))
+}
+
+/// Sets the addresses of an instance aside in other networks on the same wire, which do not know that they are taken: a datacenter that was made anew
+/// begins with the subnets the old one had.
+pub(super) fn set_aside(
+    snapshot: &Snapshot,
+    told: &LastTold,
+    now: Timestamp,
+    notes: &mut Vec<String>,
+    mut transaction: Transaction,
+) -> Result<Transaction, String> {
+    for nic in &told.zone.nics {
+        let Some(wire) = told.networks.get(&nic.network).filter(|network| network.fabric.is_none()) else { continue };
+        let beside = snapshot.scan(&NETWORKS).filter(|network| {
+            network.id != nic.network
+                && network.fabric.is_none()
+                && (&network.nic_tag, network.vlan) == (&wire.nic_tag, wire.vlan)
+        });
+        for network in beside {
+            for ip in nic.addresses().map(|net| net.addr()).filter(|ip| covers(&network, *ip)) {
+                match snapshot.get(&ADDRESSES, &address_key(network.id, ip)) {
+                    None => {
+                        notes.push(format!(
+                            "{ip} is set aside in network \"{}\", which lies on the same wire",
+                            network.name
+                        ));
+                        let reserved = Address {
+                            network: network.id,
+                            ip,
+                            instance: None,
+                            owner: None,
+                            reserved: true,
+                            created_at: now,
+                        };
+                        transaction = transaction.create(&ADDRESSES, reserved);
+                    }
+                    Some(taken) => {
+                        if let Some(by) = taken.instance {
+                            let name = &network.name;
+                            return Err(format!(
+                                "instance {by} has its address {ip} in network \"{name}\" on the same wire; take it away there first"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(transaction)
+}
+
+fn covers(network: &Network, ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => network.subnet.is_some_and(|subnet| subnet.contains(&ip)),
+        IpAddr::V6(ip) => network.subnet6.is_some_and(|subnet| subnet.contains(&ip)),
+    }
 }
 
 /// The network as it compiles to `target` again.

@@ -15,6 +15,9 @@
 //! others, and would forget those not yet adopted. A machine that stays silent holds up the others until an operator says to go
 //! on without it.
 //!
+//! A machine whose datacenter is no more comes the same way, by an invitation that allows it: it is marked as after a restore, of a backup that knows
+//! nothing of it.
+//!
 //! An instance is *adopted* ([`adopt`]) from what its machine was told of it last ([`LastTold`]): one commit makes the records that
 //! would have told the machine just that, so that nothing changes there. Rules of the firewall are not among it: a machine holds
 //! them compiled, and the text cannot be told from that.

@@ -5,13 +5,16 @@
 //!
 //! The answer may be lost on its way. So the invitation also keeps which key came with the token: the same machine with the same key
 //! is told the same again, until it was heard of as a node. Whoever reads the token later has another key.
+//!
+//! A machine whose datacenter is no more may bring the instances it runs, if the invitation says so. It stays the server it was, and is told nothing
+//! until an operator has had them made known ([`crate::rebuild`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
     id::{InviteId, ServerId},
     part::Digest,
-    server::{Invite, Likeness, MachineIdentity, Server, Trait},
+    server::{Invite, Likeness, MachineIdentity, Restored, Server, Trait},
     time::Timestamp,
 };
 use nodeapi::join::clock_off;
@@ -39,6 +42,8 @@ const TOKEN_PREFIX: &str = "neso-join-";
 pub struct NewInvite {
     /// Life, hours.
     pub hours: u32,
+    /// See [`Invite::adopt`].
+    pub adopt: bool,
     /// See [`Invite::traits`].
     pub traits: BTreeMap<String, Trait>,
     /// See [`Invite::rack`].
@@ -60,6 +65,8 @@ pub struct Candidate {
     pub clock: Timestamp,
     /// Which key it wants a certificate for, and has proven to have.
     pub key: Digest,
+    /// Who it was in a datacenter that is no more, if it brings instances of that one.
+    pub adopt: Option<ServerId>,
 }
 
 /// Makes an invitation; beside its record, its token.
@@ -83,6 +90,7 @@ pub async fn invite(control: &Control, new: NewInvite) -> Result<(Arc<Entry<Invi
         expires_at: now.plus_millis(i64::from(new.hours) * 3_600_000),
         used_by: None,
         used_key: None,
+        adopt: new.adopt,
         traits: new.traits,
         rack: new.rack,
         comments: new.comments,
@@ -178,6 +186,7 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
                     invite.expires_at
                 )));
             }
+            check_brought(snapshot, &invite, candidate)?;
             let known = snapshot.scan(&SERVERS).find(|server| {
                 let identity = server.identity.as_ref();
                 identity.is_some_and(|known| known.likeness(&candidate.identity) == Likeness::Same)
@@ -195,6 +204,13 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
                 identity: Some(candidate.identity.clone()),
                 traits: invite.traits.clone(),
                 rack: invite.rack.clone(),
+                // It is told nothing until an operator has looked at what it brings.
+                restored: candidate.adopt.map(|_| Restored {
+                    taken_at: now,
+                    brought: true,
+                    compared: false,
+                    strangers: 0,
+                }),
                 ..fresh(id, &new, now)
             };
             let used = Invite { used_by: Some(id), used_key: Some(candidate.key), ..invite.value.clone() };
@@ -205,6 +221,24 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
         })
         .await?;
     control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))
+}
+
+/// Refuses a machine that brings instances where it may not, or that is known.
+fn check_brought(snapshot: &Snapshot, invite: &Invite, candidate: &Candidate) -> Result<()> {
+    if candidate.adopt.is_some() && !invite.adopt {
+        return Err(Error::NotAuthorized(
+            "the invitation does not allow a machine to bring instances of another datacenter; `neso adm node invite --adopt` \
+             makes one that does"
+                .to_owned(),
+        ));
+    }
+    match candidate.adopt.and_then(|was| snapshot.get(&SERVERS, &was.to_string())) {
+        None => Ok(()),
+        Some(known) => Err(Error::Conflict(format!(
+            "server {} ({}) is known here: this machine is of this datacenter, and `neso up` is all it needs",
+            known.id, known.hostname
+        ))),
+    }
 }
 
 fn hash(token: &str) -> String {

@@ -12,6 +12,17 @@ use crate::world::{World, package};
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChWuICtWsDLLf3lpEfHpVlJ3YRcwTc5nhP7XFyOs me@here";
 
 #[tokio::test]
+async fn an_account_of_another_datacenter_keeps_its_id() {
+    let world = World::new().await;
+    let id = model::id::AccountId::random();
+    let new = NewAccount { id: Some(id), login: "alice".to_owned(), ..NewAccount::default() };
+    let made = accounts::create(&world.control, new.clone()).await.expect("made");
+    assert_eq!((made.id, made.default_network), (id, None));
+    let again = NewAccount { login: "bob".to_owned(), ..new };
+    assert!(accounts::create(&world.control, again).await.is_err(), "two accounts with one id");
+}
+
+#[tokio::test]
 async fn logins_are_unique() {
     let world = World::new().await;
     let again = NewAccount { login: "demo".to_owned(), ..NewAccount::default() };

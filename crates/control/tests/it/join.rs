@@ -31,7 +31,7 @@ fn identity(number: u128) -> MachineIdentity {
 
 fn candidate(world: &World, token: &str, number: u128) -> Candidate {
     let (clock, hostname) = (world.control.now(), format!("m{number}"));
-    Candidate { token: token.to_owned(), hostname, identity: identity(number), clock, key: key(number) }
+    Candidate { token: token.to_owned(), hostname, identity: identity(number), clock, key: key(number), adopt: None }
 }
 
 fn key(number: u128) -> Digest {
@@ -226,4 +226,29 @@ async fn what_operators_say_of_a_machine_is_checked() {
         change(ServerChange { no_traits: ["ssd".into()].into(), rack: Some(String::new()), ..nothing() }).await;
     let server = changed.expect("it is right").server;
     assert!(server.traits.is_empty() && server.rack.is_none());
+}
+
+#[tokio::test]
+async fn a_machine_brings_instances_only_where_it_may() {
+    let (world, _) = world().await;
+    let control = &world.control;
+    let was = ServerId::random();
+    let bringing = |token: &str, number| Candidate { adopt: Some(was), ..candidate(&world, token, number) };
+    let plain = token(&world).await;
+    refused(servers::admit(control, was, &bringing(&plain, 1)).await, "does not allow a machine to bring instances");
+    let kind = NewInvite { hours: 1, adopt: true, ..NewInvite::default() };
+    let (invite, good) = servers::invite(control, kind.clone()).await.expect("an invitation");
+    assert!(invite.adopt);
+    let server = servers::admit(control, was, &bringing(&good, 1)).await.expect("it is let in");
+    assert_eq!(server.id, was, "it is who it was");
+    assert!(server.restored.is_some_and(|restored| restored.brought && !restored.compared), "it is told nothing yet");
+    // Its answer was lost: the same again; another with its name is none of ours.
+    assert_eq!(servers::returning(control, &bringing(&good, 1)), Some(was));
+    assert_eq!(servers::admit(control, was, &bringing(&good, 1)).await.expect("again").id, was);
+    let (_, second) = servers::invite(control, kind.clone()).await.expect("an invitation");
+    refused(servers::admit(control, was, &bringing(&second, 2)).await, "is known here");
+    // An invitation that allows it lets machines in that bring nothing.
+    let id = ServerId::random();
+    let nothing = servers::admit(control, id, &candidate(&world, &second, 3)).await.expect("it is let in");
+    assert_eq!(nothing.restored, None);
 }

@@ -45,7 +45,7 @@ async fn forget(store: &Store, id: InstanceId) {
 async fn restored(world: &World) {
     let snapshot = world.control.snapshot();
     let server = snapshot.get(&SERVERS, &world.server.to_string()).expect("a machine");
-    let restored = Some(Restored { taken_at: Timestamp(1), compared: false, strangers: 0 });
+    let restored = Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0 });
     let marked = Server { restored, ..server.value.clone() };
     world.control.store.commit(Transaction::new().replace(&SERVERS, &server, marked)).await.expect("marked");
 }
@@ -204,7 +204,7 @@ async fn a_datacenter_that_knows_nothing_is_made_again_of_a_machine() {
     let server = snapshot.get(&SERVERS, &empty.server.to_string()).expect("a machine");
     let other = Server {
         id: world.server,
-        restored: Some(Restored { taken_at: Timestamp(1), compared: false, strangers: 0 }),
+        restored: Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0 }),
         ..server.value.clone()
     };
     let moved = Transaction::new().delete(&SERVERS, &server).create(&SERVERS, other);
@@ -215,8 +215,18 @@ async fn a_datacenter_that_knows_nothing_is_made_again_of_a_machine() {
     let judged =
         rebuild::adopt(&empty.control, &caller(), world.server, id, &told(&machine, id)).await.expect("judged");
     assert_eq!(judged.refused, None);
-    assert_eq!(judged.notes.len(), 4, "{:?}", judged.notes);
+    assert_eq!(judged.notes.len(), 5, "{:?}", judged.notes);
     let snapshot = empty.control.snapshot();
+    // The other datacenter has a network of its own on the same wire: nobody gets the address there either.
+    let ip = before.zones[&id].nics[0].address.expect("an address").addr();
+    let here = |address: &&std::sync::Arc<store::Entry<model::network::Address>>| {
+        address.network == empty.network && address.ip == ip
+    };
+    let all: Vec<_> = snapshot.scan(&ADDRESSES).collect();
+    let aside = all.iter().find(here).expect("a record");
+    assert!(
+        aside.reserved && aside.instance.is_none() && judged.notes.iter().any(|note| note.contains("is set aside"))
+    );
     let account = snapshot.get(&ACCOUNTS, &world.owner.to_string()).expect("its owner");
     assert_eq!(account.login, format!("rebuilt-{}", &world.owner.to_string()[..8]));
     assert!(snapshot.get(&NETWORKS, &world.network.to_string()).is_some());

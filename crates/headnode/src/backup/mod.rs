@@ -12,10 +12,14 @@
 //! - [`sealed`]: what is around them when there is a key.
 //! - [`restore`]: the way back, on a machine without a headnode.
 //! - [`cluster`]: the way back into etcd.
+//! - [`push`]: to other machines, by a command.
+//! - [`others`]: to the other headnodes, which fetch them.
 //! - [`standing`]: how old the newest is, and where it lies.
 
 mod cluster;
 pub mod file;
+mod others;
+mod push;
 pub mod restore;
 mod schedule;
 pub mod sealed;
@@ -41,6 +45,7 @@ use crate::{
 use file::{End, Head, Item, Writer};
 use sealed::SealKey;
 
+pub use others::{KeepOthers, Offers};
 pub use schedule::TakeBackups;
 pub use standing::{Kept, Standing};
 
@@ -335,6 +340,31 @@ pub fn list(directory: &Path) -> Result<Vec<Listed>, BackupError> {
     Ok(found)
 }
 
+/// The newest backup in a directory, or among those that it keeps for other headnodes, that is whole; and the newer ones that are not.
+///
+/// # Errors
+/// When none is: what is wrong with the newest.
+pub fn newest_whole(
+    directory: &Path,
+    key: Option<&SealKey>,
+) -> Result<(PathBuf, Vec<(PathBuf, BackupError)>), BackupError> {
+    let mut all = list(directory)?;
+    let entries = fs::read_dir(directory.join(others::DIRECTORY)).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.path().is_dir()) {
+        all.extend(list(&entry.path())?);
+    }
+    all.sort_by_key(|backup| (backup.taken_at, backup.revision));
+    let mut unfit = Vec::new();
+    for backup in all.into_iter().rev() {
+        match verify(&backup.path, key) {
+            Ok(_) => return Ok((backup.path, unfit)),
+            Err(why) => unfit.push((backup.path, why)),
+        }
+    }
+    let none = || BackupError::InTheWay(format!("there is no backup in `{}`", directory.display()));
+    Err(unfit.into_iter().next().map_or_else(none, |(_, why)| why))
+}
+
 fn write(
     settings: &Settings,
     snapshot: &Snapshot,
@@ -456,6 +486,30 @@ mod tests {
         ] {
             assert_eq!(parse_name(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn the_newest_that_is_whole_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |day: i64, key: Option<&SealKey>, to: PathBuf| {
+            let head = Head::new("dc", Timestamp(1_800_000_000_000 + day * 86_400_000), 1);
+            fs::create_dir_all(&to).unwrap();
+            let path = to.join(name(&head));
+            let writer = Writer::begin(Vec::new(), key, &head).unwrap();
+            fs::write(&path, writer.finish().unwrap().0).unwrap();
+            path
+        };
+        let (here, there) = (root.path().to_owned(), root.path().join(others::DIRECTORY).join("one"));
+        assert!(newest_whole(&here, None).unwrap_err().to_string().contains("there is no backup"));
+        let key = SealKey::generate().unwrap();
+        let sealed = of(1, Some(&key), here.clone());
+        assert!(matches!(newest_whole(&here, None), Err(BackupError::Sealed)));
+        assert_eq!(newest_whole(&here, Some(&key)).unwrap().0, sealed);
+        let whole = of(2, None, there);
+        let cut = of(3, None, here.clone());
+        fs::write(&cut, &fs::read(&cut).unwrap()[..20]).unwrap();
+        let (found, unfit) = newest_whole(&here, Some(&key)).unwrap();
+        assert_eq!((found, unfit.len(), &unfit[0].0), (whole, 1, &cut));
     }
 
     #[test]

@@ -205,7 +205,12 @@ impl Beginning<'_> {
             headnode_role,
             headnode_fact: None,
             generation_base: server.generation_base.saturating_add(self.head.revision),
-            restored: Some(server::Restored { taken_at: self.head.taken_at, compared: false, strangers: 0 }),
+            restored: Some(server::Restored {
+                taken_at: self.head.taken_at,
+                brought: false,
+                compared: false,
+                strangers: 0,
+            }),
             ..server.clone()
         }
     }

@@ -13,11 +13,15 @@ use flow::loops::Loop;
 use model::time::Timestamp;
 use store::BoxFuture;
 
-use super::{BackupError, Listed, copy, list, standing::holds, take};
+use super::{BackupError, Listed, copy, list, push, standing::holds, take};
 use crate::settings::Settings;
 
 /// Between two looks at whether one is due.
 const PERIOD: Duration = Duration::from_secs(600);
+/// How long a pass may take besides what the operator's command is given: a large store, and slow disks.
+const DEADLINE: Duration = Duration::from_secs(3_600);
+/// What the command is called where places are listed.
+pub(super) const CARRIED: &str = "backup.command";
 /// Milliseconds of an hour.
 const HOUR_MS: u64 = 3_600_000;
 /// The newest, which stay however old they are.
@@ -53,12 +57,26 @@ impl TakeBackups {
             said = format!("took `{}`, dropped {dropped} old ones", taken.path.display());
         }
         let copying = settings.clone();
-        let failed = base::task::blocking("backup-copies", move || copy_missing(&copying, now)).await?;
+        let mut failed = base::task::blocking("backup-copies", move || copy_missing(&copying, now)).await?;
+        if let Err(error) = self.carry_away().await {
+            failed.insert(CARRIED.into(), base::errors::chain(&error));
+        }
         self.note(&failed);
         // A copy that failed is a failure of the pass, told on the board of loops, and tried with the next one.
         match failed.into_values().next() {
             Some(why) => Err(why.into()),
             None => Ok(said),
+        }
+    }
+
+    /// Has the operator's command carry the newest away, unless it did.
+    async fn carry_away(&self) -> Result<(), push::PushError> {
+        let settings = &self.settings;
+        let newest = list(&settings.backup_dir()).ok().and_then(|mut there| there.pop());
+        let Some(newest) = newest.filter(|_| !settings.backup.command.is_empty()) else { return Ok(()) };
+        match push::done(settings).iter().any(|name| newest.path.ends_with(name)) {
+            true => Ok(()),
+            false => push::push(settings, &newest).await,
         }
     }
 
@@ -82,6 +100,10 @@ impl Loop for TakeBackups {
 
     fn period(&self) -> Duration {
         PERIOD
+    }
+
+    fn deadline(&self) -> Duration {
+        DEADLINE + Duration::from_secs(u64::from(self.settings.backup.command_minutes) * 60)
     }
 
     fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {

@@ -1,12 +1,13 @@
 //! How the backups stand: how old the newest is, where its copies are, and where one is missing.
 //!
-//! Nothing of it is remembered: it is looked up on the disks each time, so what somebody removed is missing at once.
+//! Next to nothing of it is remembered: it is looked up on the disks each time, so what somebody removed is missing at once. What other headnodes hold
+//! they say whenever they look for more.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use model::time::Timestamp;
 
-use super::{BackupError, Listed, list};
+use super::{BackupError, Listed, list, push, schedule::CARRIED};
 use crate::settings::Settings;
 
 /// Milliseconds of an hour.
@@ -23,6 +24,21 @@ pub struct Kept {
     pub copies: Vec<String>,
 }
 
+/// Another headnode, and what it said it holds of our backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// What its machine calls itself.
+    pub hostname: String,
+    /// Names of files.
+    pub names: Vec<String>,
+}
+
+impl Other {
+    fn holds(&self, backup: &Listed) -> bool {
+        self.names.iter().any(|name| backup.path.ends_with(name))
+    }
+}
+
 /// See the head of this file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -33,22 +49,27 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Looks at the disks.
+    /// Looks at the disks, and at what the other headnodes said last.
     ///
     /// # Errors
     /// When the directory of the settings cannot be read.
-    pub fn look(settings: &Settings) -> Result<Self, BackupError> {
+    pub fn look(settings: &Settings, others: &[Other]) -> Result<Self, BackupError> {
         let backups = list(&settings.backup_dir())?;
-        let places: Vec<&PathBuf> = settings.backup.copies.iter().collect();
-        let missing = backups.last().map(|newest| {
-            let without = places.iter().filter(|place| !holds(place, newest));
-            without.map(|place| place.display().to_string()).collect()
-        });
+        let (carried, has_command) = (push::done(settings), !settings.backup.command.is_empty());
+        let places = |backup: &Listed| {
+            let disks = settings.backup.copies.iter().map(|place| (place.display().to_string(), holds(place, backup)));
+            let command =
+                has_command.then(|| (CARRIED.to_owned(), carried.iter().any(|name| backup.path.ends_with(name))));
+            let others = others.iter().map(|other| (format!("headnode {}", other.hostname), other.holds(backup)));
+            disks.chain(command).chain(others).collect::<Vec<_>>()
+        };
+        let missing = backups.last().map_or_else(Vec::new, places).into_iter().filter(|(_, there)| !there);
+        let missing = missing.map(|(place, _)| place).collect();
         let kept = backups.into_iter().map(|backup| {
-            let with = places.iter().filter(|place| holds(place, &backup));
-            Kept { copies: with.map(|place| place.display().to_string()).collect(), backup }
+            let with = places(&backup).into_iter().filter(|(_, there)| *there);
+            Kept { copies: with.map(|(place, _)| place).collect(), backup }
         });
-        Ok(Self { kept: kept.collect(), missing: missing.unwrap_or_default() })
+        Ok(Self { kept: kept.collect(), missing })
     }
 
     /// When the newest was taken.
@@ -76,7 +97,7 @@ pub(super) fn holds(place: &Path, backup: &Listed) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf};
 
     use super::*;
 
@@ -86,7 +107,7 @@ mod tests {
         let mut settings = Settings::parse(&Settings::generate(Some(root.path())).unwrap()).unwrap();
         let places = ["near", "far"].map(|name| root.path().join(name));
         settings.backup.copies = places.to_vec();
-        assert_eq!(Standing::look(&settings).unwrap(), Standing::default());
+        assert_eq!(Standing::look(&settings, &[]).unwrap(), Standing::default());
         let names = ["dc-1-20261128T065900Z-r1.neso-backup", "dc-1-20261129T065900Z-r2.neso-backup"];
         for directory in places.iter().chain([&settings.backup_dir()]) {
             fs::create_dir_all(directory).unwrap();
@@ -95,13 +116,19 @@ mod tests {
             }
         }
         let said = |settings: &Settings| {
-            let standing = Standing::look(settings).unwrap();
+            let standing = Standing::look(settings, &[]).unwrap();
             (standing.missing, standing.kept.into_iter().map(|kept| kept.copies.len()).collect::<Vec<_>>())
         };
         assert_eq!(said(&settings), (Vec::new(), vec![2, 2]));
         fs::write(places[1].join(names[1]), "cut").unwrap();
         fs::remove_file(places[0].join(names[0])).unwrap();
         assert_eq!(said(&settings), (vec![places[1].display().to_string()], vec![1, 1]));
+        settings.backup.copies.clear();
+        settings.backup.command = vec!["/bin/true".to_owned()];
+        let other = Other { hostname: "two".to_owned(), names: vec![names[0].to_owned()] };
+        let standing = Standing::look(&settings, &[other]).unwrap();
+        assert_eq!(standing.missing, ["backup.command", "headnode two"]);
+        assert_eq!(standing.kept[0].copies, ["headnode two"]);
     }
 
     #[test]

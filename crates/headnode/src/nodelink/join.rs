@@ -86,9 +86,10 @@ pub(super) async fn join(
         identity: request.identity,
         clock: request.now,
         key,
+        adopt: request.adopt,
     };
     let before = servers::returning(&link.control, &candidate);
-    let server = before.unwrap_or_else(ServerId::random);
+    let server = before.or(candidate.adopt).unwrap_or_else(ServerId::random);
     let (settings, request_pem) = (link.settings.clone(), request.request_pem);
     let made = base::task::blocking("certify", move || {
         let certificate = pki::certify(&settings, &request_pem, server, now)?;
@@ -101,7 +102,7 @@ pub(super) async fn join(
     let from = remote.map_or_else(|| "?".to_owned(), |remote| remote.0.0.to_string());
     match servers::admit(&link.control, server, &candidate).await {
         Ok(record) => {
-            tracing::info!(%server, hostname = record.hostname, from, again = before.is_some(), "a machine joined");
+            tracing::info!(%server, hostname = record.hostname, from, again = before.is_some(), brings = candidate.adopt.is_some(), "a machine joined");
         }
         Err(error) => {
             tracing::warn!(hostname = candidate.hostname, from, %error, "a machine was not let in");

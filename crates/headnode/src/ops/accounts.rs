@@ -45,7 +45,7 @@ async fn one(State(ops): State<Ops>, Path(account): Path<String>) -> Answer<Acco
 
 async fn create(State(ops): State<Ops>, Body(new): Body<NewAccount>) -> Answer<Account> {
     let profile = Profile { email: new.email, ..Profile::default() };
-    let new = accounts::NewAccount { login: new.login, profile, operator: new.operator };
+    let new = accounts::NewAccount { id: new.id, login: new.login, profile, operator: new.operator };
     Ok(Json(value(&accounts::create(&ops.control, new).await?)))
 }
 

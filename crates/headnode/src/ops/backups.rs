@@ -26,8 +26,12 @@ async fn list(State(ops): State<Ops>) -> Answer<Vec<BackupView>> {
 }
 
 async fn standing(ops: &Ops) -> Result<Standing, BackupError> {
-    let settings = ops.settings.clone();
-    base::task::blocking("backups", move || Standing::look(&settings)).await
+    let (settings, offers, control) = (ops.settings.clone(), ops.offers.clone(), ops.control.clone());
+    base::task::blocking("backups", move || {
+        let newest = backup::list(&settings.backup_dir())?.last().map(|newest| newest.taken_at);
+        Standing::look(&settings, &offers.others(&control, newest))
+    })
+    .await
 }
 
 /// How they stand; with what is wrong, in words.
@@ -60,6 +64,11 @@ pub(super) async fn look(ops: &Ops) -> (BackupStanding, Vec<String>) {
             .iter()
             .map(|place| format!("the newest backup has no copy in {place}: `neso adm loops` says why")),
     );
+    if !sealed && !ops.settings.backup.command.is_empty() {
+        findings.push(
+            "backups are carried away unsealed, and hold the datacenter's keys: `neso adm backup key` makes a key to seal them with".to_owned(),
+        );
+    }
     let view = BackupStanding {
         newest_at,
         age_seconds: newest_at.map(|at| now.millis_since(at) / 1_000),

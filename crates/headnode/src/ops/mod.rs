@@ -36,6 +36,7 @@ use serde::de::DeserializeOwned;
 use store::Entry;
 
 use crate::{
+    backup::Offers,
     inquiries::{AskError, Inquiries},
     meters::Meters,
     names::NameServer,
@@ -52,6 +53,8 @@ pub struct Ops(Arc<Inner>);
 pub struct Inner {
     /// The control plane.
     pub control: Control,
+    /// What other headnodes fetch, and hold.
+    pub offers: Offers,
     /// The way to ask nodes.
     pub inquiries: Inquiries,
     /// What machines use.

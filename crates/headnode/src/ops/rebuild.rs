@@ -159,6 +159,7 @@ fn whole(ops: &Ops, found: Vec<FoundInstance>, done: bool) -> RebuildView {
             server: server.id,
             hostname: server.hostname.clone(),
             taken_at: restored.taken_at,
+            brought: restored.brought,
             has_spoken: restored.compared,
         })
     });

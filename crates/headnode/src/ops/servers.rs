@@ -163,7 +163,13 @@ async fn invite(State(ops): State<Ops>, Body(new): Body<NewInvite>) -> Answer<In
     let authority = ops.pki.authority().map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", base::errors::chain(&error))
     })?;
-    let wanted = servers::NewInvite { hours: new.hours, traits: new.traits, rack: new.rack, comments: new.comments };
+    let wanted = servers::NewInvite {
+        hours: new.hours,
+        adopt: new.adopt,
+        traits: new.traits,
+        rack: new.rack,
+        comments: new.comments,
+    };
     let (invite, token) = servers::invite(&ops.control, wanted).await?;
     Ok(Json(InviteView {
         invite: value(&invite),

@@ -71,6 +71,11 @@ pub fn pending_request(settings: &Settings) -> Result<Renewal, PkiError> {
     Ok(Renewal { key_pem: key.serialize_pem(), request_pem: request.pem().map_err(fail)? })
 }
 
+/// Whether a machine has asked to join and not yet written down the answer.
+pub fn is_joining(settings: &Settings) -> bool {
+    pending_key(settings).exists()
+}
+
 fn pending_key(settings: &Settings) -> PathBuf {
     settings.pki_dir().join("join.key")
 }

@@ -132,7 +132,7 @@ impl Settings {
             first_subnet6,
             first_resolvers,
         } = self.fabric.clone();
-        let Backup { every_hours, keep_days, directory: _, copies: _, key_file } = self.backup.clone();
+        let Backup { every_hours, keep_days, key_file, .. } = self.backup.clone();
         Shared {
             datacenter: self.datacenter.clone(),
             cloudapi: self.cloudapi.clone(),

@@ -9,6 +9,7 @@ use base::{
 use control::{Control, ControlConfig, servers, servers::NewInvite, tables::SERVERS};
 use headnode::{
     Settings,
+    backup::Offers,
     inquiries::Inquiries,
     listen::{self, Limits},
     members::open_store,
@@ -35,6 +36,10 @@ fn identity(number: u128) -> MachineIdentity {
     MachineIdentity { installation: Some(uuid::Uuid::from_u128(number)), ..MachineIdentity::default() }
 }
 
+fn router(control: &Control, settings: &Settings, shutdown: Shutdown) -> axum::Router {
+    nodelink::router(control.clone(), settings.clone(), Inquiries::default(), Offers::new(settings), shutdown)
+}
+
 #[tokio::test]
 async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let root = tempfile::tempdir().unwrap();
@@ -42,9 +47,8 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     // The headnode lives three days ahead of this machine: its certificates are not valid here yet.
     let here = Timestamp(SystemClock.now_ms());
     let there = here.plus_millis(3 * 86_400_000 + 60_000);
-    let clock = Arc::new(ManualClock::new(there.0));
+    let (clock, (trigger, shutdown)) = (Arc::new(ManualClock::new(there.0)), Shutdown::new());
     let (ahead, _) = pki::ensure(&settings, there).unwrap();
-    let (trigger, shutdown) = Shutdown::new();
     std::fs::create_dir_all(settings.headnode_dir()).unwrap();
     let (engine, keeper) = open_store(&settings, ahead.server_id, clock.clone()).await.unwrap();
     let store = Store::open(engine, control::schema()).await.unwrap();
@@ -54,7 +58,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let tls = TlsSource::open(&ahead, ClientCertificates::Optional).unwrap();
-    let router = nodelink::router(control.clone(), settings.clone(), Inquiries::default(), shutdown.clone());
+    let router = router(&control, &settings, shutdown.clone());
     let serving =
         base::task::spawn("link", listen::serve("link", listener, tls.clone(), router, Limits::NODES, shutdown));
 
@@ -83,6 +87,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
         hostname: "one".to_owned(),
         identity: identity(1),
         now: here,
+        adopt: None,
     };
     let garbage = JoinRequest { request_pem: "garbage".to_owned(), ..good.clone() };
     let refused = door.join(&garbage).await.unwrap_err().to_string();
@@ -231,6 +236,10 @@ async fn keys_go_to_headnodes_alone(
         other => panic!("{other:?}"),
     };
     assert!(refused(own.headnode_kit().await).contains("is not to run a headnode"));
+    let backups = own.backups(&[]).await.unwrap_err().to_string();
+    assert!(backups.contains("backups are for headnodes alone"), "{backups}");
+    let file = own.backup("dc-1-20261128T065900Z-r1.neso-backup").await.err().map(|error| error.to_string());
+    assert!(file.is_some_and(|why| why.contains("backups are for headnodes alone")));
     told(Some(HeadnodeWanted::Running)).await;
     let kit = own.headnode_kit().await.unwrap();
     assert_eq!((kit.since, kit.datacenter.as_str()), (Timestamp(5), headnode.datacenter.name.as_str()));

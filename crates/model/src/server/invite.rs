@@ -28,6 +28,9 @@ pub struct Invite {
     /// The key it came with, by which it may come again while it has no certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_key: Option<Digest>,
+    /// The machine may come with instances of a datacenter that is no more.
+    #[serde(default)]
+    pub adopt: bool,
     /// Traits the machine gets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub traits: BTreeMap<String, Trait>,

@@ -29,6 +29,9 @@ pub(crate) enum Command {
         /// May act on every account.
         #[arg(long)]
         operator: bool,
+        /// The id it had in another datacenter, whose instances `neso adm rebuild` shows.
+        #[arg(long)]
+        id: Option<model::id::AccountId>,
         /// Public key file to add at once.
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
@@ -82,9 +85,9 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
     match command {
         Command::List => output.show(&client.accounts().await?, |accounts| listing(accounts)),
         Command::Get { account } => output.show(&client.account(&account).await?, one),
-        Command::Create { login, email, operator, key } => {
+        Command::Create { login, email, operator, id, key } => {
             let text = key.as_deref().map(read_key).transpose()?;
-            let account = client.create_account(&NewAccount { login, email, operator }).await?;
+            let account = client.create_account(&NewAccount { login, id, email, operator }).await?;
             if let Some(key) = text {
                 client.add_key(&account.login, &NewKey { name: None, key }).await?;
             }

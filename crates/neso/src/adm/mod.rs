@@ -100,7 +100,7 @@ enum Noun {
     /// Backups of everything a headnode cannot be made anew without.
     #[command(subcommand, visible_alias = "backups")]
     Backup(backup::Command),
-    /// After a restore: know again what machines have and the backup does not know.
+    /// Know again what machines have and no record knows: after a restore, or when they came with instances.
     Rebuild(rebuild::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor,

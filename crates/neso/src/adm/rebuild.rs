@@ -1,4 +1,4 @@
-//! `neso adm rebuild`: after a restore, make known again what machines have and the backup does not know.
+//! `neso adm rebuild`: make known again what machines have and no record knows, after a restore or when they were brought.
 
 use opsapi::{Client, FoundInstance, Rebuild, RebuildView};
 
@@ -83,7 +83,7 @@ fn summary(view: &RebuildView) -> String {
         ));
     }
     if !silent.is_empty() {
-        lines.push(format!("Not heard of since the restore, and told nothing until then: {}.", silent.join(", ")));
+        lines.push(format!("Not heard of since, and told nothing until then: {}.", silent.join(", ")));
     }
     match (view.waiting.iter().filter(|server| server.has_spoken).count(), view.done) {
         (0, _) => {}
@@ -93,6 +93,11 @@ fn summary(view: &RebuildView) -> String {
         (count, true) => lines.push(format!("{count} machines are told nothing yet: run it again in a moment.")),
         (count, false) => lines.push(format!("{count} machines are told nothing until --yes.")),
     }
-    lines.push("Rules of the firewall made after the backup cannot be told back: make them again.".to_owned());
+    lines.push(match view.waiting.iter().any(|server| server.brought) {
+        true => "Rules of the firewall cannot be told back: make them again before --yes. An owner is an account of its own; `neso adm account create \
+                 LOGIN --id OWNER` before --yes gives it its name, otherwise it gets one, and keys may be added to it."
+            .to_owned(),
+        false => "Rules of the firewall made after the backup cannot be told back: make them again.".to_owned(),
+    });
     lines.join("\n")
 }

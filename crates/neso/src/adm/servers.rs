@@ -353,6 +353,9 @@ pub(crate) enum Nodes {
         /// How long it is good for.
         #[arg(long, default_value_t = 24)]
         hours: u32,
+        /// The machine may bring the instances it has of a datacenter that is no more.
+        #[arg(long)]
+        adopt: bool,
         /// Trait the machine gets, `name` or `name=value`; may be repeated.
         #[arg(long = "trait", value_parser = named_trait, value_name = "NAME[=VALUE]")]
         traits: Vec<(String, Trait)>,
@@ -378,9 +381,9 @@ pub(crate) enum Nodes {
 /// Runs it.
 pub(crate) async fn nodes(client: &Client, output: Output, command: Nodes) -> Outcome {
     match command {
-        Nodes::Invite { hours, traits, rack, comments, address } => {
+        Nodes::Invite { hours, adopt, traits, rack, comments, address } => {
             let traits = traits.into_iter().collect();
-            let made = client.invite(&NewInvite { hours, traits, rack, comments, address }).await?;
+            let made = client.invite(&NewInvite { hours, adopt, traits, rack, comments, address }).await?;
             match output.json {
                 true => answer::print(serde_json::to_string_pretty(&made)?)?,
                 false => answer::print(line(&made))?,
@@ -396,8 +399,9 @@ pub(crate) async fn nodes(client: &Client, output: Output, command: Nodes) -> Ou
 }
 
 fn line(made: &InviteView) -> String {
-    let InviteView { token, address, fingerprint, .. } = made;
-    format!("echo {token} | neso node join {address} --fingerprint {fingerprint}")
+    let InviteView { invite, token, address, fingerprint } = made;
+    let adopt = if invite.adopt { " --adopt" } else { "" };
+    format!("echo {token} | neso node join {address} --fingerprint {fingerprint}{adopt}")
 }
 
 fn invite_listing(invites: &[Invite]) -> comfy_table::Table {

@@ -325,6 +325,7 @@ fn waiting(view: &ServerView) -> Option<Finding> {
     let restored = view.server.restored?;
     let name = &view.server.hostname;
     let found = match restored.compared {
+        _ if restored.brought => format!("{name} came with instances of another datacenter, and is told nothing yet"),
         true => format!("{name} is told nothing since the restore of the backup of {}", restored.taken_at),
         false => format!("{name} was not heard of since the restore of the backup of {}", restored.taken_at),
     };

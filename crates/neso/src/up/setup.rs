@@ -65,7 +65,7 @@ async fn accounts(settings: &Settings, client: &Client, progress: &Progress) -> 
         }
         let step = progress.step(format!("Making account {login}"));
         let email = format!("{login}@{}", settings.datacenter.dns_suffix);
-        client.create_account(&NewAccount { login: login.clone(), email, operator }).await?;
+        client.create_account(&NewAccount { login: login.clone(), id: None, email, operator }).await?;
         client.set_account_names(login, true).await?;
         step.done(if operator { "an operator" } else { "a tenant" });
     }

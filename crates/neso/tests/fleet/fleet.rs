@@ -285,7 +285,7 @@ impl Machine {
     }
 
     /// Writes its settings: the small image, a small pool, no first instance, ids of its own.
-    fn settle(&self, edit: impl FnOnce(String) -> String) {
+    pub(crate) fn settle(&self, edit: impl FnOnce(String) -> String) {
         let text = headnode::Settings::generate(Some(&self.root)).expect("settings");
         let text = text
             .replace("images = [\"minimal\", \"debian-12\"]", "images = [\"minimal\"]")
@@ -373,8 +373,13 @@ impl Machine {
 
     /// Runs `neso node join` with an invitation.
     pub(crate) fn try_join(&self, invitation: &[String]) -> Output {
+        self.try_join_with(invitation, &[])
+    }
+
+    /// The same, with options.
+    pub(crate) fn try_join_with(&self, invitation: &[String], options: &[&str]) -> Output {
         let [token, address, fingerprint] = invitation else { panic!("an invitation has three parts") };
-        let mut command = self.command(&["node", "join", address, "--fingerprint", fingerprint]);
+        let mut command = self.command(&[&["node", "join", address, "--fingerprint", fingerprint], options].concat());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary under test runs");
         let mut input = child.stdin.take().expect("its input is a pipe");
@@ -492,7 +497,7 @@ pub(crate) fn is_root() -> bool {
 }
 
 /// Settings whose node link and CloudAPI other machines reach, should a headnode run there.
-fn reachable(text: String) -> String {
+pub(crate) fn reachable(text: String) -> String {
     ["node_link", "cloudapi"]
         .iter()
         .fold(text, |text, door| text.replace(&format!("{door} = \"127.0.0.1:"), &format!("{door} = \"0.0.0.0:")))

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
+mod adopt;
 mod clock;
 mod cold;
 mod fabric;

@@ -32,6 +32,8 @@ fn a_lost_headnode_comes_back_from_a_sealed_backup() {
             .is_some_and(|found| !found.as_array().is_some_and(Vec::is_empty))
     });
 
+    was_carried_away(&datacenter);
+
     // What must be refused is, and nothing is written.
     let says = |arguments: &[&str]| {
         let output = datacenter.run(arguments);
@@ -59,7 +61,12 @@ fn a_lost_headnode_comes_back_from_a_sealed_backup() {
     datacenter.good(&["restore", &backup, "--same-machine", "--dry-run"]);
     assert!(!place.headnode_dir().exists() && !place.pki_dir().exists(), "something was written");
 
-    datacenter.good(&["restore", &backup, "--same-machine"]);
+    // It comes from elsewhere.
+    let input = fs::File::open(&backup).expect("the backup");
+    let restored = datacenter.command(&["restore", "-", "--same-machine"]).stdin(input).output().expect("it runs");
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let nothing = datacenter.run(&["restore", "-"]);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("nothing came on standard input"));
     datacenter.good(&["up"]);
     goes_on(&datacenter, &kept, runs);
 }
@@ -86,6 +93,16 @@ fn goes_on(datacenter: &Datacenter, kept: &serde_json::Value, runs: Option<(u64,
     datacenter.wait_idle();
 }
 
+/// The operator's command was given the newest backup.
+fn was_carried_away(datacenter: &Datacenter) {
+    let last = |found: serde_json::Value| found.as_array().and_then(|all| all.last().cloned()).unwrap_or_default();
+    let listed = || last(datacenter.ask(&["adm", "-j", "backup", "list"]).unwrap_or_default());
+    datacenter.wait("it to be carried away", || listed()["copies"] == serde_json::json!(["backup.command"]));
+    let newest = std::path::PathBuf::from(listed()["path"].as_str().expect("a path"));
+    let carried = datacenter.root().join("elsewhere").join(newest.file_name().expect("a name"));
+    assert_eq!(fs::read(&carried).expect("what was carried away"), fs::read(&newest).expect("the backup"));
+}
+
 /// Makes a key and names it in the settings: from here on every backup is sealed.
 fn seal_backups(datacenter: &Datacenter) {
     let key = datacenter.root().join("backup.key").display().to_string();
@@ -95,6 +112,12 @@ fn seal_backups(datacenter: &Datacenter) {
     let text = fs::read_to_string(&settings).expect("settings");
     let named = text.replace("# key_file = \"/etc/neso/backup.key\"", &format!("key_file = {key:?}"));
     assert_ne!(named, text, "the settings file does not speak of keys");
+    let elsewhere = datacenter.root().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("another machine's disk");
+    let nobody = nix::unistd::User::from_name("nobody").expect("users are known").expect("nobody is a user");
+    nix::unistd::chown(&elsewhere, Some(nobody.uid), None).expect("it is nobody's");
+    let carry = format!("copies = []\ncommand = [\"/bin/sh\", \"-c\", \"cat > {}/{{name}}\"]", elsewhere.display());
+    let named = named.replace("copies = []", &carry);
     fs::write(&settings, named).expect("settings");
     datacenter.good(&["up"]);
 }

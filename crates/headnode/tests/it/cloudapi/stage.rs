@@ -105,7 +105,8 @@ impl Stage {
             [("ana", "ed25519-256", false), ("bob", "ecdsa-256", false), ("ops", "rsa-2048", true)]
         {
             let profile = Profile { email: format!("{login}@example.com"), ..Profile::default() };
-            let new = accounts::NewAccount { login: login.into(), profile, operator };
+            let new =
+                accounts::NewAccount { login: login.into(), profile, operator, ..accounts::NewAccount::default() };
             let account = accounts::create(&control, new).await.unwrap();
             let text = std::fs::read_to_string(keys().join(format!("{key}.pub"))).unwrap();
             accounts::keys::add(&control, account.id, Some("laptop".into()), &text).await.unwrap();

@@ -1,0 +1,326 @@
+//! Headnodes keep the newest backups of each other: each fetches what the others took, over the node link.
+//!
+//! ```text
+//!  asks: what have you, I hold these ─► names, lengths, sums ─► fetches what is missing ─► sum ─► others/SERVER/NAME ─► says what it holds
+//! ```
+//! Who holds a backup tells its maker, who shows it; who stops fetching is missed there. Only headnodes are answered ([`Offers`]): a backup
+//! holds the datacenter's keys, which every headnode has anyhow.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use control::{Control, tables::HEADNODES};
+use flow::loops::Loop;
+use model::{headnode::Stage, id::ServerId, server::MachineIdentity, time::Timestamp};
+use nodeapi::{
+    client::{Client, Settings as LinkSettings},
+    kit::{BACKUPS_HELD_MAX, OfferedBackup},
+    link::LinkError,
+};
+use sha2::{Digest as _, Sha256};
+use store::BoxFuture;
+
+use super::{
+    BackupError, Listed, UNFINISHED, list, parse_name, sealed::hex, standing::Other, sync_directory_of, with_suffix,
+};
+use crate::{
+    pki::{Pki, make_directory},
+    settings::Settings,
+};
+
+/// Between two looks.
+const PERIOD: Duration = Duration::from_secs(60);
+/// How long one pass may take: large files over a slow link. What it has not done the next one does.
+const DEADLINE: Duration = Duration::from_secs(3_600);
+/// Of each other headnode: enough that one that turns out to be damaged is not the only one.
+const KEPT: usize = 2;
+/// Largest file that is fetched, bytes: far more than the largest store makes.
+const BYTES_MAX: u64 = 16 << 30;
+/// A headnode that took or saw a backup just now gets this long to fetch it before it is missed, milliseconds.
+const FETCH_WITHIN_MS: u64 = 1_800_000;
+/// Below the directory of backups.
+pub(super) const DIRECTORY: &str = "others";
+
+/// What this headnode offers to others, and what they said they hold.
+#[derive(Clone)]
+pub struct Offers {
+    settings: Arc<Settings>,
+    // Leaf data: replaced and copied.
+    held: Arc<Mutex<HashMap<ServerId, Vec<String>>>>,
+    /// Sums by name and length, so that a file is read once. Leaf data.
+    sums: Arc<Mutex<HashMap<(String, u64), String>>>,
+}
+
+impl Offers {
+    /// Of the backups of `settings`.
+    pub fn new(settings: &Settings) -> Self {
+        Self { settings: Arc::new(settings.clone()), held: Arc::default(), sums: Arc::default() }
+    }
+
+    /// What there is for another headnode, newest first; `held` is what it said it holds.
+    pub async fn to(&self, headnode: ServerId, held: Vec<String>) -> Result<Vec<OfferedBackup>, BackupError> {
+        let held = held.into_iter().take(BACKUPS_HELD_MAX).collect();
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(headnode, held);
+        let offers = self.clone();
+        base::task::blocking("backup-sums", move || offers.all()).await
+    }
+
+    /// The file of a backup that is offered.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        parse_name(name)?;
+        let there = list(&self.settings.backup_dir()).ok()?;
+        there.into_iter().map(|backup| backup.path).find(|path| path.file_name().is_some_and(|known| known == name))
+    }
+
+    fn all(&self) -> Result<Vec<OfferedBackup>, BackupError> {
+        let there = list(&self.settings.backup_dir())?;
+        there.iter().rev().take(KEPT).map(|backup| self.offer(backup)).collect()
+    }
+
+    fn offer(&self, backup: &Listed) -> Result<OfferedBackup, BackupError> {
+        let name = backup.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let key = (name.clone(), backup.bytes);
+        let known = self.sums.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let sha256 = match known {
+            Some(sum) => sum,
+            None => {
+                let sum = sum_of(&backup.path)?;
+                let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+                // Old ones are asked for no more.
+                if sums.len() > KEPT * 4 {
+                    sums.clear();
+                }
+                sums.insert(key, sum.clone());
+                sum
+            }
+        };
+        Ok(OfferedBackup { name, bytes: backup.bytes, sha256 })
+    }
+
+    /// The other headnodes that take part, and what they hold. One that became a headnode just now, or had no time yet to fetch the newest backup, is
+    /// not among them, unless it has it.
+    pub fn others(&self, control: &Control, newest: Option<Timestamp>) -> Vec<Other> {
+        let (now, me) = (control.now(), control.headnodes.me());
+        let is_new = |since: Timestamp| now.millis_since(since) < FETCH_WITHIN_MS;
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let snapshot = control.snapshot();
+        let all = snapshot.scan(&HEADNODES).filter(|one| one.stage == Stage::Active && Some(one.id) != me);
+        let known = all.map(|one| {
+            let names = held.get(&one.id).cloned().unwrap_or_default();
+            let has_newest =
+                newest.is_some_and(|newest| names.iter().any(|name| parse_name(name).is_some_and(|it| it.0 == newest)));
+            let counts = has_newest || !(is_new(one.joined_at) || newest.is_some_and(is_new));
+            (counts, Other { hostname: one.hostname.clone(), names })
+        });
+        known.filter(|(counts, _)| *counts).map(|(_, other)| other).collect()
+    }
+}
+
+fn sum_of(path: &Path) -> Result<String, BackupError> {
+    let mut file = fs::File::open(path).map_err(|source| BackupError::io("open", path, source))?;
+    let mut sum = Sha256::new();
+    io::copy(&mut file, &mut sum).map_err(|source| BackupError::io("read", path, source))?;
+    Ok(hex(sum.finalize().as_ref()))
+}
+
+/// Why a backup of another headnode is not here.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    /// The certificate of this machine's node.
+    #[error("failed to read this machine's certificate")]
+    Certificate(#[source] io::Error),
+    /// The other headnode.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Files here.
+    #[error(transparent)]
+    Files(#[from] BackupError),
+    /// What arrived is something else.
+    #[error("`{0}` did not arrive as it was offered; it is fetched again")]
+    Differs(String),
+    /// What is offered is not taken.
+    #[error("`{0}` is no backup's name, or has more than {BYTES_MAX} bytes")]
+    Nonsense(String),
+}
+
+/// Fetches the newest backups of the other headnodes.
+pub struct KeepOthers {
+    control: Control,
+    settings: Settings,
+    pki: Pki,
+    /// Headnodes of which it failed last, so that each is logged once. Leaf data.
+    failing: Mutex<BTreeMap<ServerId, String>>,
+}
+
+impl KeepOthers {
+    /// For the headnode of `settings`.
+    pub fn new(control: &Control, settings: &Settings, pki: &Pki) -> Self {
+        Self { control: control.clone(), settings: settings.clone(), pki: pki.clone(), failing: Mutex::default() }
+    }
+
+    async fn pass(&self) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+        let me = self.control.headnodes.me();
+        let snapshot = self.control.snapshot();
+        let all = snapshot.scan(&HEADNODES).filter(|one| one.stage == Stage::Active && Some(one.id) != me);
+        let all: Vec<_> = all.map(|one| (one.id, one.hostname.clone(), one.node_link.clone())).collect();
+        let (mut fetched, mut failed) = (0, BTreeMap::new());
+        for (id, hostname, link) in all {
+            match self.fetch(id, link).await {
+                Ok(count) => fetched += count,
+                Err(error) => {
+                    drop(failed.insert(id, format!("backups of {hostname}: {}", base::errors::chain(&error))))
+                }
+            }
+        }
+        self.note(&failed);
+        match failed.into_values().next() {
+            Some(why) => Err(why.into()),
+            None if fetched == 0 => Ok(String::new()),
+            None => Ok(format!("fetched {fetched} backups of other headnodes")),
+        }
+    }
+
+    fn note(&self, failed: &BTreeMap<ServerId, String>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        for why in failed.iter().filter(|(id, _)| !failing.contains_key(id)).map(|(_, why)| why) {
+            tracing::warn!(why, "backups of another headnode cannot be fetched; it is tried again");
+        }
+        failing.clone_from(failed);
+    }
+
+    /// Fetches what is missing of one headnode, and tells it what is here.
+    async fn fetch(&self, of: ServerId, node_link: String) -> Result<usize, FetchError> {
+        let directory = directory(&self.settings, of);
+        let link = self.link(node_link)?;
+        let offered = link.backups(&names(&directory)?).await?;
+        let mut fetched = 0;
+        for backup in offered.iter().take(KEPT) {
+            let path = directory.join(&backup.name);
+            if parse_name(&backup.name).is_none() || backup.name.contains('/') || backup.bytes > BYTES_MAX {
+                return Err(FetchError::Nonsense(backup.name.clone()));
+            }
+            if fs::metadata(&path).is_ok_and(|there| there.len() == backup.bytes) {
+                continue;
+            }
+            make_directory(&directory).map_err(BackupError::from)?;
+            self.fetch_one(&link, backup, &path).await?;
+            fetched += 1;
+        }
+        if fetched > 0 {
+            let there = list(&directory)?;
+            for old in &there[..there.len().saturating_sub(KEPT)] {
+                fs::remove_file(&old.path).map_err(|source| BackupError::io("remove", &old.path, source))?;
+            }
+            link.backups(&names(&directory)?).await?;
+        }
+        Ok(fetched)
+    }
+
+    async fn fetch_one(&self, link: &Client, backup: &OfferedBackup, path: &Path) -> Result<(), FetchError> {
+        let beside = with_suffix(path, UNFINISHED);
+        let mut chunks = link.backup(&backup.name).await?;
+        let io = |doing: &'static str| {
+            let beside = beside.clone();
+            move |source| FetchError::Files(BackupError::io(doing, &beside, source))
+        };
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
+        let mut file = file.map_err(io("make"))?;
+        let (mut sum, mut bytes) = (Sha256::new(), 0);
+        while let Some(piece) = chunks.next().await? {
+            bytes += piece.len() as u64;
+            if bytes > backup.bytes {
+                break;
+            }
+            sum.update(&piece);
+            // Pieces are small, and a disk that is slow slows the link.
+            file.write_all(&piece).map_err(io("write"))?;
+        }
+        if bytes != backup.bytes || hex(sum.finalize().as_ref()) != backup.sha256 {
+            let _ = fs::remove_file(&beside);
+            return Err(FetchError::Differs(backup.name.clone()));
+        }
+        file.sync_all().map_err(io("write through"))?;
+        fs::rename(&beside, path).map_err(io("put in place"))?;
+        sync_directory_of(path)?;
+        tracing::info!(name = backup.name, bytes, "holds a copy of another headnode's backup");
+        Ok(())
+    }
+
+    fn link(&self, node_link: String) -> Result<Client, FetchError> {
+        let read = |path: &Path| fs::read_to_string(path).map_err(FetchError::Certificate);
+        let settings = LinkSettings {
+            headnodes: vec![node_link],
+            is_here: false,
+            authority_pem: read(&self.pki.ca.certificate)?,
+            certificate_pem: read(&self.pki.node.certificate)?,
+            key_pem: read(&self.pki.node.key)?,
+            // A headnode is no node, and says nothing of its machine.
+            machine: MachineIdentity::default(),
+        };
+        Ok(Client::new(&settings)?)
+    }
+}
+
+/// Where the backups of one headnode are kept.
+fn directory(settings: &Settings, of: ServerId) -> PathBuf {
+    settings.backup_dir().join(DIRECTORY).join(of.to_string())
+}
+
+/// Names of the backups there.
+fn names(directory: &Path) -> Result<Vec<String>, BackupError> {
+    let name = |backup: Listed| Some(backup.path.file_name()?.to_str()?.to_owned());
+    Ok(list(directory)?.into_iter().filter_map(name).collect())
+}
+
+impl Loop for KeepOthers {
+    fn name(&self) -> &'static str {
+        "backups of others"
+    }
+
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
+    fn deadline(&self) -> Duration {
+        DEADLINE
+    }
+
+    fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
+        Box::pin(self.pass())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_are_offered_by_their_sums_and_nothing_else_is() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = Settings::parse(&Settings::generate(Some(root.path())).unwrap()).unwrap();
+        let offers = Offers::new(&settings);
+        let who = ServerId::random();
+        assert!(offers.to(who, Vec::new()).await.unwrap().is_empty());
+        let directory = settings.backup_dir();
+        fs::create_dir_all(&directory).unwrap();
+        let names: Vec<String> = (1..4).map(|day| format!("dc-1-2026112{day}T065900Z-r{day}.neso-backup")).collect();
+        for name in &names {
+            fs::write(directory.join(name), name).unwrap();
+        }
+        fs::write(directory.join("ca.key"), "secret").unwrap();
+        let offered = offers.to(who, vec![names[0].clone()]).await.unwrap();
+        assert_eq!(offered.iter().map(|one| &one.name).collect::<Vec<_>>(), [&names[2], &names[1]]);
+        assert_eq!(offered[0].sha256, hex(Sha256::digest(&names[2]).as_ref()));
+        assert_eq!(offers.file(&names[0]), Some(directory.join(&names[0])));
+        for other in ["ca.key", "../pki/ca.key", "", "x/dc-1-20261121T065900Z-r1.neso-backup"] {
+            assert_eq!(offers.file(other), None, "{other}");
+        }
+    }
+}
