@@ -192,14 +192,19 @@ pub fn list(control: &Control) -> Vec<HeadnodeView> {
     views
 }
 
-/// Where machines find the headnodes; none when there is only one, which every machine knows.
+/// Where machines find the headnodes; none when there is only the one that the datacenter began on, which every machine joined.
 pub(crate) fn node_links(snapshot: &Snapshot) -> Vec<String> {
-    let active: Vec<String> = snapshot
-        .scan(&HEADNODES)
-        .filter(|headnode| headnode.stage == Stage::Active && !is_anywhere(&headnode.node_link))
-        .map(|headnode| headnode.node_link.clone())
-        .collect();
-    if active.len() > 1 { active } else { Vec::new() }
+    let active = snapshot.scan(&HEADNODES).filter(|headnode| headnode.stage == Stage::Active);
+    let active: Vec<_> = active.filter(|headnode| !is_anywhere(&headnode.node_link)).collect();
+    match active.as_slice() {
+        [only] if !was_added(snapshot, only.id) => Vec::new(),
+        all => all.iter().map(|headnode| headnode.node_link.clone()).collect(),
+    }
+}
+
+/// Whether a headnode was added to others, which machines may have joined that know nothing of it.
+fn was_added(snapshot: &Snapshot, headnode: ServerId) -> bool {
+    snapshot.get(&SERVERS, &headnode.to_string()).is_some_and(|server| server.headnode_role.is_some())
 }
 
 /// Whether an address says where somebody listens and not where it is found.

@@ -17,9 +17,11 @@ use model::{
     headnode::{DiskSigns, Stage},
     id::{InstanceId, ServerId},
     part::Digest,
-    server::Condition,
+    role::{HeadnodeRole, HeadnodeWanted},
+    server::{Condition, Server},
     state::{PublicState, Reachability},
     target::Target,
+    time::Timestamp,
 };
 use store::{Store, Transaction, memory::Memory};
 use tokio::time::Instant;
@@ -323,6 +325,31 @@ async fn a_machine_that_moves_between_two_is_told_everything_once() {
     }
     assert_eq!(first.base(), 0, "no generation was raised");
     assert_eq!(first.world.held().0, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_the_one_that_is_left_is_told_unless_every_machine_joined_it() {
+    for (gone, left) in [(1_u8, vec!["10.0.0.2:8444"]), (2, Vec::new())] {
+        let (site, first) = Site::new().await;
+        let second = site.head(&first.world, 2, 4_789, Well).await;
+        let role = HeadnodeRole { since: Timestamp(1), wanted: HeadnodeWanted::Running, headnodes: Vec::new() };
+        let added = Server { headnode_role: Some(role), ..Server::new(second.id, "head-2", Timestamp(1)) };
+        let control = if gone == 1 { second.control() } else { first.control() };
+        control.store.commit(Transaction::new().create(&control::tables::SERVERS, added)).await.expect("it is written");
+        second.until_workers(2).await;
+        let held = servers::watch_target(control, first.world.server, 0).await.expect("known").expect("some");
+        assert_eq!(held.headnodes, ["10.0.0.1:8444", "10.0.0.2:8444"]);
+
+        let key = ServerId::from_random(gone.into()).to_string();
+        let entry = control.snapshot().get(&control::tables::HEADNODES, &key).expect("its record");
+        let forgotten = Transaction::new().delete(&control::tables::HEADNODES, &entry);
+        control.store.commit(forgotten).await.expect("it is written");
+        let told = servers::watch_target(control, first.world.server, held.generation).await.expect("known");
+        assert_eq!(told.expect("another document").headnodes, left, "{gone} is gone");
+        // One that starts now makes the same of the records.
+        let made = servers::target_for(&control.config, &control.snapshot(), first.world.server);
+        assert_eq!(made.expect("a document").headnodes, left, "{gone} is gone");
+    }
 }
 
 #[tokio::test(start_paused = true)]
