@@ -36,8 +36,9 @@ pub use self::wanted::{Plan, Subject, label_of, label_owner, merged, suffixes};
 pub const LABEL_MAX: usize = 63;
 /// Characters of a name at most, without the dot at its end.
 pub const NAME_MAX: usize = 253;
-/// Values of one type a name is answered with at most: what fits into one message whatever they are. Of more the first by their order are taken.
-pub const VALUES_MAX: usize = 200;
+/// Values of one type a name is answered with at most: they fit into one message whatever they are, and BIND as a secondary refuses a whole
+/// zone for one more. Of more the first by their order are taken.
+pub const VALUES_MAX: usize = 100;
 /// Seconds a zone's serial may run ahead of the clock: several changes a second are possible for a while, and a store that is restored
 /// has a clock that is later than every serial it ever gave.
 pub const SERIAL_AHEAD_MAX: u32 = 600;
