@@ -14,6 +14,7 @@ use std::{
 };
 
 use base::shutdown::Shutdown;
+use futures_util::FutureExt as _;
 use model::{
     id::{InstanceId, ServerId},
     names::{Group, Plan, Published, Subject, Zone, ZoneHead, is_ahead, next_serial},
@@ -95,6 +96,10 @@ pub async fn keep_published(control: Control, shutdown: Shutdown) {
                 () = shutdown.wait() => return,
                 change = changes.next() => {
                     work.note(&change);
+                    // What came meanwhile goes into the same commits: while serials are ahead of the clock there is one a second.
+                    while let Some(change) = changes.next().now_or_never() {
+                        work.note(&change);
+                    }
                     if work.is_due() && pause == LOOK {
                         break;
                     }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use base::{clock::ManualClock, shutdown::Shutdown};
+use base::{
+    clock::{Clock as _, ManualClock},
+    shutdown::Shutdown,
+};
 use control::{
     Control, Error,
     accounts::{self, NewAccount, ProfileChange},
@@ -10,7 +13,13 @@ use control::{
     names::{self, NamesConfig, ZoneConfig},
     tables::{NAMES, ZONES},
 };
-use model::{id::InstanceId, instance::TagValue, names::Data, state::PublicState};
+use model::{
+    id::InstanceId,
+    instance::TagValue,
+    names::{Data, Zone},
+    state::PublicState,
+};
+use store::Transaction;
 
 use crate::world::{Choices, Machine, World, caller, config};
 
@@ -164,10 +173,19 @@ async fn a_machine_that_falls_silent_is_noticed_without_any_change() {
     serving(&world, &mut machine, "web", "www").await;
     let _publisher = publish(&world.control);
     until(&world.control, "it serves", |content| content.contains_key("www.svc.demo")).await;
+    // Less time than until everything is looked at anyway.
+    for _ in 0..40 {
+        clock.advance(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let gone = async {
+        let mut beyond = 0;
         while content(&world.control).contains_key("www.svc.demo") {
-            clock.advance(Duration::from_secs(1));
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            if beyond < 100 {
+                clock.advance(Duration::from_secs(1));
+            }
+            beyond += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("silence is noticed");
@@ -272,6 +290,38 @@ async fn zones_list_networks_and_end_without_forgetting_their_serial() {
 async fn machine_heard(control: &Control, machine: &mut Machine) {
     let report = machine.compose();
     control::servers::apply_report(control, machine.id, &report).await.expect("the report is taken");
+}
+
+#[tokio::test]
+async fn many_changes_at_once_go_into_few_commits_also_while_serials_are_ahead_of_the_clock() {
+    // A clock that stands still: soon every serial is further ahead than it may be, and each commit waits for a second.
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let choices = Choices { clock: clock.clone(), names: NamesConfig::one(ZONE), ..Choices::default() };
+    let world = World::with(choices).await;
+    enable(&world.control, world.owner, true).await;
+    names::publish_all(&world.control).await.expect("published");
+    let zone = world.control.snapshot().get(&ZONES, ZONE).expect("the zone");
+    let ahead = Zone { serial: zone.serial + 10_000, ..zone.value.clone() };
+    world
+        .control
+        .store
+        .commit(Transaction::new().replace(&ZONES, &zone, ahead))
+        .await
+        .expect("a zone that changed often");
+    let _publisher = publish(&world.control);
+    for number in 0..30 {
+        world.create(&format!("web-{number}")).await.expect("it is asked for");
+    }
+    let begun = clock.now_ms();
+    let published = async {
+        while world.control.snapshot().count(&NAMES) < 30 {
+            clock.advance(Duration::from_millis(100));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, published).await.expect("all are published");
+    let seconds = (clock.now_ms() - begun) / 1_000;
+    assert!(seconds < 15, "one commit a second, and not one for each change: {seconds} s by the datacenter's clock");
 }
 
 #[tokio::test]
