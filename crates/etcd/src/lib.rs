@@ -59,7 +59,7 @@ pub use admin::{Admin, AdminError, Alarm, Listed, Status, Vote};
 pub use bolt::FileError;
 pub use endpoint::{Endpoint, Tls, TlsError};
 pub use held::{FileFacts, file_facts};
-pub use open::{Config, OPERATIONS_MAX_DEFAULT, OpenError};
+pub use open::{Config, OPERATIONS_MAX_DEFAULT, OpenError, Survived, survived};
 pub use space::Room;
 
 use call::{CallError, Code};

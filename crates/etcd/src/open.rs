@@ -7,13 +7,14 @@
 //! opened it asks now and then whether there is a majority ([`Etcd::settle`]), upon which all goes on as if it had been there from the beginning.
 
 use std::{
-    path::PathBuf,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex as Leaf, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use bytes::Bytes;
-use store::engine::Limits;
+use store::{Revision, engine::Limits};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
         Compare, Expected, PutRequest, RangeRequest, RangeResponse, Request, StatusRequest, StatusResponse, TxnRequest,
         TxnResponse, path,
     },
+    revisions::Base,
     space::Space,
 };
 
@@ -206,6 +208,27 @@ impl Etcd {
             Err(error) => Err(error),
         }
     }
+}
+
+/// All that the file of a member holds below one prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survived {
+    /// The store's newest revision.
+    pub revision: Revision,
+    /// Values as they were stored, by the store's key.
+    pub records: BTreeMap<String, Bytes>,
+}
+
+/// Reads the file below a member's data directory, of the keyspace under `prefix`. Takes as long as reading all of it.
+///
+/// # Errors
+/// When it cannot be read, is damaged, or holds no store that this program knows.
+pub fn survived(data: &Path, prefix: &str) -> Result<Survived, OpenError> {
+    let (held, _) = Held::read_file(&Keys::below(prefix), data)?;
+    check_layout(prefix, &held.format.unwrap_or_default())?;
+    let base = Base(base_of(prefix, held.base.as_ref())?);
+    let records = held.records.into_iter().map(|(key, (_, value))| (key, value)).collect();
+    Ok(Survived { revision: base.up(held.revision), records })
 }
 
 struct Opening {

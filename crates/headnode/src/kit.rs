@@ -14,6 +14,7 @@ use model::time::Timestamp;
 use nodeapi::kit::{HeadnodeKit, KIT_FILES_MAX, KitFile, KitPlace, Secret};
 
 use crate::{
+    members::left_behind,
     pki::{self, PkiError, make_directory, write_file},
     settings::{self, AdoptError, Settings, SettingsError, Shared},
 };
@@ -159,10 +160,29 @@ pub fn remove(settings_file: &Path, settings: &Settings, headnodes: &[String]) -
         replace_settings(settings_file, &text, &joined)?;
     }
     let role = crate::role::path(settings);
-    empty(&settings.headnode_dir(), |path| *path == role)?;
+    put_left_behind_aside(&settings.headnode_dir())?;
+    empty(&settings.headnode_dir(), |path| *path == role || is_left_behind(path))?;
     let pki = settings.pki_dir();
     empty(&pki, |path| OF_A_NODE.iter().any(|name| *path == pki.join(name)))?;
     empty(&settings.paths.operator, |_| false)
+}
+
+/// Start of the name under which a member's data are kept that was left behind: they may be the only ones to have what they have.
+const KEPT: &str = "member.left-behind";
+
+fn is_left_behind(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(KEPT))
+}
+
+/// Keeps the data of a member that was left behind.
+fn put_left_behind_aside(directory: &Path) -> Result<(), KitError> {
+    let data = directory.join("member");
+    if !directory.join(left_behind::MARKER).exists() || !data.exists() {
+        return Ok(());
+    }
+    let free = (1..).map(|number| directory.join(format!("{KEPT}-{number}"))).find(|path| !path.exists());
+    let kept = free.unwrap_or_else(|| directory.join(KEPT));
+    fs::rename(&data, kept).map_err(KitError::io("rename", &data))
 }
 
 /// Removes what is in a directory but what `stays`.
@@ -257,7 +277,13 @@ mod tests {
         assert_eq!(made.authority().unwrap(), ensure(&head.settings(), NOW).unwrap().0.authority().unwrap());
 
         crate::role::write(&settings, NOW, model::role::HeadnodeState::Leaving, &[]).unwrap();
+        // One that was left behind keeps what its member has, however often it is put away.
+        fs::create_dir_all(settings.headnode_dir().join("member/wal")).unwrap();
+        fs::write(settings.headnode_dir().join(left_behind::MARKER), "why").unwrap();
         remove(&node.file, &settings, &[]).unwrap();
+        remove(&node.file, &settings, &[]).unwrap();
+        assert!(settings.headnode_dir().join("member.left-behind-1/wal").exists());
+        assert!(!settings.headnode_dir().join("member").exists());
         for gone in ["ca.key", "server.key"] {
             assert!(!settings.pki_dir().join(gone).exists(), "{gone} is left");
         }

@@ -22,6 +22,7 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    members::recover,
     pki::{PkiError, make_directory, write_file},
     settings::Settings,
 };
@@ -90,8 +91,11 @@ pub fn write(
     write_file(&path, &text, 0o644)
 }
 
-/// Whether this machine runs a headnode.
+/// Whether this machine runs a headnode. While its store is begun anew, none is started.
 pub fn runs_headnode(settings: &Settings) -> bool {
+    if recover::is_under_way(settings) {
+        return false;
+    }
     match read(settings).map(|fact| fact.state) {
         Some(HeadnodeState::Ready) => true,
         Some(HeadnodeState::Leaving | HeadnodeState::Absent) => false,

@@ -36,7 +36,12 @@ use crate::{
     disk::DiskProbe,
     inquiries::Inquiries,
     listen::{self, Limits},
-    members::{self, HandOver, TendMembers, file::ClusterFileError, majority},
+    members::{
+        self, HandOver, TendMembers,
+        file::ClusterFileError,
+        left_behind::{self, LeftBehind},
+        majority,
+    },
     meters::Meters,
     names::NameServer,
     nodelink,
@@ -113,6 +118,9 @@ pub enum RunError {
     /// It is a headnode no more.
     #[error("this machine was taken out of the headnodes; its node puts away what is left of one")]
     TakenOut,
+    /// The store was begun anew without it.
+    #[error(transparent)]
+    LeftBehind(#[from] LeftBehind),
     /// The first firewall rules cannot be written.
     #[error("failed to make the firewall's first rules")]
     Seed(#[source] control::Error),
@@ -176,7 +184,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         }
         Ok(())
     };
-    let watch = async { Ok(majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await?) };
+    let watch = async { majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await };
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let routers = Routers {
         tenants: tenants_router(&control, &settings),
@@ -217,6 +225,7 @@ async fn serve(
 
 /// What comes before any door is open. Returns whether the store waits for a majority, and the rest with it.
 async fn enter(settings: &Settings, pki: &Pki, control: &Control, keeper: &members::Keeper) -> Result<bool, RunError> {
+    left_behind::refuse(control, settings, pki.server_id).await?;
     if !keeper.is_waiting() {
         begin(settings, pki, control).await?;
         return Ok(false);
@@ -339,7 +348,8 @@ async fn start_control(
     Ok((Control::start(store, clock, control_config(settings, pki, images_dir), shutdown.clone()), keeper))
 }
 
-fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> ControlConfig {
+/// The control plane's own settings.
+pub(crate) fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf) -> ControlConfig {
     let datacenter = &settings.datacenter;
     let placement = &settings.placement;
     ControlConfig {

@@ -54,6 +54,9 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<cloudapi::client::ClientError>() {
         return tenant_advice(error);
     }
+    if let Some(headnode::members::recover::RecoverError::Refused { next, .. }) = error.downcast_ref() {
+        return Some(next.clone());
+    }
     let advice = match error.downcast_ref::<opsapi::Error>()? {
         opsapi::Error::Connect { .. } => "`neso up` starts it; `neso doctor` says what keeps it from running",
         opsapi::Error::Broken { source } if is_tls(&**source) => {

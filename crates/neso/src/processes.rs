@@ -8,7 +8,7 @@ use base::{
     daemon::{self, PidFile},
     shutdown::{self, Trigger},
 };
-use headnode::members::process;
+use headnode::members::{process, recover};
 use model::time::Timestamp;
 use tokio::runtime::Builder;
 
@@ -33,6 +33,10 @@ pub(crate) fn headnode(place: &Place, supervised: bool) -> Outcome {
     let settings = place.settings()?;
     base::log::init(LOG_FILTER);
     let _held = PidFile::take(&supervise::pid_file(&settings, "headnode"))?;
+    if recover::is_under_way(&settings) {
+        return Err(Failure::new("the store is being begun anew from this machine's member")
+            .mend("`neso adm recover --from-this-member --yes` goes on with that"));
+    }
     // Looked at while the file is held: whoever removes a headnode's files holds it too.
     if !headnode::role::runs_headnode(&settings) {
         return Err(Failure::new("this machine is a node of a datacenter and runs no headnode")

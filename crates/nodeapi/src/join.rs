@@ -61,6 +61,9 @@ pub struct Hello {
     pub datacenter: String,
     /// Its time.
     pub now: Timestamp,
+    /// How often the datacenter's records were begun anew from one survivor: a headnode that hears of more than it knows of was left behind.
+    #[serde(default)]
+    pub era: u64,
 }
 
 /// A machine asks to be let in.

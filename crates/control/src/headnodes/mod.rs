@@ -30,13 +30,14 @@ use model::{
     id::ServerId,
     part::Digest,
     release::may_start,
-    role::HeadnodeWanted,
+    role::{HeadnodeRole, HeadnodeWanted},
+    server::Server,
 };
 use store::{Entry, Snapshot, Transaction};
 use tokio::time::Instant;
 
 use crate::{
-    Control, Error, Result,
+    Control, Error, Result, placement,
     tables::{BEATS, HEADNODES, SERVERS},
 };
 
@@ -159,6 +160,32 @@ pub async fn refresh(control: &Control, id: ServerId, says: &Announcement) -> Re
             snapshot.get(&HEADNODES, &id.to_string()).map_or_else(Transaction::new, |entry| announced(&entry, says));
         let is_new = !transaction.is_empty();
         Ok::<_, Error>((transaction, is_new))
+    });
+    Ok(decided.await?.1)
+}
+
+/// Of all headnodes only `me` is one from now on: the store was begun anew from its member. The others are told to put theirs away, should they come back.
+/// Returns their host names.
+pub async fn leave_behind(control: &Control, me: ServerId) -> Result<Vec<String>> {
+    let now = control.now();
+    let decided = control.store.update(|snapshot| {
+        let (mut transaction, mut names) = (Transaction::new().may_use_reserve(), Vec::new());
+        let links = snapshot.get(&HEADNODES, &me.to_string()).map(|own| own.node_link.clone());
+        let links: Vec<String> = links.into_iter().filter(|link| !is_anywhere(link)).collect();
+        for lost in snapshot.scan(&HEADNODES).filter(|one| one.id != me) {
+            let key = lost.id.to_string();
+            names.push(lost.hostname.clone());
+            transaction = transaction.delete(&HEADNODES, &lost);
+            if let Some(beat) = snapshot.get(&BEATS, &key) {
+                transaction = transaction.delete(&BEATS, &beat);
+            }
+            if let Some(server) = snapshot.get(&SERVERS, &key) {
+                let role = HeadnodeRole { since: now, wanted: HeadnodeWanted::Absent, headnodes: links.clone() };
+                let told = Server { headnode: false, headnode_role: Some(role), ..server.value.clone() };
+                transaction = transaction.replace(&SERVERS, &server, placement::with_room(control, told));
+            }
+        }
+        Ok::<_, Error>((transaction, names))
     });
     Ok(decided.await?.1)
 }

@@ -64,6 +64,13 @@ async fn a_member_that_has_just_started_alone_is_read_from_its_file() {
     let page = engine.load("", 1).await.unwrap();
     assert!(page.revision >= last && page.more, "{} {last}", page.revision);
     assert_eq!(held(&engine).await, before, "keys, revisions and values are those of before");
+    let config = data(&bed, "m1");
+    let survived = etcd::survived(config.data.as_deref().unwrap(), &config.prefix).unwrap();
+    let of_file = survived.records.iter().map(|(key, value)| (key.clone(), String::from_utf8(value.to_vec()).unwrap()));
+    let of_majority = before.iter().map(|(key, _, value)| (key.clone(), value.clone()));
+    assert!(of_file.eq(of_majority), "what a new member is filled with is all there was");
+    assert!(survived.revision >= last, "{survived:?}");
+    assert!(etcd::survived(config.data.as_deref().unwrap(), "somebody/else").is_err());
     assert!(engine.newest().unwrap().await.is_err());
     let refused = engine.commit(batch(&[], vec![put("counters/n", "1")])).await.unwrap_err();
     assert!(base::errors::chain(&refused).contains("no majority"), "{}", base::errors::chain(&refused));

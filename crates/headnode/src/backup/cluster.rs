@@ -1,16 +1,16 @@
-//! A restore into an etcd that somebody else keeps.
+//! A restore into an etcd that somebody else keeps, and the filling of a member that begins anew from another one's file.
 //!
 //! What is filled there cannot be put in its place by renaming it. So the first record written is one of a table no headnode knows, and goes with the
 //! last commit: a headnode that starts on half a store is refused by it. A restore that finds it takes away what an earlier one left, and
 //! begins again; records without it are somebody's, and refuse the restore.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use etcd::{Config, Etcd};
 use serde::{Deserialize, Serialize};
 use store::{
-    CommitError, Engine, Revision, Schema, Store, Table, Transaction,
+    CommitError, Engine, Fill, Revision, Schema, Store, Table, Transaction,
     engine::{Batch, Outcome},
 };
 
@@ -80,18 +80,56 @@ impl Cluster {
         }
         let above = Revision(self.revision.0.max(revision));
         self.etcd.raise(above).await.map_err(store::Error::Engine)?;
-        let unfinished = serde_json::json!({ "v": 1, "d": { "name": "backup" } });
-        Ok((self.etcd.clone(), (UNFINISHED_KEY.to_owned(), Bytes::from(unfinished.to_string()))))
+        Ok((self.etcd.clone(), unfinished()))
     }
 }
 
+/// The record by which a store is known that is being filled.
+fn unfinished() -> (String, Bytes) {
+    let unfinished = serde_json::json!({ "v": 1, "d": { "name": "backup" } });
+    (UNFINISHED_KEY.to_owned(), Bytes::from(unfinished.to_string()))
+}
+
+/// Fills an empty engine with `records` and reads them all back. It is nobody's store until [`finish`].
+pub(crate) async fn refill(engine: &dyn Engine, records: &BTreeMap<String, Bytes>) -> Result<(), BackupError> {
+    let mut fill = Fill::begin(engine).await?;
+    let (key, value) = unfinished();
+    fill.add(key, value).await?;
+    for (key, value) in records {
+        fill.add(key.clone(), value.clone()).await?;
+    }
+    fill.finish().await?;
+    compare(engine, records).await
+}
+
+/// Whether an engine holds `records` and nothing else but what a store is known by that is being filled.
+async fn compare(engine: &dyn Engine, records: &BTreeMap<String, Bytes>) -> Result<(), BackupError> {
+    let (mut wanted, mut after) = (records.iter(), String::new());
+    let other = |key: &str| {
+        BackupError::InTheWay(format!("record `{key}` was read back from the store otherwise than it was written"))
+    };
+    loop {
+        let page = engine.load(&after, PAGE).await.map_err(store::Error::Engine)?;
+        let Some(last) = page.records.last() else { break };
+        after = last.key.clone();
+        for record in page.records.iter().filter(|record| record.key != UNFINISHED_KEY) {
+            match wanted.next() {
+                Some((key, value)) if *key == record.key && *value == record.value => {}
+                Some((key, _)) => return Err(other(key)),
+                None => return Err(other(&record.key)),
+            }
+        }
+    }
+    wanted.next().map_or(Ok(()), |(key, _)| Err(other(key)))
+}
+
 /// Tables of a store that is being filled.
-pub(super) fn schema() -> Schema {
+pub(crate) fn schema() -> Schema {
     control::schema().with(&UNFINISHED)
 }
 
 /// From now on it is a headnode's.
-pub(super) async fn finish(store: &Store) -> Result<(), CommitError> {
+pub(crate) async fn finish(store: &Store) -> Result<(), CommitError> {
     let snapshot = store.snapshot();
     let gone =
         snapshot.scan(&UNFINISHED).fold(Transaction::new(), |all, unfinished| all.delete(&UNFINISHED, &unfinished));
@@ -131,9 +169,83 @@ async fn remove(engine: &dyn Engine, keys: Vec<String>) -> Result<(), BackupErro
 
 #[cfg(test)]
 mod tests {
+    use etcd::local::Member;
     use store::memory::Memory;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_filled_is_read_back_whole() {
+        let record = |number: u32| (format!("accounts/{number}"), Bytes::from(format!("{{\"n\":{number}}}")));
+        let records: BTreeMap<String, Bytes> = (0..150).map(record).collect();
+        let engine = Memory::new();
+        refill(&engine, &records).await.unwrap();
+        assert!(is_unfinished(&engine).await.unwrap(), "nobody's yet");
+        for (key, value) in [("accounts/7", Some("{}")), ("accounts/149", None), ("zones/1", Some("{}"))] {
+            let engine = Memory::new();
+            refill(&engine, &records).await.unwrap();
+            let writes = vec![(key.to_owned(), value.map(Bytes::from))];
+            engine.commit(Batch { writes, ..Batch::default() }).await.unwrap();
+            let why = compare(&engine, &records).await.unwrap_err().to_string();
+            assert!(why.contains(key), "{why}");
+        }
+        let again = refill(&engine, &records).await.unwrap_err();
+        assert!(base::errors::chain(&again).contains("not empty"), "it is filled once");
+    }
+
+    #[tokio::test]
+    async fn an_empty_member_takes_in_what_the_file_of_a_dead_one_holds() {
+        if !etcd::local::is_installed() {
+            println!("skipped: two members of etcd, because etcd is not installed (Debian's package etcd-server)");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| directory.path().join(name));
+        for path in [&old, &new] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let open = async |member: &Member| {
+            let config = Config {
+                endpoints: vec![member.endpoint()],
+                tls: None,
+                prefix: "neso/test".to_owned(),
+                name: "one".to_owned(),
+                operations_max: etcd::OPERATIONS_MAX_DEFAULT,
+                room: None,
+                data: None,
+            };
+            Etcd::open(config).await.unwrap()
+        };
+        let mut members = Member::cluster(&old, 1, None, &[]).await.unwrap();
+        let before = open(&members[0]).await;
+        before.raise(Revision(7_000)).await.unwrap();
+        for number in 0..300 {
+            let writes = vec![(format!("accounts/{number}"), Some(Bytes::from(vec![b'x'; number])))];
+            before.commit(Batch { writes, ..Batch::default() }).await.unwrap();
+        }
+        remove(&before, vec!["accounts/7".to_owned()]).await.unwrap();
+        let last = before.load("", 1).await.unwrap().revision;
+        // The file has it when another reader of the file says so.
+        let survived = loop {
+            match etcd::survived(&old.join("m1"), "neso/test") {
+                Ok(survived) if survived.revision >= last => break survived,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        };
+        members[0].kill().await.unwrap();
+        assert_eq!(survived.records.len(), 299);
+
+        let members = Member::cluster(&new, 1, None, &[]).await.unwrap();
+        let after = open(&members[0]).await;
+        after.raise(Revision(survived.revision.0 + 1_000)).await.unwrap();
+        refill(&after, &survived.records).await.unwrap();
+        remove(&after, vec![UNFINISHED_KEY.to_owned()]).await.unwrap();
+        let page = open(&members[0]).await.load("", 1_000).await.unwrap();
+        assert!(page.records.iter().all(|record| record.revision > last), "revisions only grow");
+        let found: BTreeMap<String, Bytes> =
+            page.records.into_iter().map(|record| (record.key, record.value)).collect();
+        assert_eq!(found, survived.records);
+    }
 
     #[tokio::test]
     async fn half_a_store_is_nobodys_and_is_taken_away_whole() {

@@ -16,7 +16,7 @@
 //! - [`others`]: to the other headnodes, which fetch them.
 //! - [`standing`]: how old the newest is, and where it lies.
 
-mod cluster;
+pub(crate) mod cluster;
 pub mod file;
 mod others;
 mod push;

@@ -32,6 +32,9 @@ pub struct ClusterFile {
     /// Where members with a vote are reached by headnodes: URLs. Kept up to date, so that headnodes find each other after everything was off.
     #[serde(default)]
     pub endpoints: Vec<String>,
+    /// How often the store was begun anew from one member (see `recover`): headnodes of an earlier beginning are left behind.
+    #[serde(default)]
+    pub era: u64,
 }
 
 /// Which store is in force.
@@ -126,20 +129,20 @@ impl ClusterFile {
 
     /// A store in a file and a member that is to be filled.
     pub fn filling(member: MemberFile) -> Self {
-        Self { version: VERSION, kept_in: Kept::Sqlite, member: Some(member), endpoints: Vec::new() }
+        Self { version: VERSION, kept_in: Kept::Sqlite, member: Some(member), endpoints: Vec::new(), era: 0 }
     }
 
     /// What a headnode begins with that joins others: a member at these addresses, `HOST:PORT` or URLs, and where the others are.
-    pub fn invited(invitation: &Invitation, client: &str, peer: &str) -> Self {
+    pub fn invited(invitation: &Invitation, client: &str, peer: &str, era: u64) -> Self {
         let Invitation { name, token, initial_cluster, endpoints } = invitation.clone();
         let (client, peer) = (bare(client), bare(peer));
         let member = MemberFile { name, client, peer, token, initial_cluster, first: false, started: false };
-        Self::in_members(Some(member), endpoints)
+        Self { era, ..Self::in_members(Some(member), endpoints) }
     }
 
     /// A store in members.
     pub fn in_members(member: Option<MemberFile>, endpoints: Vec<String>) -> Self {
-        Self { version: VERSION, kept_in: Kept::Etcd, member, endpoints }
+        Self { version: VERSION, kept_in: Kept::Etcd, member, endpoints, era: 0 }
     }
 
     /// Replace the file; when this returns well it is on the disk.
@@ -222,6 +225,6 @@ mod tests {
         let text = r#"{"version":1,"kept_in":"etcd","member":{"name":"n","client":"h:1","peer":"h:2","token":"t",
             "initial_cluster":"n=https://h:2","first":false},"endpoints":["https://h:1"]}"#;
         let file: ClusterFile = serde_json::from_str(text).unwrap();
-        assert!(!file.member.unwrap().started);
+        assert!(!file.member.unwrap().started && file.era == 0);
     }
 }

@@ -107,16 +107,21 @@ pub(crate) fn own_first(file: &ClusterFile) -> Vec<String> {
     endpoints
 }
 
-fn tls(pki: &StorePki) -> Tls {
+pub(crate) fn tls(pki: &StorePki) -> Tls {
     Tls { authority: pki.authority.clone(), certificate: pki.client.certificate.clone(), key: pki.client.key.clone() }
 }
 
-fn config(settings: &Settings, server: ServerId, pki: &StorePki, endpoints: Vec<String>) -> etcd::Config {
+/// Start of all keys of a datacenter.
+pub(crate) fn prefix(settings: &Settings) -> String {
+    format!("{PREFIX}/{}", settings.datacenter.name)
+}
+
+pub(crate) fn config(settings: &Settings, server: ServerId, pki: &StorePki, endpoints: Vec<String>) -> etcd::Config {
     let store = &settings.store;
     etcd::Config {
         endpoints,
         tls: Some(tls(pki)),
-        prefix: format!("{PREFIX}/{}", settings.datacenter.name),
+        prefix: prefix(settings),
         name: server.to_string(),
         operations_max: store.operations_max,
         room: Some(Room { quota_bytes: store.quota_mib << 20, reserve_bytes: store.reserve_mib << 20 }),

@@ -14,6 +14,7 @@ use crate::{
     members::{
         file::{self, ClusterFile},
         keep::{failed, refused},
+        left_behind,
         process::bare,
     },
     pki::StorePki,
@@ -41,7 +42,8 @@ pub async fn kit(control: &Control, settings: &Settings, server: ServerId) -> Re
 fn files(settings: &Settings, invitation: &Invitation, client: &str, peer: &str) -> Result<Vec<KitFile>, MembersError> {
     let pki = StorePki::of(settings);
     let text = |path: &Path| std::fs::read_to_string(path).map_err(failed("read the store's authority"));
-    let cluster = serde_json::to_string_pretty(&ClusterFile::invited(invitation, client, peer));
+    let cluster =
+        serde_json::to_string_pretty(&ClusterFile::invited(invitation, client, peer, left_behind::era(settings)));
     let cluster = cluster.map_err(failed("write down where the store is"))?;
     let file = |place, name: &str, content| KitFile { place, name: name.to_owned(), content: Secret(content) };
     Ok(vec![

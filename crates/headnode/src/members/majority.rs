@@ -22,13 +22,17 @@ use crate::{
     members::{
         file::ClusterFile,
         keep::Keeper,
+        left_behind,
         process::{bare, url},
     },
+    run::RunError,
     settings::StoreEngine,
 };
 
 /// How often it is looked.
 const PERIOD: Duration = Duration::from_secs(1);
+/// One look in so many asks others whether the store was begun anew elsewhere.
+const ERA_ROUNDS: u64 = 10;
 /// A majority that is lost for no longer is none that anybody is told of: its members elect, milliseconds.
 const GRACE_MS: u64 = 3_000;
 
@@ -46,15 +50,20 @@ pub(crate) struct Written {
 /// Watches over the majority until `shutdown`, and says what it finds.
 ///
 /// # Errors
-/// When there is a majority and its store cannot be used.
-pub async fn watch(control: Control, keeper: Arc<Keeper>, shutdown: Shutdown) -> Result<(), OpenError> {
+/// When there is a majority and its store cannot be used; when the store was begun anew elsewhere.
+pub async fn watch(control: Control, keeper: Arc<Keeper>, shutdown: Shutdown) -> Result<(), RunError> {
     let mut since = control.headnodes.lacking().map(|lack| lack.since);
-    while !shutdown.is_set() {
+    for round in 1_u64.. {
+        if shutdown.is_set() {
+            break;
+        }
+        if round.is_multiple_of(ERA_ROUNDS) {
+            let look = left_behind::refuse(&control, keeper.settings(), keeper.server());
+            shutdown.unless(look).await.unwrap_or(Ok(()))?;
+        }
         if let Some(engine) = keeper.engine() {
             let look = look(&control, &keeper, &engine, &mut since);
-            if let Some(Err(error)) = shutdown.unless(look).await {
-                return Err(error);
-            }
+            shutdown.unless(look).await.unwrap_or(Ok(()))?;
         }
         // The end of the wait is looked at above.
         let _ = shutdown.unless(tokio::time::sleep(PERIOD)).await;

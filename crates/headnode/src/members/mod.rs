@@ -6,6 +6,7 @@
 //!   a machine that becomes a headnode ─► what it is given      (kit)
 //!   a flow's steps ─► move the store, add, promote, remove     (keep: control's trait over crate etcd)
 //!   a majority that is missing ─► who is waited for           (majority)
+//!   one member that is left ─► a new beginning; who was left behind hears of it   (recover, left_behind)
 //!   every ten seconds ─► addresses, history, file size, alarms, lost data   (tend)
 //!   this machine is sick ─► its member leads no more          (hand_over)
 //! ```
@@ -16,9 +17,12 @@ pub mod file;
 mod hand_over;
 mod keep;
 mod kit;
+pub mod left_behind;
 pub mod majority;
 pub mod process;
+pub mod recover;
 mod tend;
+mod unrecovered;
 
 pub use hand_over::HandOver;
 pub use keep::{Keeper, open_store};

@@ -12,7 +12,10 @@ use model::{
 };
 
 use crate::{
-    members::file::{ClusterFile, ClusterFileError, Kept, MemberFile},
+    members::{
+        file::{ClusterFile, ClusterFileError, Kept, MemberFile},
+        recover,
+    },
     pki::{PkiError, StorePki, store_certificates},
     settings::Settings,
 };
@@ -37,6 +40,11 @@ pub enum StartError {
     /// The program is missing.
     #[error("etcd is not installed: install Debian's package etcd-server (3.4 or later), without starting its service")]
     NotInstalled,
+    /// Nobody may start it now.
+    #[error(
+        "the store is being begun anew from this member: `neso adm recover --from-this-member --yes` goes on with that"
+    )]
+    Recovering,
     /// Its data are gone.
     #[error(
         "the data of this machine's member are gone from `{0}`; its headnode takes it out and adds it again once a majority of the others is well"
@@ -71,14 +79,20 @@ pub fn is_wanted(settings: &Settings) -> bool {
 /// Why it must not be, or cannot be.
 pub fn command(settings: &Settings, now: Timestamp) -> Result<Command, StartError> {
     let file = ClusterFile::load(settings)?.ok_or(StartError::None)?;
-    let member = file.member.as_ref().ok_or(StartError::None)?;
+    let member = file.member.ok_or(StartError::None)?;
+    let is_begun_anew = recover::is_under_way(settings);
+    let member = match recover::to_be_filled(settings, &member) {
+        Some(empty) => empty,
+        None if is_begun_anew => return Err(StartError::Recovering),
+        None => member,
+    };
     let data = ClusterFile::data_dir(settings);
     if file.kept_in == Kept::Etcd && member.started && !has_data(&data) {
         return Err(StartError::DataGone(data));
     }
-    let pki = store_certificates(settings, &member.name, &hosts(member), now)?;
+    let pki = store_certificates(settings, &member.name, &hosts(&member), now)?;
     let program = program().ok_or(StartError::NotInstalled)?;
-    Ok(Command { program, arguments: arguments(settings, member, &data, &pki) })
+    Ok(Command { program, arguments: arguments(settings, &member, &data, &pki) })
 }
 
 /// Whether a member has ever written in its data directory.

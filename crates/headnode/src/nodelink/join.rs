@@ -58,7 +58,8 @@ impl Gate {
 pub(super) async fn hello(State(link): State<Link>) -> Result<Json<Hello>, Refusal> {
     let now = link.control.now();
     link.gate.admit(now)?;
-    Ok(Json(Hello { datacenter: link.settings.datacenter.name.clone(), now }))
+    let era = crate::members::left_behind::era(&link.settings);
+    Ok(Json(Hello { datacenter: link.settings.datacenter.name.clone(), now, era }))
 }
 
 pub(super) async fn join(

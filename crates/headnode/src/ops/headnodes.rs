@@ -189,7 +189,12 @@ fn changes(control: &Control) -> Vec<FlowView> {
 fn advice_without_majority(view: &HeadnodesView) -> Vec<String> {
     let Some(waiting) = &view.waiting else { return Vec::new() };
     let next = "reads are answered; all goes on by itself as soon as enough of them answer: start those machines, or `neso up` there";
-    vec![waiting.text.clone(), next.to_owned()]
+    let mut advice = vec![waiting.text.clone(), next.to_owned()];
+    if view.store == StoreKept::Members {
+        let last = "if they are gone for good: `neso adm recover --from-this-member`, typed here, says what a new beginning would cost";
+        advice.push(last.to_owned());
+    }
+    advice
 }
 
 /// What to do next, the most urgent first.

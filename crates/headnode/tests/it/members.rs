@@ -208,7 +208,7 @@ async fn join(keeper: &Keeper, first: &Bed, bed: &Bed) {
     let another = NewMember { server: ServerId::random(), client: "127.0.0.1:1".into(), peer: "127.0.0.1:2".into() };
     let refused = keeper.add_learner(another).await.unwrap_err();
     assert!(refused.to_string().contains("another member is being added"), "{refused}");
-    ClusterFile::invited(&invited, &client, &peer).save(&bed.settings).unwrap();
+    ClusterFile::invited(&invited, &client, &peer, 0).save(&bed.settings).unwrap();
     until("vote", async || match keeper.promote(bed.server).await {
         Ok(Promotion::Voting) => Ok(()),
         other => Err(other),

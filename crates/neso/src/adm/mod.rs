@@ -16,6 +16,7 @@ mod nets;
 mod path;
 mod placement;
 mod rebuild;
+mod recover;
 pub(crate) mod servers;
 
 use std::fmt::Display;
@@ -102,6 +103,8 @@ enum Noun {
     Backup(backup::Command),
     /// Know again what machines have and no record knows: after a restore, or when they came with instances.
     Rebuild(rebuild::Command),
+    /// After headnodes were lost for good, too many for the rest to go on: begin the store anew from one survivor.
+    Recover(recover::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor,
 }
@@ -115,6 +118,9 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     if let Noun::Backup(command) = command.noun {
         // Some of these are for a machine without a datacenter.
         return backup::run(place, output, command).await;
+    }
+    if let Noun::Recover(command) = command.noun {
+        return recover::run(place, output, command).await;
     }
     let client = client(&place.settings()?)?;
     let outcome = ask(&client, output, command.noun).await;
@@ -144,7 +150,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Loops => instances::loops(client, output).await,
         Noun::Rebuild(command) => rebuild::run(client, output, command).await,
         Noun::Certificate(command) => certificates(client, output, command).await,
-        Noun::Backup(_) | Noun::Doctor => Ok(()),
+        Noun::Backup(_) | Noun::Recover(_) | Noun::Doctor => Ok(()),
     }
 }
 

@@ -44,6 +44,10 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
         )];
     }
     let mut findings = processes(settings);
+    if headnode::members::recover::is_under_way(settings) {
+        let found = "the store is being begun anew from this machine's member, and that was cut";
+        findings.push(Finding::fatal("headnode", found, "`neso adm recover --from-this-member --yes` goes on"));
+    }
     if let Some(join) = settings.join.as_ref().filter(|_| !headnode::role::runs_headnode(settings)) {
         let headnodes = join.headnodes.join(", ");
         findings.push(Finding::ok("headnode", format!("elsewhere, at {headnodes}; its own `neso doctor` says more")));
@@ -307,7 +311,8 @@ fn strangers(view: &ServerView) -> Option<Finding> {
 async fn headnodes(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
     let view = client.headnodes().await?;
     if let Some(waiting) = view.waiting {
-        let remedy = "start those machines, or `neso up` there: all goes on by itself as soon as enough of them answer";
+        let remedy = "start those machines, or `neso up` there: all goes on by itself as soon as enough of them answer; if they \
+                      are gone for good, `neso adm recover --from-this-member`";
         return Ok(vec![Finding::fatal("majority", waiting.text, remedy)]);
     }
     if view.headnodes.len() < 2 && view.changes.is_empty() {

@@ -19,6 +19,7 @@ mod logging;
 mod path;
 mod reach;
 mod rebuild;
+mod recover;
 mod six;
 #[expect(dead_code, reason = "the reliability harness uses the rest")]
 mod space;
