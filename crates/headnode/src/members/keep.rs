@@ -140,11 +140,13 @@ fn put_aside(path: &Path, now: Timestamp) {
         PathBuf::from(name)
     };
     for beside in ["-wal", "-shm"] {
-        if with(beside).exists()
-            && let Err(error) = std::fs::rename(with(beside), with(&format!(".moved-{}{beside}", now.0)))
-        {
-            tracing::warn!(%error, "what lies beside the old store's file cannot be put aside");
-            return;
+        match std::fs::rename(with(beside), with(&format!(".moved-{}{beside}", now.0))) {
+            // SQLite takes them away itself when the last of its connections ends, which may be just now.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "what lies beside the old store's file cannot be put aside");
+                return;
+            }
+            _ => {}
         }
     }
     match std::fs::rename(path, with(&format!(".moved-{}", now.0))) {
