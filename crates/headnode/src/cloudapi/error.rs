@@ -82,11 +82,12 @@ impl From<Error> for ApiError {
             Error::InvalidState { .. } => Code::InvalidState,
             Error::InProgress => return in_progress(text),
             Error::Unavailable(_) => Code::ServiceUnavailable,
+            // Not 503: who hears that takes it for not done.
             Error::Store(store::CommitError::Engine(_)) => {
                 error!(error = base::errors::chain(&error), "request failed");
                 let text = "the datacenter's records cannot be written at the moment; whether this was done is not known: look, \
                             then repeat it";
-                return Self::new(Code::ServiceUnavailable, text);
+                return Self::new(Code::InternalError, text);
             }
             Error::Store(_) | Error::File { .. } => {
                 // The reason is the operator's; the tenant cannot do anything about it.
@@ -171,4 +172,23 @@ fn invalid_fields(fields: Vec<FieldError>) -> ApiError {
     let sentences: Vec<String> = fields.iter().map(sentence).collect();
     let body = ErrorBody { errors: fields, ..ErrorBody::new(code, sentences.join("; ")) };
     ApiError::Refused { code, body, headers: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_done_is_told_from_what_was_not() {
+        let told = |error: Error| match ApiError::from(error) {
+            ApiError::Refused { code, body, .. } => (code, body.message),
+            ApiError::Gone(_) => panic!("it is no instance"),
+        };
+        let lost = store::EngineError::Failed { doing: "commit to etcd".to_owned(), source: "no answer".into() };
+        let (code, message) = told(store::CommitError::Engine(Arc::new(lost)).into());
+        assert_eq!(code, Code::InternalError);
+        assert!(message.contains("whether this was done is not known"), "{message}");
+        let (code, _) = told(Error::Unavailable("not now".to_owned()));
+        assert_eq!(code, Code::ServiceUnavailable);
+    }
 }
