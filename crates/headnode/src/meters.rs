@@ -18,9 +18,6 @@ use crate::inquiries::{AskError, Inquiries};
 /// For how long an answer is good.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// Machines whose answer is kept; beyond it those with old answers are forgotten.
-const KEPT_MAX: usize = 20_000;
-
 type Heard = Result<Arc<NodeMeters>, AskError>;
 type Place = Arc<tokio::sync::Mutex<Option<(Instant, Heard)>>>;
 
@@ -28,13 +25,20 @@ type Place = Arc<tokio::sync::Mutex<Option<(Instant, Heard)>>>;
 #[derive(Clone)]
 pub struct Meters {
     inquiries: Inquiries,
-    places: Arc<Mutex<HashMap<ServerId, Place>>>,
+    // Leaf data: a place is found or made, and old ones go.
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// Answers, each of some hundred bytes an instance, so that none is kept for longer than it is good.
+struct Kept {
+    places: HashMap<ServerId, Place>,
+    swept_at: Instant,
 }
 
 impl Meters {
     /// Asks through `inquiries`.
     pub fn new(inquiries: Inquiries) -> Self {
-        Self { inquiries, places: Arc::default() }
+        Self { inquiries, kept: Arc::new(Mutex::new(Kept { places: HashMap::new(), swept_at: Instant::now() })) }
     }
 
     /// What a machine and its instances use, a few seconds old.
@@ -57,12 +61,16 @@ impl Meters {
 
     fn place(&self, server: ServerId) -> Place {
         // Every change is an insertion or a removal that does not panic.
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.len() >= KEPT_MAX {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.swept_at.elapsed() >= FRESH {
+            kept.swept_at = Instant::now();
             // Whoever is being asked is kept: somebody holds its place.
-            places.retain(|_, place| Arc::strong_count(place) > 1);
+            let is_good = |place: &Place| {
+                place.try_lock().map_or(true, |heard| heard.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH))
+            };
+            kept.places.retain(|_, place| Arc::strong_count(place) > 1 || is_good(place));
         }
-        places.entry(server).or_default().clone()
+        kept.places.entry(server).or_default().clone()
     }
 }
 
@@ -93,6 +101,19 @@ mod tests {
         assert!(meters.of(server).await.is_ok());
         assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 2, "what is old is asked for again");
         machine.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asks_for_any_more_is_forgotten() {
+        let (inquiries, server) = (Inquiries::default(), ServerId::random());
+        let machine = base::task::spawn("machine", answers(inquiries.clone(), server, Arc::default()));
+        let meters = Meters::new(inquiries);
+        let held = Arc::downgrade(&meters.of(server).await.expect("an answer"));
+        assert!(held.upgrade().is_some(), "it is kept");
+        machine.abort();
+        tokio::time::sleep(FRESH).await;
+        assert!(meters.of(ServerId::random()).await.is_err(), "another one, which does not answer");
+        assert!(held.upgrade().is_none(), "it is still kept");
     }
 
     #[tokio::test(start_paused = true)]
