@@ -32,7 +32,6 @@ use model::{
     instance::{Caller, TagValue},
     target::Report,
     time::Timestamp,
-    wire::Wires,
 };
 use store::{Store, sqlite::Sqlite};
 
@@ -224,23 +223,9 @@ async fn report(control: &Control, id: ServerId, number: u32) -> Result<(), Stri
     let snapshot = control.snapshot();
     let on = snapshot.find(&INSTANCES, control::tables::BY_SERVER, &id.to_string());
     let report = Report {
-        server: id,
-        sequence: 1,
-        hostname: format!("m{number}"),
-        boot_id: "boot".to_owned(),
-        target_seen: 0,
-        firewall_seen: 0,
         hardware: standing::hardware(),
         zones: on.filter_map(|instance| Some((instance.id, instance.fact.clone()?.into()))).collect(),
-        images: Vec::new(),
-        underlay: None,
-        outside: None,
-        leaving: false,
-        goes_down: false,
-        untold_addresses: BTreeMap::new(),
-        wires: Wires::default(),
-        clock: None,
-        headnode: None,
+        ..Report::bare(id, format!("m{number}"))
     };
     servers::apply_report(control, id, &report).await.map(|_| ()).map_err(text)
 }

@@ -248,25 +248,7 @@ impl Place {
     /// Every machine is heard of.
     async fn report(&self, control: &Control) -> Result<(), String> {
         for (number, id) in self.servers.iter().enumerate() {
-            let report = Report {
-                server: *id,
-                sequence: 1,
-                hostname: format!("m{number}"),
-                boot_id: "boot".to_owned(),
-                target_seen: 0,
-                firewall_seen: 0,
-                hardware: standing::hardware(),
-                zones: BTreeMap::new(),
-                images: Vec::new(),
-                underlay: None,
-                outside: None,
-                leaving: false,
-                goes_down: false,
-                untold_addresses: BTreeMap::new(),
-                wires: model::wire::Wires::default(),
-                clock: None,
-                headnode: None,
-            };
+            let report = Report { hardware: standing::hardware(), ..Report::bare(*id, format!("m{number}")) };
             servers::apply_report(control, *id, &report).await.map_err(text)?;
         }
         Ok(())

@@ -342,6 +342,31 @@ pub struct Report {
     pub headnode: Option<HeadnodeFact>,
 }
 
+impl Report {
+    /// The first of a run, from a machine of which nothing else is known: nothing is on it, and it has found out nothing.
+    pub fn bare(server: ServerId, hostname: impl Into<String>) -> Self {
+        Self {
+            server,
+            sequence: 1,
+            hostname: hostname.into(),
+            boot_id: "boot".to_owned(),
+            target_seen: 0,
+            firewall_seen: 0,
+            hardware: Hardware::default(),
+            zones: BTreeMap::new(),
+            images: Vec::new(),
+            underlay: None,
+            outside: None,
+            leaving: false,
+            goes_down: false,
+            untold_addresses: BTreeMap::new(),
+            wires: Wires::default(),
+            clock: None,
+            headnode: None,
+        }
+    }
+}
+
 /// What a node says of one instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ZoneFact {

@@ -57,6 +57,17 @@ async fn serving(world: &World, machine: &mut Machine, name: &str, list: &str) -
     view.instance.id
 }
 
+/// A world with a clock of its own, and one instance that serves `www`.
+async fn with_a_service() -> (Arc<ManualClock>, World, Machine) {
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let choices = Choices { clock: clock.clone(), names: NamesConfig::one(ZONE), ..Choices::default() };
+    let world = World::with(choices).await;
+    enable(&world.control, world.owner, true).await;
+    let mut machine = Machine::new(&world);
+    serving(&world, &mut machine, "web", "www").await;
+    (clock, world, machine)
+}
+
 fn content(control: &Control) -> BTreeMap<String, Vec<Data>> {
     names::content(&control.snapshot(), ZONE)
 }
@@ -132,12 +143,7 @@ async fn names_follow_an_instances_life() {
 
 #[tokio::test]
 async fn a_silent_machines_instances_leave_their_services_and_a_restart_brings_nothing_back() {
-    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
-    let choices = Choices { clock: clock.clone(), names: NamesConfig::one(ZONE), ..Choices::default() };
-    let world = World::with(choices).await;
-    enable(&world.control, world.owner, true).await;
-    let mut machine = Machine::new(&world);
-    serving(&world, &mut machine, "web", "www").await;
+    let (clock, world, mut machine) = with_a_service().await;
     names::publish_all(&world.control).await.expect("published");
     assert!(content(&world.control).contains_key("www.svc.demo"));
     assert!(serial(&world.control, ZONE) >= 1_700_000_000);
@@ -165,12 +171,7 @@ async fn a_silent_machines_instances_leave_their_services_and_a_restart_brings_n
 
 #[tokio::test]
 async fn a_machine_that_falls_silent_is_noticed_without_any_change() {
-    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
-    let choices = Choices { clock: clock.clone(), names: NamesConfig::one(ZONE), ..Choices::default() };
-    let world = World::with(choices).await;
-    enable(&world.control, world.owner, true).await;
-    let mut machine = Machine::new(&world);
-    serving(&world, &mut machine, "web", "www").await;
+    let (clock, world, _machine) = with_a_service().await;
     let _publisher = publish(&world.control);
     until(&world.control, "it serves", |content| content.contains_key("www.svc.demo")).await;
     // Less time than until everything is looked at anyway.

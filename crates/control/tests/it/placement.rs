@@ -47,25 +47,8 @@ async fn wired(control: &Control, number: u32, memory: u64, nic_tags: Option<&[&
 }
 
 async fn hear_of(control: &Control, id: ServerId, number: u32, memory: u64, nic_tags: Option<BTreeSet<String>>) {
-    let report = Report {
-        server: id,
-        sequence: 1,
-        hostname: format!("m{number}"),
-        boot_id: "boot".to_owned(),
-        target_seen: 0,
-        firewall_seen: 0,
-        untold_addresses: std::collections::BTreeMap::new(),
-        wires: model::wire::Wires::default(),
-        clock: None,
-        headnode: None,
-        hardware: Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), nic_tags, ..Hardware::default() },
-        zones: BTreeMap::new(),
-        images: Vec::new(),
-        underlay: None,
-        outside: None,
-        leaving: false,
-        goes_down: false,
-    };
+    let hardware = Hardware { memory: Mib(memory), cpus: 8, pool_size: Mib(1 << 20), nic_tags, ..Hardware::default() };
+    let report = Report { hardware, ..Report::bare(id, format!("m{number}")) };
     servers::apply_report(control, id, &report).await.expect("it is taken in");
 }
 

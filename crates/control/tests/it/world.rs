@@ -382,24 +382,17 @@ impl Machine {
 
     pub(crate) fn compose(&mut self) -> Report {
         self.sequence += 1;
+        let generation = self.target.as_ref().map_or(0, |target| target.generation);
         Report {
-            server: self.id,
             sequence: self.sequence,
-            hostname: self.hostname.clone(),
             boot_id: "boot-1".to_owned(),
-            target_seen: self.target.as_ref().map_or(0, |target| target.generation),
-            firewall_seen: self.target.as_ref().map_or(0, |target| target.generation),
+            target_seen: generation,
+            firewall_seen: generation,
             hardware: Hardware { memory: Mib(1 << 20), cpus: 1_000, pool_size: Mib(1 << 30), ..Hardware::default() },
             zones: self.zones.iter().map(|(id, fact)| (*id, fact.clone().into())).collect(),
-            images: Vec::new(),
-            underlay: None,
-            outside: None,
-            leaving: false,
-            goes_down: false,
             untold_addresses: self.untold.clone(),
-            wires: model::wire::Wires::default(),
-            clock: None,
             headnode: self.target.as_ref().and_then(|target| target.headnode.as_deref()).map(as_told),
+            ..Report::bare(self.id, self.hostname.clone())
         }
     }
 

@@ -1,6 +1,6 @@
 //! The node link's door for machines that nobody knows, over real TLS.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use base::{
     clock::{Clock, ManualClock, SystemClock},
@@ -171,23 +171,11 @@ async fn what_is_new_travels_alone(server: ServerId, own: &Client) -> Target {
     let Some(TargetNews::Whole(first)) = own.target(held(0, None)).await.unwrap() else { panic!("a first target") };
     assert_eq!(first.server, server);
     let report = |sequence, underlay| Report {
-        server,
         sequence,
-        hostname: "one".to_owned(),
-        boot_id: "boot".to_owned(),
         target_seen: first.generation,
-        firewall_seen: 0,
         hardware: Hardware { identity: identity(1), ..Hardware::default() },
-        zones: BTreeMap::new(),
-        images: Vec::new(),
         underlay,
-        outside: None,
-        leaving: false,
-        goes_down: false,
-        untold_addresses: BTreeMap::new(),
-        wires: model::wire::Wires::default(),
-        clock: None,
-        headnode: None,
+        ..Report::bare(server, "one")
     };
     let (one, two) = (report(1, None), report(2, None));
     let stray = ReportDelta::between(one.digest(), &one, &two).unwrap();

@@ -17,7 +17,6 @@ use headnode::{
 use model::{
     delta::{Held, ReportNews},
     id::ServerId,
-    server::Hardware,
     target::Report,
     time::Timestamp,
 };
@@ -132,25 +131,7 @@ async fn note_report(
 }
 
 fn report() -> ReportNews {
-    ReportNews::Whole(Box::new(Report {
-        server: ServerId::random(),
-        sequence: 1,
-        hostname: "one".to_owned(),
-        boot_id: "boot".to_owned(),
-        target_seen: 0,
-        firewall_seen: 0,
-        hardware: Hardware::default(),
-        zones: std::collections::BTreeMap::new(),
-        images: Vec::new(),
-        untold_addresses: std::collections::BTreeMap::new(),
-        wires: model::wire::Wires::default(),
-        clock: None,
-        headnode: None,
-        underlay: None,
-        outside: None,
-        leaving: false,
-        goes_down: false,
-    }))
+    ReportNews::Whole(Box::new(Report::bare(ServerId::random(), "one")))
 }
 
 /// What a node says that holds no target.

@@ -196,24 +196,13 @@ impl Stage {
     /// One report of the machine.
     async fn report(&self, zones: BTreeMap<model::id::InstanceId, ZoneFact>) {
         let target = servers::target_for(&self.control.config, &self.control.snapshot(), self.server);
+        let generation = target.map_or(0, |target| target.generation);
         let report = Report {
-            server: self.server,
-            sequence: 1,
-            hostname: "one".into(),
-            boot_id: "boot".into(),
-            target_seen: target.as_ref().map_or(0, |target| target.generation),
-            firewall_seen: target.map_or(0, |target| target.generation),
+            target_seen: generation,
+            firewall_seen: generation,
             hardware: Hardware { memory: Mib(65_536), cpus: 8, pool_size: Mib(1 << 20), ..Hardware::default() },
             zones: zones.into_iter().map(|(id, fact)| (id, fact.into())).collect(),
-            images: Vec::new(),
-            underlay: None,
-            outside: None,
-            leaving: false,
-            goes_down: false,
-            untold_addresses: BTreeMap::new(),
-            wires: model::wire::Wires::default(),
-            clock: None,
-            headnode: None,
+            ..Report::bare(self.server, "one")
         };
         servers::apply_report(&self.control, self.server, &report).await.unwrap();
     }
