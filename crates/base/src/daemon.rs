@@ -136,6 +136,11 @@ pub fn terminate(pid: u32) -> io::Result<()> {
     send(pid, Signal::SIGTERM)
 }
 
+/// Asks a process to read its configuration again.
+pub fn reload(pid: u32) -> io::Result<()> {
+    send(pid, Signal::SIGHUP)
+}
+
 /// Ends a process at once.
 pub fn kill(pid: u32) -> io::Result<()> {
     send(pid, Signal::SIGKILL)

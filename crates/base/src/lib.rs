@@ -1,5 +1,5 @@
 //! What every process of the workspace stands on: a clock and a chance that tests can own, tasks with names, queues with limits,
-//! shutdown, backoff, error chains, logging, and the one door (beside `host`) to other programs.
+//! shutdown, backoff, error chains, histograms, logging, and the one door (beside `host`) to other programs.
 //!
 //! Nothing here knows a noun of the datacenter.
 
@@ -9,6 +9,7 @@ pub mod clock;
 pub mod crash;
 pub mod daemon;
 pub mod errors;
+pub mod histogram;
 pub mod log;
 pub mod process;
 pub mod random;

@@ -23,6 +23,14 @@ pub fn become_program(program: &Path, arguments: impl IntoIterator<Item = impl A
     std::process::Command::new(program).args(arguments).env_clear().stdin(Stdio::null()).exec()
 }
 
+/// Lets this process be nobody but a user from now on, for a program it becomes and does not trust with more. What is to happen when its
+/// parent ends has to be asked for anew after this.
+pub fn become_user(uid: u32, gid: u32) -> std::io::Result<()> {
+    nix::unistd::setgroups(&[])?;
+    nix::unistd::setgid(gid.into())?;
+    Ok(nix::unistd::setuid(uid.into())?)
+}
+
 /// What a program that ended left behind.
 #[derive(Debug, Clone)]
 pub struct Output {

@@ -93,6 +93,11 @@ impl Inquiries {
         }
     }
 
+    /// Questions that wait for an answer, of all nodes.
+    pub fn open(&self) -> usize {
+        self.lock().nodes.values().map(|node| node.open.len()).sum()
+    }
+
     /// Hands over a node's answer. False when nobody waits for it any more, or another node was asked.
     pub fn answered(&self, server: ServerId, id: InquiryId, answer: Answer) -> bool {
         let sender = self.lock().nodes.get_mut(&server).and_then(|node| node.open.remove(&id));

@@ -13,6 +13,7 @@ pub mod listen;
 pub mod manual;
 pub mod members;
 pub mod meters;
+pub mod monitoring;
 pub mod names;
 pub mod nodelink;
 pub mod ops;
@@ -21,6 +22,7 @@ pub mod presence;
 pub mod replicas;
 pub mod role;
 pub mod settings;
+pub mod telemetry;
 pub mod tls;
 
 mod run;

@@ -62,7 +62,7 @@ impl NameServer {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, status: Status) {
+    pub(crate) fn note(&self, status: Status) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 }

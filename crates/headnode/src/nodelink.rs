@@ -61,8 +61,31 @@ struct Link {
     offers: Offers,
     shutdown: Shutdown,
     gate: Arc<join::Gate>,
-    /// Serial number of the certificate each node showed last. A leaf lock, held for one look-up.
-    serials: Arc<Mutex<HashMap<ServerId, String>>>,
+    certificates: NodeCertificates,
+}
+
+/// The certificate each node showed last. Clones are one.
+#[derive(Clone, Default)]
+pub struct NodeCertificates {
+    /// Serial number and end. A leaf lock, held for one look-up.
+    shown: Arc<Mutex<HashMap<ServerId, (String, Timestamp)>>>,
+}
+
+impl NodeCertificates {
+    /// When they end.
+    pub fn ends(&self) -> HashMap<ServerId, Timestamp> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.iter().map(|(server, (_, ends_at))| (*server, *ends_at)).collect()
+    }
+
+    /// Notes, and says once, with which certificate a node reports.
+    pub(crate) fn note(&self, server: ServerId, serial: &str, ends_at: Timestamp) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.get(&server).is_none_or(|(known, _)| known != serial) {
+            tracing::info!(%server, serial, "a node shows a certificate it did not show before");
+            shown.insert(server, (serial.to_owned(), ends_at));
+        }
+    }
 }
 
 /// The certificate a connection showed.
@@ -101,23 +124,15 @@ impl Link {
             },
         }
     }
-
-    /// Notes, and says once, with which certificate a node reports.
-    fn shown(&self, server: ServerId, serial: String) {
-        let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
-        if serials.get(&server) != Some(&serial) {
-            tracing::info!(%server, serial, "a node shows a certificate it did not show before");
-            serials.insert(server, serial);
-        }
-    }
 }
 
-/// The routes. `shutdown` ends long polls early.
+/// The routes. `shutdown` ends long polls early; `certificates` learns what nodes show.
 pub fn router(
     control: Control,
     settings: Settings,
     inquiries: Inquiries,
     offers: Offers,
+    certificates: NodeCertificates,
     shutdown: Shutdown,
 ) -> Router {
     let (settings, gate) = (Arc::new(settings), Arc::new(join::Gate::new()));
@@ -133,7 +148,7 @@ pub fn router(
         .route("/v1/backups/{name}", get(backup))
         .route("/v1/inquiries", get(inquiry))
         .route("/v1/inquiries/{id}", post(answer).layer(DefaultBodyLimit::max(ANSWER_MAX_BYTES)))
-        .with_state(Link { control, settings, inquiries, offers, shutdown, gate, serials: Arc::default() })
+        .with_state(Link { control, settings, inquiries, offers, shutdown, gate, certificates })
 }
 
 /// Seconds after which a headnode that is not well may be asked again.
@@ -223,9 +238,11 @@ async fn target(
 }
 
 async fn report(State(link): State<Link>, peer: Shown, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
-    let serial = peer.as_ref().map(|peer| peer.serial.clone()).unwrap_or_default();
+    let shown = peer.as_deref().cloned();
     let server = link.member(peer, &headers)?;
-    link.shown(server, serial);
+    if let Some(shown) = shown {
+        link.certificates.note(server, &shown.serial, shown.ends_at);
+    }
     let is_delta = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == REPORT_DELTA);
     let news = match is_delta {
         true => serde_json::from_slice(&body).map(ReportNews::Delta),

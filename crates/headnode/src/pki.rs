@@ -57,6 +57,8 @@ pub enum Role {
     Node,
     /// Use the ops API.
     Operator,
+    /// Read metrics through the ops API, and nothing else.
+    Watcher,
 }
 
 impl Role {
@@ -65,6 +67,7 @@ impl Role {
         match self {
             Self::Node => "node",
             Self::Operator => "operator",
+            Self::Watcher => "watcher",
         }
     }
 }
@@ -174,6 +177,18 @@ pub fn ensure(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiErr
 /// Makes what is missing, and everything but the authority anew.
 pub fn renew(settings: &Settings, now: Timestamp) -> Result<(Pki, Made), PkiError> {
     prepare(settings, now, Due::Now)
+}
+
+/// Makes, or renews in time, the certificate of a program that reads metrics, in `directory`: `watcher.pem` and `watcher.key`. The authority must be there.
+pub fn watcher(settings: &Settings, directory: &Path, now: Timestamp) -> Result<Identity, PkiError> {
+    let _alone = lock(&settings.pki_dir())?;
+    let ca = Identity::named(&settings.pki_dir(), "ca");
+    let (identity, leaf) =
+        (Identity::named(directory, "watcher"), Leaf::client(Role::Watcher, "prometheus".to_owned()));
+    if !leaf.is_fresh(&identity, &load_certificate(&ca.certificate)?, now)? {
+        leaf.make(&identity, &load_issuer(&ca)?, now)?;
+    }
+    Ok(identity)
 }
 
 /// Which certificates are made anew.

@@ -43,6 +43,7 @@ use crate::{
         majority,
     },
     meters::Meters,
+    monitoring::FollowFleet,
     names::NameServer,
     nodelink,
     ops::{self, Ops},
@@ -51,6 +52,7 @@ use crate::{
     replicas::{self, Replicas},
     role,
     settings::Settings,
+    telemetry::Requests,
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
 };
 
@@ -143,6 +145,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let certificates = doors.certificates(&settings, clock.clone());
     let (name_server, zones) = answer_names(&settings, &pki, &control, clock.clone(), &shutdown);
     loops.add(RenewCertificates(certificates.clone()));
+    loops.add(FollowFleet::new(control.clone(), settings.clone()));
     let news = [
         loops.add(announce(&settings, &pki, &control)),
         loops.add(Replicas::new(&control, &pki, &images_missing)),
@@ -150,7 +153,12 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     ];
     loops.add(HandOver::new(keeper.clone(), control.clone(), measurements.clone()));
     let (offers, inquiries) = (add_backups(&mut loops, &control, &settings, &pki), Inquiries::default());
+    let (requests, shown) = (Requests::default(), nodelink::NodeCertificates::default());
+    let flows = register_flows(&control, clock);
     let ops = Ops::new(ops::Inner {
+        requests: requests.clone(),
+        node_certificates: shown.clone(),
+        flow_kinds: flows.kinds().into_iter().map(|(kind, _)| kind).collect(),
         offers: offers.clone(),
         control: control.clone(),
         inquiries: inquiries.clone(),
@@ -162,8 +170,6 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops: loops.board(),
         started_at,
     });
-    let flows = flow::Engine::new(control.store.clone(), clock, control.clone()).sharing(control.headnodes.share());
-    let flows = control::flows::register(flows);
     let beats = headnodes::keep_beating(control.clone(), pki.server_id, measurements, shutdown.clone());
 
     let work = async {
@@ -178,23 +184,34 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
             base::task::spawn("flows", flows.run(shutdown.clone())),
             base::task::spawn("loops", loops.run(shutdown.clone())),
         ];
-        for task in background {
-            // A task that panicked has been logged by its name.
-            let _ = task.await;
-        }
+        end_of(background).await;
         Ok(())
     };
     let watch = async { majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await };
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let routers = Routers {
-        tenants: tenants_router(&control, &settings),
-        nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shutdown.clone()),
+        tenants: tenants_router(&control, &settings, requests),
+        nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shown, shutdown.clone()),
         operators: ops::router(ops),
     };
     let serving = serve(sockets, doors, routers, zones, &shutdown);
     tokio::try_join!(serving, work, watch)?;
     tracing::info!("headnode has ended");
     Ok(())
+}
+
+/// Every kind of flow, and who carries them out.
+fn register_flows(control: &Control, clock: Arc<dyn Clock>) -> flow::Engine<Control> {
+    let engine = flow::Engine::new(control.store.clone(), clock, control.clone());
+    control::flows::register(engine.sharing(control.headnodes.share()))
+}
+
+/// Waits until all have ended.
+async fn end_of(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
+    for task in tasks {
+        // A task that panicked has been logged by its name.
+        let _ = task.await;
+    }
 }
 
 /// What is behind each listener.
@@ -322,10 +339,11 @@ impl Doors {
 }
 
 /// CloudAPI's routes.
-fn tenants_router(control: &Control, settings: &Settings) -> Router {
+fn tenants_router(control: &Control, settings: &Settings, requests: Requests) -> Router {
     let url = settings.cloudapi_url();
     let mut options = cloudapi::Options::new(&settings.datacenter.name, &url);
     settings.cloudapi.apply(&mut options);
+    options.requests = requests;
     cloudapi::router(control.clone(), options)
 }
 

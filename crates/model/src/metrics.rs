@@ -9,4 +9,4 @@ pub mod exposition;
 pub mod instance;
 pub mod machine;
 
-pub use exposition::{Exposition, Family, Kind, Labels, Value};
+pub use exposition::{Distribution, Exposition, Family, Kind, Labels, Value};

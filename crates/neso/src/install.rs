@@ -10,6 +10,7 @@
 //!   unmounts the pool. Without it they would be killed with whatever else is left.
 //! - **neso-headnode** is the control plane; the others need it for nothing.
 //! - **neso-member** waits until this machine keeps a part of the store, and becomes etcd then.
+//! - **neso-monitor** waits until an operator asks for Prometheus here, and becomes it then.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -28,13 +29,17 @@ use crate::{
 };
 
 /// The units of the processes.
-const UNITS: [&str; 3] = ["neso-headnode.service", "neso-member.service", "neso-node.service"];
+const UNITS: [&str; 4] = ["neso-headnode.service", "neso-member.service", "neso-monitor.service", NODE];
+/// The one that every machine has.
+const NODE: &str = "neso-node.service";
+/// How many of them are a headnode's.
+const OF_HEADNODE: usize = 3;
 
 /// Those of this machine: most that joined run no headnode.
 pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
     match role::runs_headnode(settings) {
         true => &UNITS,
-        false => &UNITS[2..],
+        false => &UNITS[OF_HEADNODE..],
     }
 }
 /// The unit that halts instances when the machine goes down.
@@ -106,7 +111,7 @@ pub(crate) async fn systemctl(arguments: &[&str]) -> Outcome {
 
 /// Whether systemd runs this machine and has units for this very datacenter.
 pub(crate) fn is_installed(place: &Place) -> bool {
-    let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(UNITS[2])).unwrap_or_default();
+    let unit = std::fs::read_to_string(Path::new(UNIT_DIRECTORY).join(NODE)).unwrap_or_default();
     let names_us = format!(" --config {} ", quoted(&place.settings_path()));
     Path::new(SYSTEMD_RUNS).exists() && unit.contains(&names_us)
 }
@@ -114,7 +119,7 @@ pub(crate) fn is_installed(place: &Place) -> bool {
 /// Follows this machine's role: with a headnode its units are there and run, without one they are gone.
 pub(crate) async fn follow_role(place: &Place, settings: &Settings) -> Outcome {
     let wanted = units(Path::new(PROGRAM), &place.settings_path(), settings);
-    for name in &UNITS[..2] {
+    for name in &UNITS[..OF_HEADNODE] {
         let path = Path::new(UNIT_DIRECTORY).join(name);
         let fail = |error: std::io::Error| Failure::new(format!("failed to change `{}`: {error}", path.display()));
         match wanted.iter().find(|unit| unit.name == *name) {
@@ -222,6 +227,17 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
         Unit {
             name: UNITS[2],
             text: format!(
+                "[Unit]\nDescription=Neso monitor: Prometheus, where an operator wants it\nAfter=network-online.target\n\
+                 Wants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
+                 RestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
+                 [Install]\nWantedBy=multi-user.target\n",
+                command("monitor --wait"),
+                log(supervise::MONITOR),
+            ),
+        },
+        Unit {
+            name: NODE,
+            text: format!(
                 "[Unit]\nDescription=Neso node: runs this machine's instances\nAfter=network.target {INSTANCES}\n\
                  Requires={INSTANCES}\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
                  RestartSec=1\nKillMode=process\nLimitNOFILE=65536\nTasksMax=infinity\n{}\n\
@@ -240,7 +256,7 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
             ),
         },
     ];
-    let runs_here = |unit: &Unit| role::runs_headnode(settings) || !UNITS[..2].contains(&unit.name);
+    let runs_here = |unit: &Unit| role::runs_headnode(settings) || !UNITS[..OF_HEADNODE].contains(&unit.name);
     units.into_iter().filter(runs_here).collect()
 }
 
@@ -282,8 +298,8 @@ mod tests {
     #[test]
     fn the_agent_ends_alone_and_is_tried_for_ever() {
         let units = text_of(PROGRAM, "/etc/neso/neso.toml");
-        assert!(units[2].text.contains("KillMode=process\n"));
-        assert!(units[2].text.contains("StandardError=append:/var/log/neso/node.log\n"));
-        assert!(units[..3].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
+        assert!(units[3].text.contains("KillMode=process\n"));
+        assert!(units[3].text.contains("StandardError=append:/var/log/neso/node.log\n"));
+        assert!(units[..4].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
     }
 }

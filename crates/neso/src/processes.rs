@@ -1,4 +1,4 @@
-//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`, and `neso member`, which becomes another program. Each takes its pid file, sets up its log and
+//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`, and `neso member` and `neso monitor`, which become other programs. Each takes its pid file, sets up its log and
 //! a runtime fit for its work, and runs until SIGTERM, SIGINT, or the end of its supervisor.
 
 use std::sync::Arc;
@@ -8,7 +8,10 @@ use base::{
     daemon::{self, PidFile},
     shutdown::{self, Trigger},
 };
-use headnode::members::{process, recover};
+use headnode::{
+    members::{process, recover},
+    monitoring,
+};
 use model::time::Timestamp;
 use tokio::runtime::Builder;
 
@@ -77,6 +80,33 @@ pub(crate) fn member(place: &Place, supervised: bool, wait: bool) -> Outcome {
     let command = process::command(&settings, Timestamp(SystemClock.now_ms()))?;
     tracing::info!(program = %command.program.display(), "becoming the store's member");
     held.hand_over()?;
+    let error = base::process::become_program(&command.program, &command.arguments);
+    Err(Failure::new(format!("failed to become `{}`: {error}", command.program.display())))
+}
+
+/// `neso monitor`: becomes Prometheus, as a user who may do nothing else here, and holds the pid file as such.
+pub(crate) fn monitor(place: &Place, supervised: bool, wait: bool) -> Outcome {
+    let settings = place.settings()?;
+    base::log::init(LOG_FILTER);
+    while wait && !supervise::has_monitor(&settings) {
+        std::thread::sleep(supervise::ROLE_POLL);
+    }
+    if supervised {
+        daemon::end_with_parent()?;
+    }
+    let held = PidFile::take(&supervise::pid_file(&settings, supervise::MONITOR))?;
+    let command = monitoring::command(&settings, Timestamp(SystemClock.now_ms()))?;
+    // Paths are told from here: the user it becomes may not look into the directories above.
+    std::env::set_current_dir(monitoring::directory(&settings))?;
+    tracing::info!(program = %command.program.display(), "becoming Prometheus");
+    held.hand_over()?;
+    if let Some((uid, gid)) = monitoring::user() {
+        base::process::become_user(uid, gid)?;
+        if supervised {
+            // Becoming another user has undone it.
+            daemon::end_with_parent()?;
+        }
+    }
     let error = base::process::become_program(&command.program, &command.arguments);
     Err(Failure::new(format!("failed to become `{}`: {error}", command.program.display())))
 }

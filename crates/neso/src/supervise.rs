@@ -3,8 +3,9 @@
 //! A child that ends is started again, after a delay that grows while it does not come up and is short again once it did.
 //! No child's end touches another. Which there are follows the machine's role ([`headnode::role`]), which is looked at while it
 //! supervises: a node that becomes a headnode gets another child, one that ceases to be one loses it. A
-//! headnode that keeps a part of the store has a third child, etcd ([`headnode::members`]). The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
-//! waits. When the supervisor itself is killed, its children see their standard input close (the member is told by the kernel) and end by themselves, so the
+//! headnode that keeps a part of the store has a third child, etcd ([`headnode::members`]), one that an operator asked to watch the datacenter
+//! Prometheus ([`headnode::monitoring`]). The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
+//! waits. When the supervisor itself is killed, its children see their standard input close (other programs are told by the kernel) and end by themselves, so the
 //! next supervisor never finds strangers on its ports; instances have supervisors of their own and notice nothing.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -14,7 +15,7 @@ use base::{
     daemon::{self, PidFile},
     shutdown::{Shutdown, Trigger},
 };
-use headnode::{Settings, members, role};
+use headnode::{Settings, members, monitoring, role};
 use tokio::{process::Child, task::JoinHandle, time::Instant};
 
 use crate::{context::Place, failure::Outcome};
@@ -50,6 +51,14 @@ pub(crate) fn has_member(settings: &Settings) -> bool {
     role::runs_headnode(settings) && members::process::is_wanted(settings)
 }
 
+/// Prometheus beside this machine's headnode, where an operator wants it.
+pub(crate) const MONITOR: &str = "monitor";
+
+/// Whether this machine is to run Prometheus now.
+pub(crate) fn has_monitor(settings: &Settings) -> bool {
+    role::runs_headnode(settings) && monitoring::is_wanted(settings)
+}
+
 /// The pid file of `name` (`supervisor`, `headnode`, `node`).
 pub(crate) fn pid_file(settings: &Settings, name: &str) -> PathBuf {
     settings.paths.run.join(format!("{name}.pid"))
@@ -69,6 +78,9 @@ pub(crate) async fn run(place: &Place, settings: &Settings, shutdown: Shutdown) 
         let mut wanted = children(settings);
         if has_member(settings) {
             wanted.push(MEMBER);
+        }
+        if has_monitor(settings) {
+            wanted.push(MONITOR);
         }
         let unwanted: Vec<&str> = kept.keys().filter(|name| !wanted.contains(*name)).copied().collect();
         for name in unwanted {

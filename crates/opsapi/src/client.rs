@@ -273,6 +273,12 @@ impl Client {
         serde_json::from_slice(text).map_err(|source| Error::Answer { what, source })
     }
 
+    /// An answer that is plain text.
+    async fn get_text(&self, path: &str) -> Result<String, Error> {
+        let bytes = self.send_json(Method::GET, path, Bytes::new()).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         self.call(Method::GET, path, None::<&()>).await
     }
@@ -491,6 +497,16 @@ impl Client {
     /// What a server and its instances use, some seconds old.
     pub async fn meters(&self, server: &str) -> Result<NodeMeters, Error> {
         self.get(&format!("/v1/servers/{}/meters", segment(server))).await
+    }
+
+    /// What the headnode that answers tells of itself, as Prometheus reads it.
+    pub async fn metrics(&self) -> Result<String, Error> {
+        self.get_text("/v1/metrics").await
+    }
+
+    /// What a server and its instances use, likewise.
+    pub async fn server_metrics(&self, server: &str) -> Result<String, Error> {
+        self.get_text(&format!("/v1/servers/{}/metrics", segment(server))).await
     }
 
     /// What an instance wrote to its console: at most `max_bytes` of what follows `after`, or else the newest.

@@ -75,6 +75,11 @@ impl Freshness {
         self.lock().older = age;
     }
 
+    /// Since when questions stay without an answer; nothing while they do not.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.lock().silent_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// Wait until the mirror shows all that was committed before this was called.
     pub(crate) async fn wait(&self) -> Result<(), Stale> {
         let told = {

@@ -47,6 +47,6 @@ pub use fill::{Fill, FillError, Trial};
 pub use fresh::Stale;
 pub use moving::{Destination, MoveError, Moved, Reason};
 pub use snapshot::Snapshot;
-pub use store::{CommitError, Error, Store};
+pub use store::{CommitError, Counts, Error, Store};
 pub use table::{DecodeError, Entry, Index, Revision, Schema, Table};
 pub use transaction::Transaction;

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use base::shutdown::{Shutdown, Trigger};
+use base::{
+    histogram::{Histogram, Reading},
+    shutdown::{Shutdown, Trigger},
+};
 use tokio::{
     sync::Notify,
     // Not the system's: a simulation owns the time.
@@ -103,7 +106,27 @@ struct Inner {
     queued: Notify,
     turns: Turns,
     again: AtomicU64,
+    commits: Histogram,
+    conflicts: AtomicU64,
+    failures: AtomicU64,
     fresh: Arc<Freshness>,
+}
+
+/// What a store has done since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// How long the engine took for each group of decisions, whatever came of it.
+    pub commits: Reading,
+    /// Groups that were decided anew because somebody else's commit came first.
+    pub conflicts: u64,
+    /// Groups the engine failed with.
+    pub failures: u64,
+    /// Decisions that were made anew because what they saw did not come true.
+    pub decided_again: u64,
+    /// Callers that wait for their own writes now.
+    pub waiting: usize,
+    /// For how long the engine has not said how far it is, while somebody waits to hear; else nothing.
+    pub silent: Duration,
 }
 
 enum Decided<R, E> {
@@ -127,6 +150,9 @@ impl Store {
             queued: Notify::new(),
             turns,
             again: AtomicU64::new(0),
+            commits: Histogram::default(),
+            conflicts: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             fresh: Arc::new(Freshness::new()),
         });
         base::task::spawn("store-mirror", inner.mirror.clone().follow(watch, shutdown.clone()));
@@ -167,6 +193,19 @@ impl Store {
     /// How many decisions were made anew because what they saw did not come true.
     pub fn decided_again(&self) -> u64 {
         self.inner.again.load(Ordering::Relaxed)
+    }
+
+    /// What was done so far, in numbers.
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        Counts {
+            commits: inner.commits.read(),
+            conflicts: inner.conflicts.load(Ordering::Relaxed),
+            failures: inner.failures.load(Ordering::Relaxed),
+            decided_again: self.decided_again(),
+            waiting: inner.mirror.pipeline().writers(),
+            silent: inner.fresh.silent_for(),
+        }
     }
 
     /// Every change from now on.
@@ -339,6 +378,7 @@ impl Inner {
                 let start = Instant::now();
                 let Some(outcome) = self.commit_next().await else { break };
                 let took = start.elapsed();
+                self.count(took, &outcome);
                 let crowd = self.mirror.pipeline().writers();
                 if let Err(reason) = self.land(outcome).await {
                     tracing::error!(reason = base::errors::chain(reason.as_ref()), "the store takes no more commits");
@@ -348,6 +388,15 @@ impl Inner {
                 drop(gate);
                 self.linger(crowd, took).await;
             }
+        }
+    }
+
+    fn count(&self, took: Duration, outcome: &Result<Outcome, EngineError>) {
+        self.commits.observe(took);
+        match outcome {
+            Ok(Outcome::Committed(_)) => {}
+            Ok(Outcome::Conflict(_)) => _ = self.conflicts.fetch_add(1, Ordering::Relaxed),
+            Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
         }
     }
 

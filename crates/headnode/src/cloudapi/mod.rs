@@ -42,6 +42,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::Router;
 use control::Control;
 
+use crate::telemetry::Requests;
+
 pub use params::{Malformed, Params};
 pub use throttle::Rate;
 
@@ -60,6 +62,8 @@ pub struct Options {
     pub throttle: Option<Rate>,
     /// Refuse every change.
     pub maintenance: Option<Maintenance>,
+    /// Where requests are counted.
+    pub requests: Requests,
 }
 
 /// A maintenance window.
@@ -81,6 +85,7 @@ impl Options {
             manual_url: "/docs/manual/".to_owned(),
             throttle: Some(Rate::default()),
             maintenance: None,
+            requests: Requests::default(),
         }
     }
 }

@@ -29,6 +29,7 @@ use super::{
     routes::{self, Found},
     version::{self, Version},
 };
+use crate::telemetry::Door;
 
 /// How long a client may take to send at most [`BODY_MAX`] bytes.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -38,6 +39,7 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     name_host(&mut parts);
+    let running = api.options.requests.begin(Door::Cloudapi);
     let version = version::negotiate(&parts.headers);
     let frame = Frame {
         started,
@@ -49,11 +51,18 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
         plain: accepts(&parts.headers, "text/plain") && !accepts(&parts.headers, "application/json"),
     };
     if let Some(reply) = public(&api, &parts.method, parts.uri.path()) {
-        return frame.finish(reply);
+        let response = frame.finish(reply);
+        running.end(&parts.method, Some(PUBLIC), response.status());
+        return response;
     }
+    let found = routes::find(&parts.method, parts.uri.path());
+    let route = match &found {
+        Found::Endpoint(route, _) => Some(route.path),
+        Found::OtherMethods(_) | Found::Nothing => None,
+    };
     // Also for calls that change something: what they are refused for must not be a state that is past.
     let fresh = api.control.store.fresh().await;
-    let reply = match handle(&api, &parts, body, version).await {
+    let reply = match handle(&api, &parts, found, body, version).await {
         Ok(reply) => reply,
         Err(ApiError::Gone(instance)) => {
             let view = instances::view(&api.control, instance);
@@ -62,11 +71,16 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
         }
         Err(error) => error.into(),
     };
-    frame.finish(match fresh {
+    let response = frame.finish(match fresh {
         Ok(()) => reply,
         Err(stale) => reply.header(cloudapi::types::service::STALE, stale.age.as_millis().to_string()),
-    })
+    });
+    running.end(&parts.method, route, response.status());
+    response
 }
+
+/// What requests are counted as that anybody may send.
+const PUBLIC: &str = "public";
 
 /// Seconds after which a headnode that is not well may be asked again.
 const OUT_RETRY_SECONDS: u64 = 5;
@@ -74,11 +88,12 @@ const OUT_RETRY_SECONDS: u64 = 5;
 async fn handle(
     api: &CloudApi,
     parts: &Parts,
+    found: Found,
     body: Body,
     version: Result<Version, String>,
 ) -> Result<Reply, ApiError> {
     let path = parts.uri.path();
-    let (route, mut values) = match routes::find(&parts.method, path) {
+    let (route, mut values) = match found {
         Found::Endpoint(route, values) => (route, values),
         Found::OtherMethods(methods) => {
             let message = format!("{} is not allowed on {path}", parts.method);

@@ -40,14 +40,19 @@ use crate::{
     inquiries::{AskError, Inquiries},
     meters::Meters,
     names::NameServer,
+    nodelink::NodeCertificates,
     pki::{Peer, Pki, Role},
     settings::Settings,
+    telemetry::{Requests, Sources, Telemetry, requests},
     tls::Certificates,
 };
 
 /// What handlers share.
 #[derive(Clone)]
-pub struct Ops(Arc<Inner>);
+pub struct Ops {
+    inner: Arc<Inner>,
+    telemetry: Telemetry,
+}
 
 /// See [`Ops`].
 pub struct Inner {
@@ -59,6 +64,12 @@ pub struct Inner {
     pub inquiries: Inquiries,
     /// What machines use.
     pub meters: Meters,
+    /// Where requests are counted, tenants' too.
+    pub requests: Requests,
+    /// The certificates that nodes show.
+    pub node_certificates: NodeCertificates,
+    /// Kinds of flows there are.
+    pub flow_kinds: Vec<&'static str>,
     /// Where everything lies.
     pub settings: Settings,
     /// The certificates, for their ends.
@@ -76,7 +87,24 @@ pub struct Inner {
 impl Ops {
     /// Shares `inner` with the handlers.
     pub fn new(inner: Inner) -> Self {
-        Self(Arc::new(inner))
+        let telemetry = Telemetry::new(Sources {
+            control: inner.control.clone(),
+            settings: inner.settings.clone(),
+            requests: inner.requests.clone(),
+            inquiries: inner.inquiries.clone(),
+            certificates: inner.node_certificates.clone(),
+            loops: inner.loops.clone(),
+            flow_kinds: inner.flow_kinds.clone(),
+            names: inner.names.clone(),
+            offers: inner.offers.clone(),
+            started_at: inner.started_at,
+        });
+        Self { inner: Arc::new(inner), telemetry }
+    }
+
+    /// What this headnode tells of itself.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 }
 
@@ -84,7 +112,7 @@ impl Deref for Ops {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
-        &self.0
+        &self.inner
     }
 }
 
@@ -117,13 +145,17 @@ pub fn router(ops: Ops) -> Router {
         })
         .layer(middleware::from_fn_with_state(ops.clone(), on_newest))
         .layer(middleware::from_fn(only_operators))
+        .layer(middleware::from_fn_with_state(ops.requests.clone(), requests::count))
         .with_state(ops)
 }
 
-/// Lets only operators' certificates through, and tells handlers who it is.
+/// Lets only operators' certificates through, and tells handlers who it is. A watcher may read metrics.
 async fn only_operators(mut request: Request, next: Next) -> Response {
     let caller = match request.extensions().get::<Peer>() {
         Some(peer) if peer.unit == Role::Operator.unit() => Caller::Operator { user: peer.name.clone() },
+        Some(peer) if peer.unit == Role::Watcher.unit() && meters::is_watching(&request) => {
+            return next.run(request).await;
+        }
         Some(peer) => {
             let why = format!("the certificate of \"{}\" is not an operator's", peer.name);
             return Refusal::new(StatusCode::FORBIDDEN, "NotAuthorized", why).into_response();

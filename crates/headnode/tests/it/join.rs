@@ -13,7 +13,8 @@ use headnode::{
     inquiries::Inquiries,
     listen::{self, Limits},
     members::open_store,
-    nodelink, pki,
+    nodelink::{self, NodeCertificates},
+    pki,
     tls::{ClientCertificates, TlsSource},
 };
 use model::{
@@ -37,7 +38,14 @@ fn identity(number: u128) -> MachineIdentity {
 }
 
 fn router(control: &Control, settings: &Settings, shutdown: Shutdown) -> axum::Router {
-    nodelink::router(control.clone(), settings.clone(), Inquiries::default(), Offers::new(settings), shutdown)
+    nodelink::router(
+        control.clone(),
+        settings.clone(),
+        Inquiries::default(),
+        Offers::new(settings),
+        NodeCertificates::default(),
+        shutdown,
+    )
 }
 
 #[tokio::test]

@@ -29,6 +29,19 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Counts of what was measured, by upper bounds.
+    Histogram,
+}
+
+/// What a histogram has counted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Distribution {
+    /// Upper bounds in rising order, and how many measurements did not exceed each.
+    pub up_to: Vec<(f64, u64)>,
+    /// All measurements.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
 }
 
 /// A number.
@@ -106,13 +119,8 @@ impl Exposition {
         if samples.peek().is_none() {
             return;
         }
-        let kind = match family.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
+        self.head(family);
         let name = family.name;
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {}\n# TYPE {name} {kind}", family.help);
         for (Labels(labels), value) in samples {
             let _ = match labels.is_empty() {
                 true => writeln!(self.0, "{name} {value}"),
@@ -124,6 +132,45 @@ impl Exposition {
     /// Writes a family that has one sample without labels.
     pub fn one(&mut self, family: &Family, value: impl Into<Value>) {
         self.family(family, [(&Labels::none(), value.into())]);
+    }
+
+    /// Writes a histogram's family, or nothing when there is none of it.
+    pub fn histograms<'a>(
+        &mut self,
+        family: &Family,
+        samples: impl IntoIterator<Item = (&'a Labels, &'a Distribution)>,
+    ) {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return;
+        }
+        self.head(family);
+        let name = family.name;
+        for (labels, found) in samples {
+            let bounds = found.up_to.iter().map(|(bound, count)| (Value::Real(*bound).to_string(), *count));
+            for (bound, count) in bounds.chain([("+Inf".to_owned(), found.count)]) {
+                let Labels(labels) = labels.with("le", &bound);
+                let _ = writeln!(self.0, "{name}_bucket{{{labels}}} {count}");
+            }
+            let labels = match labels.0.is_empty() {
+                true => String::new(),
+                false => format!("{{{}}}", labels.0),
+            };
+            let (sum, count) = (Value::Real(found.sum), found.count);
+            let _ = writeln!(self.0, "{name}_sum{labels} {sum}\n{name}_count{labels} {count}");
+        }
+    }
+
+    /// What stands before a family's samples.
+    fn head(&mut self, family: &Family) {
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let name = family.name;
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {}\n# TYPE {name} {kind}", family.help);
     }
 
     /// The text.
@@ -188,6 +235,20 @@ mod tests {
         let wanted = "# HELP things Things there are.\n# TYPE things gauge\nthings{of=\"one\"} 7\n\
                       things{of=\"a \\\"b\\\"\\\\\\nc\",n=\"2\"} 0.5\n\
                       # HELP things Things there are.\n# TYPE things gauge\nthings +Inf\n";
+        assert_eq!(text.into_text(), wanted);
+    }
+
+    #[test]
+    fn a_histogram_is_told_bound_by_bound() {
+        const TIMES: Family = Family { name: "times_seconds", kind: Kind::Histogram, help: "Times." };
+        let mut text = Exposition::default();
+        let found = Distribution { up_to: vec![(0.5, 1), (1.0, 1)], count: 2, sum: 2.25 };
+        text.histograms(&TIMES, [(&Labels::none().with("of", "a"), &found)]);
+        text.histograms(&TIMES, []);
+        let wanted = "# HELP times_seconds Times.\n# TYPE times_seconds histogram\n\
+                      times_seconds_bucket{of=\"a\",le=\"0.5\"} 1\ntimes_seconds_bucket{of=\"a\",le=\"1\"} 1\n\
+                      times_seconds_bucket{of=\"a\",le=\"+Inf\"} 2\ntimes_seconds_sum{of=\"a\"} 2.25\n\
+                      times_seconds_count{of=\"a\"} 2\n";
         assert_eq!(text.into_text(), wanted);
     }
 

@@ -11,6 +11,7 @@ mod firewall_log;
 mod ha;
 mod infra;
 mod instances;
+mod monitoring;
 mod names;
 mod nets;
 mod path;
@@ -95,6 +96,17 @@ enum Noun {
     Flow(instances::Flows),
     /// Loops of the headnode, how old their last pass is, and what went wrong.
     Loops,
+    /// What the headnode that answers tells of itself, as Prometheus reads it.
+    Metrics,
+    /// Prometheus beside this machine's headnode.
+    #[command(subcommand)]
+    Monitoring(monitoring::Command),
+    /// What that Prometheus finds wrong, the most urgent first.
+    Alerts {
+        /// Also what is not wrong for long enough yet.
+        #[arg(long)]
+        pending: bool,
+    },
     /// Certificates, and their renewal before their time.
     #[command(subcommand, visible_alias = "certificates")]
     Certificate(Certificates),
@@ -122,6 +134,12 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     if let Noun::Recover(command) = command.noun {
         return recover::run(place, output, command).await;
     }
+    // What this machine's Prometheus knows is known without a headnode.
+    match command.noun {
+        Noun::Monitoring(command) => return monitoring::run(place, output, command).await,
+        Noun::Alerts { pending } => return monitoring::alerts(place, output, pending).await,
+        _ => {}
+    }
     let client = client(&place.settings()?)?;
     let outcome = ask(&client, output, command.noun).await;
     crate::answer::note_if_stale(client.stale());
@@ -148,9 +166,10 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Instance(command) => instances::instances(client, output, command).await,
         Noun::Flow(command) => instances::flows(client, output, command).await,
         Noun::Loops => instances::loops(client, output).await,
+        Noun::Metrics => Ok(answer::print_text(&client.metrics().await?)?),
         Noun::Rebuild(command) => rebuild::run(client, output, command).await,
         Noun::Certificate(command) => certificates(client, output, command).await,
-        Noun::Backup(_) | Noun::Recover(_) | Noun::Doctor => Ok(()),
+        Noun::Backup(_) | Noun::Recover(_) | Noun::Doctor | Noun::Monitoring(_) | Noun::Alerts { .. } => Ok(()),
     }
 }
 

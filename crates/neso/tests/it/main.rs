@@ -23,6 +23,7 @@ mod lies;
 mod life;
 mod limits;
 mod member;
+mod monitoring;
 mod names;
 mod network;
 mod path;

@@ -1,0 +1,256 @@
+//! `neso adm monitoring` and `neso adm alerts`: Prometheus beside this machine's headnode, and what it finds wrong.
+
+use std::time::Duration;
+
+use headnode::{
+    Settings,
+    monitoring::{self, Wanted},
+    role,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{Output, details, or_dash, table};
+use crate::{
+    context::Place,
+    failure::{Failure, Outcome},
+    progress::Progress,
+    supervise,
+};
+
+/// How long Prometheus may take to be there: it reads what it has seen first.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How long it may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+/// Largest answer that is taken, bytes.
+const ANSWER_MAX_BYTES: u64 = 64 << 20;
+const POLL: Duration = Duration::from_millis(200);
+
+/// Commands about Prometheus.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Start Prometheus beside this machine's headnode, now and whenever that starts; again with other numbers to change them.
+    Enable {
+        /// Keep what it saw for so many days [default: 30].
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3_650))]
+        keep_days: Option<u32>,
+        /// Keep so many MiB at most; the oldest goes first [default: 4096].
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
+        keep_mib: Option<u64>,
+        /// Look every so many seconds [default: 15].
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=300))]
+        every: Option<u32>,
+        /// Listen at this port of the loopback address [default: 9164, or one that is free].
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+    },
+    /// Show where it listens, and how each of its targets is.
+    Status,
+    /// End it. What it saw stays, for when it is started again.
+    Disable {
+        /// Remove what it saw, too.
+        #[arg(long)]
+        purge: bool,
+    },
+}
+
+/// Runs it.
+pub(crate) async fn run(place: &Place, output: Output, command: Command) -> Outcome {
+    let settings = place.settings()?;
+    match command {
+        Command::Enable { keep_days, keep_mib, every, port } => {
+            let change = |wanted: &mut Wanted| {
+                wanted.keep_days = keep_days.unwrap_or(wanted.keep_days);
+                wanted.keep_mib = keep_mib.unwrap_or(wanted.keep_mib);
+                wanted.every_seconds = every.unwrap_or(wanted.every_seconds);
+                wanted.port = port.unwrap_or(wanted.port);
+            };
+            enable(&settings, output, change).await
+        }
+        Command::Status => status(&settings, output).await,
+        Command::Disable { purge } => disable(&settings, output, purge).await,
+    }
+}
+
+async fn enable(settings: &Settings, output: Output, change: impl FnOnce(&mut Wanted)) -> Outcome {
+    if !role::runs_headnode(settings) {
+        return Err(Failure::new("this machine runs no headnode; Prometheus is started beside one")
+            .mend("type it on a headnode: `neso adm ha status` says which machines are"));
+    }
+    if monitoring::program().is_none() {
+        return Err(Failure::from(monitoring::MonitoringError::NotInstalled)
+            .mend("apt-get install --no-install-recommends prometheus; systemctl disable --now prometheus"));
+    }
+    let held = Wanted::load(settings).unwrap_or_default();
+    let mut wanted = held.clone().unwrap_or_default();
+    change(&mut wanted);
+    let step = Progress::new().step("Starting Prometheus");
+    if held.as_ref() != Some(&wanted) {
+        wanted.save(settings)?;
+        // Its arguments have changed; whoever keeps it running starts it again.
+        end(settings)?;
+    }
+    let begun = Instant::now();
+    while ask_text(wanted.port, "/-/ready").await.is_err() {
+        if begun.elapsed() > START_PATIENCE {
+            let log = supervise::log_file(settings, supervise::MONITOR);
+            return Err(Failure::new("Prometheus did not come up").mend(format!(
+                "its log is `{}`; it is started by `neso up` or systemd, so one of them must run",
+                log.display()
+            )));
+        }
+        sleep(POLL).await;
+    }
+    step.done(&format!("http://127.0.0.1:{}", wanted.port));
+    output.say(format!(
+        "It looks every {} s and keeps {} days, {} MiB at most. `neso adm monitoring status` shows its targets, `neso adm alerts` what it finds wrong.",
+        wanted.every_seconds, wanted.keep_days, wanted.keep_mib
+    ))
+}
+
+async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
+    Wanted::remove(settings)?;
+    end(settings)?;
+    let pid_file = supervise::pid_file(settings, supervise::MONITOR);
+    if !base::daemon::PidFile::wait_released(&pid_file, ANSWER_PATIENCE) {
+        return Err(
+            Failure::new("Prometheus does not end").mend("`neso adm monitoring disable` again, or look at its log")
+        );
+    }
+    let data = monitoring::data_directory(settings);
+    if purge && data.exists() {
+        std::fs::remove_dir_all(&data)?;
+    }
+    output.say(match purge || !data.exists() {
+        true => "Prometheus has ended".to_owned(),
+        false => format!("Prometheus has ended; what it saw is in `{}`", data.display()),
+    })
+}
+
+/// Asks it to end, if it is there.
+fn end(settings: &Settings) -> Outcome {
+    if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(settings, supervise::MONITOR)) {
+        // It may have ended since.
+        let _ = base::daemon::terminate(pid);
+    }
+    Ok(())
+}
+
+/// Of Prometheus' answers, what is told here.
+#[derive(Debug, Deserialize)]
+struct Envelope<T> {
+    data: T,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all(deserialize = "camelCase"))]
+struct Targets {
+    active_targets: Vec<Target>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all(deserialize = "camelCase"))]
+struct Target {
+    labels: std::collections::BTreeMap<String, String>,
+    health: String,
+    last_error: String,
+    last_scrape_duration: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Standing {
+    address: String,
+    #[serde(flatten)]
+    wanted: Wanted,
+    targets: Vec<Target>,
+}
+
+async fn status(settings: &Settings, output: Output) -> Outcome {
+    let Some(wanted) = Wanted::load(settings)? else {
+        return Err(Failure::from(monitoring::MonitoringError::NotWanted));
+    };
+    let found: Envelope<Targets> = ask(wanted.port, "/api/v1/targets?state=active").await?;
+    let address = format!("http://127.0.0.1:{}", wanted.port);
+    let standing = Standing { address, wanted, targets: found.data.active_targets };
+    output.show(&standing, |standing| {
+        let label = |target: &Target, name: &str| target.labels.get(name).cloned();
+        table(
+            &["job", "target", "health", "took", "error"],
+            standing.targets.iter().map(|target| {
+                let name = label(target, "node").or_else(|| label(target, "headnode"));
+                let took = format!("{:.0} ms", target.last_scrape_duration * 1e3);
+                let error = Some(target.last_error.clone()).filter(|error| !error.is_empty());
+                vec![or_dash(label(target, "job")), or_dash(name), target.health.clone(), took, or_dash(error)]
+            }),
+        )
+    })?;
+    output.say(details(&[("address", standing.address.clone())]))
+}
+
+#[derive(Debug, Deserialize)]
+struct Alerts {
+    alerts: Vec<Alert>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all(deserialize = "camelCase"))]
+struct Alert {
+    labels: std::collections::BTreeMap<String, String>,
+    annotations: std::collections::BTreeMap<String, String>,
+    state: String,
+    active_at: String,
+}
+
+/// What is wrong, the most urgent first.
+pub(crate) async fn alerts(place: &Place, output: Output, pending: bool) -> Outcome {
+    let settings = place.settings()?;
+    let Some(wanted) = Wanted::load(&settings)? else {
+        return Err(Failure::from(monitoring::MonitoringError::NotWanted));
+    };
+    let found: Envelope<Alerts> = ask(wanted.port, "/api/v1/alerts").await?;
+    let mut alerts: Vec<Alert> =
+        found.data.alerts.into_iter().filter(|alert| pending || alert.state == "firing").collect();
+    let severity = |alert: &Alert| alert.labels.get("severity").cloned().unwrap_or_default();
+    alerts.sort_by_key(|alert| (severity(alert) != "critical", alert.active_at.clone()));
+    output.show(&alerts, |alerts| {
+        table(
+            &["severity", "state", "since", "what", "what to do"],
+            alerts.iter().map(|alert| {
+                let says = |name: &str| or_dash(alert.annotations.get(name));
+                let since = alert.active_at.split('.').next().unwrap_or_default().to_owned();
+                vec![severity(alert), alert.state.clone(), since, says("summary"), says("description")]
+            }),
+        )
+    })
+}
+
+/// Asks Prometheus.
+async fn ask<T: DeserializeOwned>(port: u16, path: &str) -> Outcome<T> {
+    let text = ask_text(port, path).await.map_err(|error| {
+        Failure::new(format!("Prometheus does not answer at 127.0.0.1:{port}: {error}"))
+            .mend("`neso up` starts it; its log is `monitor.log` beside the headnode's")
+    })?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// One question over HTTP/1.0, whose answer ends with the connection.
+async fn ask_text(port: u16, path: &str) -> std::io::Result<Vec<u8>> {
+    let asking = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = timeout(ANSWER_PATIENCE, asking).await.map_err(std::io::Error::other)??;
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(answer.len());
+    let status = String::from_utf8_lossy(&answer[..head]).lines().next().unwrap_or_default().to_owned();
+    match status.split(' ').nth(1) {
+        Some("200") => Ok(answer[(head + 4).min(answer.len())..].to_vec()),
+        _ => Err(std::io::Error::other(format!("it answered \"{status}\""))),
+    }
+}

@@ -1,0 +1,208 @@
+//! Debian's Prometheus beside a headnode: it is started and ended, sees everything there is, and finds what is wrong.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::MetadataExt as _,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use base::daemon::PidFile;
+use headnode::{monitoring::Wanted, telemetry::families};
+use serde_json::Value;
+
+use crate::datacenter::Datacenter;
+
+/// A machine is missed after half a minute, and the alert waits for one more.
+const ALERT_PATIENCE: Duration = Duration::from_secs(300);
+/// Families that one headnode with its store in a file does not have, or only after something happened.
+const ELSEWHERE: [&str; 2] = ["neso_member_", "neso_headnode_clock_offset_seconds"];
+
+/// Asks Prometheus' API.
+fn ask(port: u16, path: &str) -> Value {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("Prometheus listens");
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").expect("it takes questions");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+    assert!(head.starts_with("HTTP/1.0 200"), "{path}: {answer}");
+    serde_json::from_str(body).expect("its answers are JSON")
+}
+
+/// The series that a query finds now.
+fn query(port: u16, text: &str) -> Vec<Value> {
+    let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let answer = ask(port, &format!("/api/v1/query?query={encoded}"));
+    answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{text}: {answer}")).clone()
+}
+
+/// The process that holds the monitor's pid file, once that is Prometheus.
+fn prometheus(datacenter: &Datacenter) -> Option<u32> {
+    let pid = PidFile::holder(&datacenter.settings().paths.run.join("monitor.pid")).filter(|pid| *pid != 0)?;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    program.ends_with("prometheus").then_some(pid)
+}
+
+fn signal(name: &str, pid: u32) {
+    let done = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(done.is_ok_and(|status| status.success()), "process {pid} takes {name}");
+}
+
+/// Waits until all targets are up; how many there are.
+fn targets_up(datacenter: &Datacenter) -> usize {
+    let mut count = 0;
+    datacenter.wait("all targets to be up", || {
+        let Some(status) = datacenter.ask(&["adm", "-j", "monitoring", "status"]) else { return false };
+        let targets = status["targets"].as_array().expect("a list");
+        count = targets.len();
+        count >= 2 && targets.iter().all(|target| target["health"] == "up")
+    });
+    count
+}
+
+/// Names of the alerts that fire.
+fn firing(datacenter: &Datacenter) -> BTreeSet<String> {
+    let alerts = datacenter.ask(&["adm", "-j", "alerts"]).unwrap_or_default();
+    let name = |alert: &Value| Some(alert["labels"]["alertname"].as_str()?.to_owned());
+    alerts.as_array().into_iter().flatten().filter_map(name).collect()
+}
+
+fn wait_for_alert(datacenter: &Datacenter, name: &str, fires: bool) {
+    let begun = Instant::now();
+    while firing(datacenter).contains(name) != fires {
+        assert!(begun.elapsed() < ALERT_PATIENCE, "{name} fires: {}, still\n{}", !fires, datacenter.logs());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Everything in the list is told, and what rules speak of arrives with values.
+fn all_is_seen(datacenter: &Datacenter, port: u16) {
+    let text = datacenter.good(&["adm", "metrics"]);
+    for family in families::ALL {
+        let is_elsewhere = ELSEWHERE.iter().any(|name| family.name.starts_with(name));
+        let is_told = text.contains(&format!("# TYPE {} ", family.name));
+        // The first backup is taken some minutes after the first account was made.
+        assert!(is_told || is_elsewhere || family.name == "neso_backup_age_seconds", "{} is not told", family.name);
+    }
+    let rules = ask(port, "/api/v1/rules");
+    let rules = rules["data"]["groups"][0]["rules"].as_array().expect("a group of rules").clone();
+    assert!(rules.len() >= 30, "{} rules", rules.len());
+    for rule in &rules {
+        assert_ne!(rule["health"], "err", "{rule}");
+        let expression = rule["query"].as_str().expect("an expression");
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for metric in words.filter(|word| word.starts_with("neso_")) {
+            let is_elsewhere = ELSEWHERE.iter().any(|name| metric.starts_with(name));
+            assert!(
+                is_elsewhere || !query(port, metric).is_empty(),
+                "{} speaks of {metric}, of which nothing arrived",
+                rule["name"]
+            );
+        }
+    }
+}
+
+/// Every dashboard and each of its panels' queries, with the dashboard's name and the panel's.
+fn panels() -> Vec<(String, String)> {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../monitoring/grafana/dashboards");
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(directory).expect("the dashboards are in the repository") {
+        let text = std::fs::read_to_string(file.expect("a file").path()).expect("it can be read");
+        let dashboard: Value = serde_json::from_str(&text).expect("a dashboard is JSON");
+        for panel in dashboard["panels"].as_array().expect("it has panels") {
+            for target in panel["targets"].as_array().expect("a panel has queries") {
+                let name = format!("{}: {}", dashboard["title"], panel["title"]);
+                found.push((name, target["expr"].as_str().expect("a query").to_owned()));
+            }
+        }
+    }
+    found
+}
+
+/// No panel is empty where there is something to see, or wrong where there is not.
+fn no_panel_is_empty(datacenter: &Datacenter, port: u16) {
+    datacenter.wait("the instance's memory", || !query(port, "mem_limit").is_empty());
+    let instance = query(port, "mem_limit").remove(0);
+    let label = |name: &str| instance["metric"][name].as_str().expect("instances are told apart").to_owned();
+    let panels = panels();
+    assert!(panels.len() > 90, "{} queries", panels.len());
+    for (panel, expression) in panels {
+        let expression = expression
+            .replace("$__rate_interval", "1m")
+            .replace("$node", &label("node"))
+            .replace("$vm", &label("vm"))
+            .replace("$owner", &label("owner"));
+        // An error is an answer without a result.
+        let found = query(port, &expression);
+        if !ELSEWHERE.iter().any(|name| expression.contains(name)) && found.is_empty() {
+            datacenter.wait(&format!("{panel}, {expression}"), || !query(port, &expression).is_empty());
+        }
+    }
+}
+
+/// Its certificate opens metrics and nothing else.
+fn it_may_only_watch(datacenter: &Datacenter) {
+    let settings = datacenter.settings();
+    let status = |path: &str| {
+        let file = |name: &str| headnode::monitoring::directory(&settings).join(name);
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--connect-to"]);
+        curl.arg(format!("headnode.neso.internal:443:{}", settings.listen.ops));
+        curl.arg("--cacert")
+            .arg(file("ca.pem"))
+            .arg("--cert")
+            .arg(file("watcher.pem"))
+            .arg("--key")
+            .arg(file("watcher.key"));
+        let output = curl.arg(format!("https://headnode.neso.internal{path}")).output().expect("curl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(status("/v1/metrics"), "200");
+    for closed in ["/v1/instances", "/v1/datacenter", "/v1/accounts", "/v1/no-such-thing"] {
+        assert_eq!(status(closed), "403", "{closed}");
+    }
+}
+
+#[test]
+fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
+    if headnode::monitoring::program().is_none() {
+        println!("skipped: Prometheus beside a headnode, because it is not installed (Debian's package prometheus)");
+        return;
+    }
+    let Some(datacenter) = Datacenter::start() else { return };
+    let refused = datacenter.run(&["adm", "alerts"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("monitoring enable"));
+    datacenter.good(&["adm", "monitoring", "enable", "--every", "2"]);
+    let port = Wanted::load(&datacenter.settings()).expect("it can be read").expect("it is written down").port;
+    assert_eq!(targets_up(&datacenter), 2, "the headnode and the machine it runs on");
+    let pid = prometheus(&datacenter).expect("it runs");
+    assert_ne!(std::fs::metadata(format!("/proc/{pid}")).expect("it runs").uid(), 0, "not as root");
+    datacenter.good(&["instance", "create", "-w", "--name", "seen", "minimal", "g1-nano"]);
+    all_is_seen(&datacenter, port);
+    no_panel_is_empty(&datacenter, port);
+    it_may_only_watch(&datacenter);
+
+    // An agent that hangs, with its machine, for all that can be told from elsewhere.
+    let agent = PidFile::holder(&datacenter.settings().paths.run.join("node.pid")).expect("the agent runs");
+    assert!(!firing(&datacenter).contains("NodeUnreachable"));
+    signal("STOP", agent);
+    wait_for_alert(&datacenter, "NodeUnreachable", true);
+    signal("CONT", agent);
+    wait_for_alert(&datacenter, "NodeUnreachable", false);
+
+    // It outlives its headnode, says so, and does not outlive its supervisor.
+    let pid = prometheus(&datacenter).expect("it still runs");
+    datacenter.kill("headnode");
+    assert_eq!(prometheus(&datacenter), Some(pid));
+    targets_up(&datacenter);
+    datacenter.kill("supervisor");
+    datacenter.wait("Prometheus to end with its supervisor", || prometheus(&datacenter).is_none());
+    datacenter.good(&["up"]);
+    targets_up(&datacenter);
+    datacenter.good(&["adm", "monitoring", "disable", "--purge"]);
+    datacenter.good(&["instance", "delete", "-w", "seen"]);
+    assert_eq!(prometheus(&datacenter), None);
+    datacenter.assert_clean();
+}
