@@ -1,7 +1,8 @@
 //! What the engine delivers, on its way into the mirror.
 //!
 //! Most of it was written here a moment ago. Then the state that the group leaves is at hand, or at least its records are, and nothing is
-//! read out of bytes: only what others have written is.
+//! read out of bytes: only what others have written is. Where the engine's answer shows that nobody was between, its watch is not even
+//! waited for ([`Arrival::directly_after`]).
 
 use std::sync::Arc;
 
@@ -36,20 +37,36 @@ pub(crate) struct Arrived {
     pub(crate) others: Vec<Name>,
 }
 
-/// The state that `delivery` makes of `before`.
+impl Arrival {
+    /// The state with it, if it came to be in the one that `before` is the revision of: every commit to the keyspace has the revision after
+    /// the last, so nobody was between.
+    pub(crate) fn directly_after(&self, before: Revision) -> Option<Arrived> {
+        (self.revision == Revision(before.0 + 1)).then(|| self.alone(self.revision))?
+    }
+
+    /// The state with it and nothing beside it, through `through`.
+    fn alone(&self, through: Revision) -> Option<Arrived> {
+        // With a record in it, a group has a revision that is nobody else's.
+        let leaves = self.leaves.as_ref().filter(|_| self.writes.put())?;
+        let state = State { revision: through, ..leaves.clone() };
+        Some(Arrived { state, names: self.writes.names(), others: Vec::new() })
+    }
+}
+
+/// The state that `delivery` makes of `before`, which may have some of it already.
 pub(crate) fn arrive(before: &State, delivery: &Delivery, own: Option<&Arrival>) -> Result<Arrived, DecodeError> {
     // With a record in it, a group has a revision that is nobody else's.
     let own = own.filter(|own| own.writes.put());
     let is_own = |revision| own.is_some_and(|own| own.revision == revision);
-    if let Some(Arrival { writes, leaves: Some(state), .. }) = own
-        && delivery.events.iter().all(|event| is_own(event.revision))
+    let new = || delivery.events.iter().filter(|event| event.revision > before.revision);
+    if let Some(alone) =
+        own.filter(|_| new().all(|event| is_own(event.revision))).and_then(|own| own.alone(delivery.through))
     {
-        let state = State { revision: delivery.through, ..state.clone() };
-        return Ok(Arrived { state, names: writes.names(), others: Vec::new() });
+        return Ok(alone);
     }
     let mut state = before.clone();
     let (mut names, mut others) = (Vec::with_capacity(delivery.events.len()), Vec::new());
-    for event in &delivery.events {
+    for event in new() {
         let (position, key) = before.schema.split(&event.key)?;
         let table = before.schema.name(position);
         let written = own.filter(|_| is_own(event.revision)).and_then(|own| own.writes.find(table, key));

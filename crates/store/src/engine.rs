@@ -30,7 +30,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Up to `limit` records with keys greater than `after`, in the order of keys.
     fn load<'a>(&'a self, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Page, EngineError>>;
 
-    /// Apply `batch` if its checks hold. When this returns [`Outcome::Committed`] it is durable.
+    /// Apply `batch` if its checks hold. When this returns [`Outcome::Committed`] it is durable, and its revision is that of whatever changed the
+    /// keyspace before it plus one, or more: never the same, and with one more nothing was between.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Outcome, EngineError>>;
 
     /// Revision of the newest commit: at least that of every commit that was acknowledged to anybody, by any process, before this was called.

@@ -4,6 +4,9 @@
 //! the mirror needs, it loads everything again and tells its readers that anything may have changed. A value that this program
 //! cannot read stops the mirror for good: from then on commits fail with that reason, and reads show the last good state.
 //!
+//! A commit of this process whose revision is the one after what is shown is shown as soon as the engine has answered; its watch tells of
+//! it again, which is passed over. All the rest waits for the watch.
+//!
 //! The mirror also holds the pipeline of what is on its way to the engine, because a state becomes visible and its group lands in one
 //! moment: nobody can read a record's real revision while the pipeline still knows it by a provisional one. For that the mirror
 //! holds back deliveries while a commit is in the air (`air`), which is never longer than that commit.
@@ -184,7 +187,23 @@ impl Mirror {
         }
     }
 
+    /// The group in the air is durable as `revision`. It is shown at once if nothing else was committed since what is shown, so that its callers
+    /// need not wait until the watch tells of it as well.
+    pub(crate) fn committed(&self, revision: Revision) {
+        let own = {
+            let mut pipeline = self.pipeline();
+            pipeline.committed(revision);
+            pipeline.arrival(revision)
+        };
+        if let Some(arrived) = own.and_then(|own| own.directly_after(self.snapshot().revision())) {
+            self.publish(arrived.state, arrived.names, Some(&arrived.others));
+        }
+    }
+
     fn apply(&self, delivery: &Delivery) -> Result<(), Error> {
+        if delivery.through <= self.snapshot().revision() {
+            return Ok(());
+        }
         let own = self.pipeline().arrival(delivery.through);
         let arrived = arrive(self.snapshot().state(), delivery, own.as_ref()).map_err(Error::Decode)?;
         self.publish(arrived.state, arrived.names, Some(&arrived.others));

@@ -423,14 +423,14 @@ impl Inner {
         let outcome = self.mirror.engine().commit(batch).await;
         base::crash::point("store.commit.after");
         if let Ok(Outcome::Committed(revision)) = &outcome {
-            self.mirror.pipeline().committed(*revision);
+            self.mirror.committed(*revision);
         }
         Some(outcome)
     }
 
     async fn land(&self, outcome: Result<Outcome, EngineError>) -> Result<(), Arc<Error>> {
         match outcome {
-            // The mirror tells the waiters when it shows the revision.
+            // The mirror tells the waiters when it shows the revision, which it may do already.
             Ok(Outcome::Committed(revision)) => self.mirror.reached(revision).await?,
             Ok(Outcome::Conflict(revision)) => {
                 self.mirror.reached(revision).await?;

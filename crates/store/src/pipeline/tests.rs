@@ -9,7 +9,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
 use crate::{
-    arrival::arrive,
+    arrival::{Arrived, arrive},
     engine::{Delivery, Event},
     table::{Index, Schema, Table, encode},
 };
@@ -94,8 +94,22 @@ impl Durable {
     /// Tells the mirror, and through it the pipeline.
     fn show(&mut self, pipeline: &mut Pipeline) {
         let delivery = Delivery { events: std::mem::take(&mut self.unseen), through: self.revision };
+        if delivery.through <= self.mirror.revision() {
+            return;
+        }
         let own = pipeline.arrival(delivery.through);
         let arrived = arrive(self.mirror.state(), &delivery, own.as_ref()).expect("notes");
+        self.publish(arrived, pipeline);
+    }
+
+    /// What is durable as `revision` is shown before the mirror is told of it, if nothing was between; whether it was.
+    fn show_directly(&mut self, revision: Revision, pipeline: &mut Pipeline) -> bool {
+        let own = pipeline.arrival(revision);
+        let arrived = own.and_then(|own| own.directly_after(self.mirror.revision()));
+        arrived.map(|arrived| self.publish(arrived, pipeline)).is_some()
+    }
+
+    fn publish(&mut self, arrived: Arrived, pipeline: &mut Pipeline) {
         self.mirror = Snapshot::new(arrived.state);
         if let Some((revision, waiters)) = pipeline.shown(&self.mirror, Some(&arrived.others)) {
             waiters.tell(&Landing::Durable(revision));
@@ -198,7 +212,9 @@ impl Run {
         let Some(batch) = self.batch.take() else { return Ok(()) };
         if let Some(revision) = self.durable.commit(&batch) {
             self.pipeline.committed(revision);
-            self.durable.show(&mut self.pipeline);
+            if !self.durable.show_directly(revision, &mut self.pipeline) {
+                self.durable.show(&mut self.pipeline);
+            }
             return self.durable.check();
         }
         self.durable.show(&mut self.pipeline);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on may panic")]
 
 mod crash;
+mod direct;
 mod engines;
 mod full;
 mod model;
