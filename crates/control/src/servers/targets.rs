@@ -17,7 +17,7 @@
 //! against the document of the same generation; where the contents differ, the machine's base is raised, and with it the generation.
 //!
 //! Several headnodes make the same document of the same records, but not always under the same number: one that has just started counts a
-//! document from a later revision. A machine that moves between them is told nothing twice that matters: who holds a higher number holds the same
+//! document from a later revision, and one that hears of several changes at once counts it from the last of them. A machine that moves between them is told nothing twice that matters: who holds a higher number holds the same
 //! content or a newer one. While their settings or programs differ, so do their documents; a machine then keeps
 //! the one it was told last, and each headnode raises a machine's generation for that once at most, so that they do not raise for ever.
 //!
@@ -350,22 +350,21 @@ impl Targets {
         news
     }
 
-    /// Whether a machine holds another document than ours under the same generation. True until [`Targets::note_compared`]; after that, where
-    /// it may be looked at `again`, when it comes from another headnode and not from here.
+    /// Whether a machine holds another document than ours under the same generation, or under a later one of which we have seen all that led
+    /// to it. True until [`Targets::note_compared`]; after that, where it may be looked at `again`, when it comes from another headnode and not from here.
     fn is_other(&self, server: ServerId, held: Held, again: bool) -> bool {
-        let Some(digest) = held.digest else { return false };
-        let is_open = |machine: &Machine| {
+        let is_open = |state: &State, machine: &Machine| {
             let is_due = !machine.compared || again && machine.sent_generation != held.generation;
-            is_due && *machine.generation.borrow() == held.generation
+            let (ours, seen) = (*machine.generation.borrow(), state.revision.saturating_add(machine.base));
+            is_due && (ours == held.generation || ours > 0 && (ours..=seen).contains(&held.generation))
         };
-        if !self.lock().machines.get(&server).is_some_and(is_open) {
-            return false;
-        }
-        let is_same = self.target(server).is_none_or(|target| target.digest() == digest);
-        if is_same {
-            self.note_compared(server);
-        }
-        !is_same
+        let state = self.lock();
+        let is_open = state.machines.get(&server).is_some_and(|machine| is_open(&state, machine));
+        drop(state);
+        let Some(digest) = held.digest.filter(|_| is_open) else { return false };
+        let is_other = self.target(server).is_some_and(|target| target.digest() != digest);
+        (!is_other).then(|| self.note_compared(server));
+        is_other
     }
 
     fn note_compared(&self, server: ServerId) {

@@ -360,6 +360,9 @@ async fn two_that_disagree_about_settings_do_not_raise_for_ever() {
     let mut held = servers::watch_target(first.control(), first.world.server, 0).await.expect("known").expect("some");
     let mut ports = Vec::new();
     for head in [&first, &second, &first, &second, &first, &second, &first, &second] {
+        // What one has shown, the other is told of a moment later: asked before, it does not know yet what led to it.
+        head.control().store.fresh().await.expect("memory is fresh");
+        tokio::time::sleep(Duration::from_secs(1)).await;
         while let Ok(Some(news)) = tokio::time::timeout(Duration::from_secs(5), head.news(&held)).await {
             assert!(news.generation > held.generation);
             held = news;
