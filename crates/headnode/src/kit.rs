@@ -99,6 +99,7 @@ pub fn take_in(settings_file: &Path, settings: &Settings, kit: &HeadnodeKit) -> 
             write_file(&path, content.as_bytes(), 0o600)?;
         }
     }
+    base::crash::point("headnode.kit.files");
     replace_settings(settings_file, &text, &adopted)
 }
 

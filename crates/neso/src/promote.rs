@@ -130,6 +130,7 @@ impl Promoter {
             if kit.since != since {
                 return Err(Failure::new("the headnode sent what another role needs"));
             }
+            base::crash::point("neso.kit.fetched");
             let (path, settings) = (self.place.settings_path(), self.settings.clone());
             base::task::blocking("kit", move || {
                 kit::take_in(&path, &settings, &kit)?;
@@ -159,14 +160,17 @@ impl Promoter {
     /// Ends what runs of a headnode and puts its files away.
     async fn remove(&self, since: Timestamp, others: &[String]) -> Outcome {
         role::write(&self.settings, since, HeadnodeState::Leaving, others)?;
+        base::crash::point("neso.headnode.leaving");
         self.say(since, HeadnodeState::Leaving);
         self.units().await?;
         let _alone = self.wait_ended("headnode").await?;
         let _alone = (_alone, self.wait_ended("member").await?);
+        base::crash::point("neso.headnode.ended");
         let (path, settings) = (self.place.settings_path(), self.settings.clone());
         let others = others.to_vec();
         base::task::blocking("put away", move || {
             kit::remove(&path, &settings, &others)?;
+            base::crash::point("neso.headnode.removed");
             role::write(&settings, since, HeadnodeState::Absent, &[])?;
             Ok::<_, Failure>(())
         })

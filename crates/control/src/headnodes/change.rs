@@ -5,8 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flow::{FLOWS, FlowId, FlowRecord, FlowState, StepError, Wait, record::BY_SUBJECT};
+use flow::{FLOWS, FlowId, FlowKind as _, FlowRecord, FlowState, StepError, Wait, record::BY_SUBJECT};
 use model::{
+    headnode::Stage,
     id::ServerId,
     instance::Caller,
     quorum::{self, Fitness, Seat},
@@ -91,6 +92,39 @@ pub async fn change(control: &Control, wanted: &Wanted, caller: &Caller) -> Resu
     }
     let decided = control.store.update(|snapshot| decide(&Moment { control, snapshot, kept_in, wanted, caller }));
     Ok(decided.await?.1)
+}
+
+/// The flows of the very change that is asked for, when it is under way, in the order in which they run: whoever asks again, because the answer was lost
+/// with who was to give it, is told which they are.
+pub fn begun(snapshot: &Snapshot, add: &[ServerId], remove: Option<ServerId>) -> Option<Vec<FlowId>> {
+    let asked: Vec<(bool, ServerId)> =
+        add.iter().map(|id| (true, *id)).chain(remove.map(|server| (false, server))).collect();
+    let open = snapshot.find(&FLOWS, BY_SUBJECT, SUBJECT).filter(|flow| is_under_way(flow));
+    let mut open: Vec<(FlowId, bool, Input)> = open
+        .map(|flow| Some((flow.id, flow.kind == HeadnodeAdd::NAME, serde_json::from_value(flow.input.clone()).ok()?)))
+        .collect::<Option<_>>()?;
+    let is_about = |one: &(bool, ServerId)| open.iter().any(|(_, is_added, input)| (*is_added, input.server) == *one);
+    let is_done = |(is_added, server): &(bool, ServerId)| {
+        let known = snapshot.get(&HEADNODES, &server.to_string());
+        known.map_or(!is_added, |known| *is_added && known.stage == Stage::Active)
+    };
+    let is_the_same = !open.is_empty()
+        && open.iter().all(|(_, is_added, input)| asked.contains(&(*is_added, input.server)))
+        && asked.iter().all(|one| is_about(one) || is_done(one));
+    if !is_the_same {
+        return None;
+    }
+    let mut flows = Vec::new();
+    while let Some(next) = next_of(&open) {
+        flows.push(open.remove(next).0);
+    }
+    Some(flows)
+}
+
+/// Which of `open` waits for none of the others.
+fn next_of(open: &[(FlowId, bool, Input)]) -> Option<usize> {
+    let waits = |input: &Input| input.after.is_some_and(|before| open.iter().any(|(id, ..)| *id == before));
+    open.iter().position(|(.., input)| !waits(input))
 }
 
 /// What a change is decided on.
@@ -226,7 +260,11 @@ fn dismissed(snapshot: &Snapshot, server: ServerId, caller: &Caller) -> Result<I
 
 /// The flow that changes headnodes now, or is parked in the middle of it.
 pub fn under_way(snapshot: &Snapshot) -> Option<Arc<Entry<FlowRecord>>> {
-    snapshot.find(&FLOWS, BY_SUBJECT, SUBJECT).find(|flow| flow.state.is_open() || flow.state == FlowState::Parked)
+    snapshot.find(&FLOWS, BY_SUBJECT, SUBJECT).find(|flow| is_under_way(flow))
+}
+
+fn is_under_way(flow: &FlowRecord) -> bool {
+    flow.state.is_open() || flow.state == FlowState::Parked
 }
 
 /// Waits for the flow before, and fails if that did.

@@ -43,7 +43,7 @@ use crate::{
 
 pub use adding::HeadnodeAdd;
 pub use beating::{Measure, beat, keep_beating, sickness, successors};
-pub use change::{Candidate, Input, MemberPlace, SUBJECT, Wanted, change, under_way};
+pub use change::{Candidate, Input, MemberPlace, SUBJECT, Wanted, begun, change, under_way};
 pub use lacking::{Missing, NoMajority};
 pub use removing::HeadnodeRemove;
 pub(crate) use roster::start;
@@ -97,7 +97,9 @@ pub async fn register(control: &Control, id: ServerId, says: &Announcement) -> R
             let why = "this machine was taken out of the headnodes; its node puts away what is left of one";
             return Err(Error::Conflict(why.to_owned()));
         }
-        let transaction = match snapshot.get(&HEADNODES, &id.to_string()) {
+        let known = snapshot.get(&HEADNODES, &id.to_string());
+        let is_joining = known.as_ref().is_some_and(|known| known.stage == Stage::Joining);
+        let transaction = match known {
             Some(entry) => announced(&entry, says),
             None if snapshot.count(&HEADNODES) >= HEADNODES_MAX => {
                 let why = format!("there are {HEADNODES_MAX} headnodes already; remove one first");
@@ -119,9 +121,12 @@ pub async fn register(control: &Control, id: ServerId, says: &Announcement) -> R
                 Transaction::new().create(&HEADNODES, headnode)
             }
         };
-        Ok((transaction.may_use_reserve(), ()))
+        Ok((transaction.may_use_reserve(), is_joining))
     });
-    decided.await.map(|_| ())
+    if decided.await?.1 {
+        base::crash::point("control.headnode.announced");
+    }
+    Ok(())
 }
 
 /// Refuses a program that is of too new or too old a release to work beside the headnodes that do ([`model::release`]). Before anything is written. Whoever

@@ -331,4 +331,14 @@ async fn two_machines_are_one_change_and_the_second_waits_for_the_first() {
     let second = snapshot.get(&flow::FLOWS, &flows[1].to_string()).unwrap();
     assert_eq!(second.input["after"], serde_json::json!(flows[0]));
     assert_eq!(second.subject, headnodes::SUBJECT);
+
+    // Whoever asks for the same again follows the same flows; for anything else it is not.
+    let one = stage.world.server;
+    let begun = |add: &[ServerId], remove| headnodes::begun(&snapshot, add, remove);
+    assert_eq!(begun(&[one, two], None), Some(flows.clone()));
+    assert_eq!(begun(&[two, one], None), Some(flows));
+    assert_eq!(begun(&[one], None), None);
+    assert_eq!(begun(&[one, two], Some(stage.head)), None, "that one is still there");
+    assert_eq!(begun(&[one, two], Some(ServerId::random())).map(|flows| flows.len()), Some(2), "and that one is gone");
+    assert_eq!(begun(&[], Some(one)), None);
 }

@@ -293,7 +293,9 @@ impl Keeper {
         self.check_program().await?;
         let certificates = "make the store's certificates";
         pki::make_store_authority(&self.settings, self.now()).map_err(failed(certificates))?;
+        base::crash::point("members.move.authority");
         let member = self.prepare_first()?;
+        base::crash::point("members.move.noted");
         let name = self.server.to_string();
         let pki = pki::store_certificates(&self.settings, &name, &process::hosts(&member), self.now());
         let pki = pki.map_err(failed(certificates))?;
@@ -336,6 +338,7 @@ impl Keeper {
         }
         if there.is_none() {
             admin.add_learner(&peer).await.map_err(failed("add a member"))?;
+            base::crash::point("members.add.room");
         }
         let known = admin.members().await.map_err(failed("list the store's members"))?;
         Ok(invitation(&name, &peer, &known, file.member.map(|member| member.token).unwrap_or_default()))

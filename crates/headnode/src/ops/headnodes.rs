@@ -8,7 +8,7 @@ use control::{
         members::{Cluster, KeptIn, MemberState},
     },
 };
-use flow::{FLOWS, FlowState, record::BY_SUBJECT};
+use flow::{FLOWS, FlowId, FlowState, record::BY_SUBJECT};
 use model::{
     headnode::{Health, Stage},
     instance::Caller,
@@ -31,9 +31,15 @@ async fn change(
     if change.add.is_empty() && change.remove.is_none() {
         return Err(control::Error::invalid("add", "names no machine").into());
     }
+    let servers = change.add.iter().map(|name| Ok(find_server(&ops.control, name)?.server));
+    let servers: Vec<_> = servers.collect::<Result<_, Refusal>>()?;
+    let remove = change.remove.as_deref().map(|name| find_headnode(&ops.control, name)).transpose()?;
+    let ids: Vec<_> = servers.iter().map(|server| server.id).collect();
+    if let Some(flows) = headnodes::begun(&ops.control.snapshot(), &ids, remove) {
+        return Ok(Json(views(&ops.control, &flows)));
+    }
     let mut add = Vec::new();
-    for name in &change.add {
-        let server = find_server(&ops.control, name)?.server;
+    for server in servers {
         let answer = ops.inquiries.ask(server.id, Question::Fitness).await?;
         let NodeAnswer::Fitness(fitness) = answer else {
             let why = format!("{} answered something else than what it was asked", server.hostname);
@@ -41,12 +47,15 @@ async fn change(
         };
         add.push(Candidate { server: server.id, fitness });
     }
-    let remove = change.remove.as_deref().map(|name| find_headnode(&ops.control, name)).transpose()?;
     let release = base::release::name().to_owned();
     let wanted = Wanted { add, remove, even: change.even, release };
     let flows = headnodes::change(&ops.control, &wanted, &caller).await?;
-    let snapshot = ops.control.snapshot();
-    Ok(Json(flows.iter().filter_map(|id| Some(flow_view(&*snapshot.get(&FLOWS, &id.to_string())?))).collect()))
+    Ok(Json(views(&ops.control, &flows)))
+}
+
+fn views(control: &Control, flows: &[FlowId]) -> Vec<FlowView> {
+    let snapshot = control.snapshot();
+    flows.iter().filter_map(|id| Some(flow_view(&*snapshot.get(&FLOWS, &id.to_string())?))).collect()
 }
 
 /// A headnode by its server's id or host name.

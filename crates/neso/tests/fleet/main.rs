@@ -10,6 +10,7 @@ mod clock;
 mod cold;
 mod fabric;
 mod fleet;
+mod growing;
 mod guest;
 mod headnodes;
 mod join;

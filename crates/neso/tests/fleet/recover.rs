@@ -116,18 +116,19 @@ fn begin_anew(fleet: &Fleet, instances: &[String], leads: bool, points: &[&str])
     }
     let kept = others[1].good(&["adm", "-j", "server", "get", &server]);
     assert!(kept.contains("after the new beginning"), "{kept}");
-    await_equal(fleet);
+    await_equal(fleet, 3);
 }
 
-/// Waits until all three members have the same keys, values and history.
-fn await_equal(fleet: &Fleet) {
+/// Waits until the store has `count` members, all with the same keys, values and history.
+pub(crate) fn await_equal(fleet: &Fleet, count: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let settings = fleet.machine(0).settings();
     let pki = StorePki::of(&settings);
     let tls =
         Tls { authority: pki.authority, certificate: pki.client.certificate.clone(), key: pki.client.key.clone() };
-    let file = ClusterFile::load(&settings).expect("it is readable").expect("the store is in members");
-    assert_eq!(file.endpoints.len(), 3, "{file:?}");
+    let load = || ClusterFile::load(&settings).expect("it is readable").expect("the store is in members");
+    fleet.wait("the members to be known where they are started from", || load().endpoints.len() == count);
+    let file = load();
     let admin = Admin::new(&file.endpoints, Some(tls)).expect("an endpoint");
     let ask = || -> Option<Vec<(u32, u64)>> {
         runtime.block_on(async {
@@ -140,9 +141,9 @@ fn await_equal(fleet: &Fleet) {
         })
     };
     // One may be a moment behind, or forget history a moment later.
-    fleet.wait("three equal members", || {
+    fleet.wait("equal members", || {
         let said = enter_network(fleet.machine(0).space.pid().into(), ask).unwrap_or_default();
-        said.len() == 3 && said.windows(2).all(|pair| pair[0] == pair[1])
+        said.len() == count && said.windows(2).all(|pair| pair[0] == pair[1])
     });
 }
 
