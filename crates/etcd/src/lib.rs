@@ -195,6 +195,16 @@ impl Etcd {
         asked.is_ok()
     }
 
+    /// How far the member at `endpoint` is, by its own word.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn revision_of(&self, endpoint: &str) -> Result<Revision, AdminError> {
+        let admin = Admin::new(&[endpoint.to_owned()], self.config.tls.clone())?;
+        let status = admin.status(endpoint).await?;
+        Ok(self.base().up(i64::try_from(status.revision).unwrap_or(i64::MAX)))
+    }
+
     fn held(&self) -> Option<Arc<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod cloudapi;
+pub mod copies;
 pub mod disk;
 pub mod inquiries;
 pub mod kit;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use base::shutdown::Shutdown;
 use control::{
     Control,
     headnodes::{self, Announcement, Measure},
@@ -16,15 +17,16 @@ use control::{
 };
 use flow::loops::Loop;
 use model::{
-    headnode::{DiskSigns, MemberAddresses},
+    headnode::{CopySigns, DiskSigns, MemberAddresses},
     id::ServerId,
 };
 use serde::{Deserialize, Serialize};
 use store::BoxFuture;
 
 use crate::{
+    copies::CopyProbe,
     disk::DiskProbe,
-    members::{file::ClusterFile, process::url},
+    members::{Keeper, file::ClusterFile, process::url},
     settings::Settings,
 };
 
@@ -72,13 +74,20 @@ pub fn reached_at(settings: &Settings, listen: SocketAddr, reported: Option<IpAd
 #[derive(Clone)]
 pub struct Measurements {
     disk: Arc<DiskProbe>,
+    copies: Arc<CopyProbe>,
     images_missing: Arc<AtomicU64>,
 }
 
 impl Measurements {
-    /// By who measures the disk with the headnode's files; `images_missing` is counted elsewhere.
-    pub const fn new(disk: Arc<DiskProbe>, images_missing: Arc<AtomicU64>) -> Self {
-        Self { disk, images_missing }
+    /// Of the disk with the headnode's files, and of its copies of the store; `images_missing` is counted elsewhere.
+    pub fn new(settings: &Settings, keeper: &Arc<Keeper>, images_missing: Arc<AtomicU64>) -> Self {
+        let disk = Arc::new(DiskProbe::new(settings.headnode_dir()));
+        Self { disk, copies: Arc::new(CopyProbe::new(keeper.clone())), images_missing }
+    }
+
+    /// Measures until `shutdown`.
+    pub async fn measure(self, control: Control, shutdown: Shutdown) {
+        tokio::join!(self.disk.run(control.clone(), shutdown.clone()), self.copies.run(control, shutdown));
     }
 }
 
@@ -89,6 +98,10 @@ impl Measure for Measurements {
 
     fn disk(&self) -> DiskSigns {
         self.disk.signs()
+    }
+
+    fn copies(&self) -> CopySigns {
+        self.copies.signs()
     }
 }
 

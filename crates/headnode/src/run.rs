@@ -33,7 +33,6 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::{
     backup::{KeepOthers, Offers, TakeBackups},
     cloudapi,
-    disk::DiskProbe,
     inquiries::Inquiries,
     listen::{self, Limits},
     members::{
@@ -137,8 +136,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     control.keep_store_with(keeper.clone());
     let is_waiting = enter(&settings, &pki, &control, &keeper).await?;
     let images_missing = Arc::new(AtomicU64::new(0));
-    let disk = Arc::new(DiskProbe::new(settings.headnode_dir()));
-    let measurements = Measurements::new(disk.clone(), images_missing.clone());
+    let measurements = Measurements::new(&settings, &keeper, images_missing.clone());
     let doors = Doors::open(&pki)?;
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
@@ -170,7 +168,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops: loops.board(),
         started_at,
     });
-    let beats = headnodes::keep_beating(control.clone(), pki.server_id, measurements, shutdown.clone());
+    let beats = headnodes::keep_beating(control.clone(), pki.server_id, measurements.clone(), shutdown.clone());
 
     let work = async {
         if is_waiting && !begin_with_majority(&settings, &pki, &control, &keeper, &shutdown).await? {
@@ -178,7 +176,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         }
         let background = [
             base::task::spawn("beats", beats),
-            base::task::spawn("disk probe", disk.run(control.clone(), shutdown.clone())),
+            base::task::spawn("measurements", measurements.measure(control.clone(), shutdown.clone())),
             base::task::spawn("image news", replicas::follow(control.clone(), news, shutdown.clone())),
             base::task::spawn("names", names::keep_published(control.clone(), shutdown.clone())),
             base::task::spawn("flows", flows.run(shutdown.clone())),

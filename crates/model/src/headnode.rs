@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::ServerId, part::Digest, time::Timestamp};
+use crate::{behind::Behind, id::ServerId, part::Digest, time::Timestamp};
 
 /// Headnodes a datacenter has at most. An odd handful is plenty; each reads every record.
 pub const HEADNODES_MAX: usize = 9;
@@ -97,6 +97,12 @@ pub struct Health {
     /// How long its disk takes to keep a little for good, milliseconds: the median of the last times; `None` when that was not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_ms: Option<u64>,
+    /// For how long the store has been further than its member, milliseconds; `None` when it has none, or that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member_behind_ms: Option<u64>,
+    /// The same of what it shows itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_behind_ms: Option<u64>,
     /// Files of images that it should have and has not.
     #[serde(default)]
     pub images_missing: u64,
@@ -108,6 +114,13 @@ pub struct Health {
     pub sick: Option<String>,
 }
 
+impl Health {
+    /// For how long the store has been further than its member, or than what it shows: the longer one, milliseconds.
+    pub fn behind_ms(&self) -> Option<u64> {
+        self.member_behind_ms.max(self.mirror_behind_ms)
+    }
+}
+
 /// What a headnode judges itself by.
 #[derive(Debug, Clone, Copy)]
 pub struct Signs<'a> {
@@ -117,6 +130,19 @@ pub struct Signs<'a> {
     pub others_ahead_ms: &'a [i64],
     /// Of the disk its files and its member's are on.
     pub disk: &'a DiskSigns,
+    /// Of its copies of the store.
+    pub copies: &'a CopySigns,
+}
+
+/// What is measured of a headnode's copies of the store; `None` where there is none, or nothing is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopySigns {
+    /// The one in its memory that it answers from.
+    pub mirror: Option<Behind>,
+    /// That of its member.
+    pub member: Option<Behind>,
+    /// Why its member does not say how far it is.
+    pub member_silent: Option<String>,
 }
 
 /// What is measured of a headnode's disk.
@@ -155,6 +181,9 @@ pub const SYNC_SLOW_MS: u64 = 800;
 const SYNCS_SLOW: usize = 3;
 /// A disk that has been at it for so long hangs, milliseconds; nobody waits for the third time then.
 pub const SYNC_HANGS_MS: u64 = 4_000;
+/// A copy of the store that the store has left behind for longer is not worth working with, milliseconds. An election takes two seconds, a member that is started again a few, and
+/// neither is behind by more than that on a machine that is merely busy.
+pub const COPY_BEHIND_MS: u64 = 10_000;
 /// Percent of the disk below which it is nearly full.
 pub const DISK_FREE_PERCENT: f64 = 2.0;
 
@@ -206,6 +235,21 @@ impl DiskSigns {
     }
 }
 
+impl CopySigns {
+    /// Its member, which it has for itself: whatever holds it up is its own machine, or the way to it.
+    fn sick_member(&self) -> Option<String> {
+        let Behind { ms, revisions } = self.member.filter(|behind| behind.ms > COPY_BEHIND_MS)?;
+        let silent = self.member_silent.as_ref().map_or_else(String::new, |why| format!("; it does not answer: {why}"));
+        Some(format!("its member of the store is behind: by {revisions} changes, for {ms} ms{silent}"))
+    }
+
+    /// What it shows, which comes from any member.
+    fn sick_mirror(&self) -> Option<String> {
+        let Behind { ms, revisions } = self.mirror.filter(|behind| behind.ms > COPY_BEHIND_MS)?;
+        Some(format!("what it shows is behind the store: by {revisions} changes, for {ms} ms"))
+    }
+}
+
 fn median(all: &[u64]) -> Option<u64> {
     let mut sorted = all.to_vec();
     sorted.sort_unstable();
@@ -221,6 +265,12 @@ pub fn sick(signs: &Signs<'_>) -> Option<Sickness> {
     if let Some(offset) = clock_wrong_ms(signs.others_ahead_ms) {
         let way = if offset > 0 { "ahead of" } else { "behind" };
         return own(format!("its clock is {} ms {way} those of all others", offset.unsigned_abs()));
+    }
+    if let Some(why) = signs.copies.sick_member() {
+        return own(why);
+    }
+    if let Some(why) = signs.copies.sick_mirror() {
+        return Some(Sickness { why, own_fault: false });
     }
     let slow = signs.commits_ms.iter().filter(|took| **took > COMMIT_SLOW_MS).count();
     (slow >= COMMITS_SLOW).then(|| {
@@ -354,7 +404,8 @@ mod tests {
     #[test]
     fn one_hiccup_is_no_sickness_and_a_wrong_clock_needs_two_witnesses() {
         let with = |commits_ms: &[u64], others_ahead_ms: &[i64], disk: &DiskSigns| {
-            sick(&Signs { commits_ms, others_ahead_ms, disk }).map(|sickness| sickness.why)
+            sick(&Signs { commits_ms, others_ahead_ms, disk, copies: &CopySigns::default() })
+                .map(|sickness| sickness.why)
         };
         let (unknown, half) = (DiskSigns::default(), DiskSigns { free_percent: Some(50.0), ..DiskSigns::default() });
         assert_eq!(with(&[], &[], &unknown), None);
@@ -366,14 +417,17 @@ mod tests {
         let wrong = with(&[10], &[-3_600_000, -3_599_990], &unknown).unwrap();
         assert_eq!(wrong, "its clock is 3599990 ms ahead of those of all others");
         assert!(with(&[10], &[3_600_000, 3_599_990], &unknown).unwrap().contains("behind"));
-        let signs = Signs { commits_ms: &[5, 1, 9], others_ahead_ms: &[-30, 20], disk: &unknown };
+        let copies = CopySigns::default();
+        let signs = Signs { commits_ms: &[5, 1, 9], others_ahead_ms: &[-30, 20], disk: &unknown, copies: &copies };
         assert_eq!((signs.commit_ms(), signs.clock_offset_ms()), (5, Some(-20)));
     }
 
     #[test]
     fn a_disk_that_is_slow_hangs_refuses_or_is_full_is_told_from_a_slow_store() {
-        let with =
-            |disk: DiskSigns| sick(&Signs { commits_ms: &[9_000; 5], others_ahead_ms: &[], disk: &disk }).unwrap();
+        let copies = CopySigns::default();
+        let with = |disk: DiskSigns| {
+            sick(&Signs { commits_ms: &[9_000; 5], others_ahead_ms: &[], disk: &disk, copies: &copies }).unwrap()
+        };
         let told = |disk| Some(with(disk)).filter(|sickness| sickness.own_fault).map(|sickness| sickness.why);
         let well = DiskSigns { free_percent: Some(50.0), syncs_ms: vec![1, 900, 2, 900, 1], ..DiskSigns::default() };
         assert_eq!(told(well.clone()), None, "two hiccups of the disk; the commits are not its own fault for certain");
@@ -386,6 +440,34 @@ mod tests {
         let refuses = told(DiskSigns { error: Some("Read-only file system".to_owned()), ..well.clone() }).unwrap();
         assert!(refuses.contains("Read-only file system"), "{refuses}");
         assert!(told(DiskSigns { free_percent: Some(1.25), ..well }).unwrap().contains("1.2 % are free"));
+    }
+
+    #[test]
+    fn a_copy_of_the_store_may_be_behind_for_a_while() {
+        let disk = DiskSigns::default();
+        let told = |copies: &CopySigns| sick(&Signs { commits_ms: &[], others_ahead_ms: &[], disk: &disk, copies });
+        let behind = |ms| Some(Behind { ms, revisions: 7 });
+        let at_limit =
+            CopySigns { mirror: behind(COPY_BEHIND_MS), member: behind(COPY_BEHIND_MS), ..CopySigns::default() };
+        assert_eq!(told(&at_limit), None);
+        // However many changes that are.
+        let many = Some(Behind { ms: 900, revisions: 1_000_000 });
+        assert_eq!(told(&CopySigns { mirror: many, member: many, ..CopySigns::default() }), None);
+        let member = CopySigns { member: behind(COPY_BEHIND_MS + 1), ..at_limit.clone() };
+        let sickness = told(&member).unwrap();
+        assert_eq!(sickness.why, "its member of the store is behind: by 7 changes, for 10001 ms");
+        assert!(sickness.own_fault, "nobody else works with that one");
+        let silent = CopySigns { member_silent: Some("no answer".to_owned()), ..member.clone() };
+        assert!(told(&silent).unwrap().why.ends_with("for 10001 ms; it does not answer: no answer"));
+        assert_eq!(
+            told(&CopySigns { member_silent: Some("no answer".to_owned()), ..at_limit.clone() }),
+            None,
+            "not yet"
+        );
+        let mirror = CopySigns { mirror: behind(12_000), ..at_limit };
+        let sickness = told(&mirror).unwrap();
+        assert_eq!(sickness.why, "what it shows is behind the store: by 7 changes, for 12000 ms");
+        assert!(!sickness.own_fault, "it may be the members'");
     }
 
     #[test]

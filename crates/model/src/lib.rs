@@ -27,6 +27,7 @@ pub mod repeat;
 pub mod server;
 
 pub mod address;
+pub mod behind;
 pub mod clock;
 pub mod compile;
 pub mod delta;

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use base::shutdown::Shutdown;
 use model::{
-    headnode::{BEAT_ALONE_MS, BEAT_MS, Beat, DiskSigns, Health, Sickness, Signs, Stage, Successor, sick},
+    headnode::{BEAT_ALONE_MS, BEAT_MS, Beat, CopySigns, DiskSigns, Health, Sickness, Signs, Stage, Successor, sick},
     id::ServerId,
 };
 use store::Transaction;
@@ -24,6 +24,10 @@ pub trait Measure: Send + Sync + 'static {
     fn images_missing(&self) -> u64;
     /// The disk with the headnode's files.
     fn disk(&self) -> DiskSigns;
+    /// The headnode's copies of the store. Nothing is known of any where nobody looks.
+    fn copies(&self) -> CopySigns {
+        CopySigns::default()
+    }
 }
 
 impl<T: Measure> Measure for Arc<T> {
@@ -33,6 +37,10 @@ impl<T: Measure> Measure for Arc<T> {
 
     fn disk(&self) -> DiskSigns {
         (**self).disk()
+    }
+
+    fn copies(&self) -> CopySigns {
+        (**self).copies()
     }
 }
 
@@ -98,14 +106,17 @@ pub async fn keep_beating(control: Control, id: ServerId, measure: impl Measure,
 }
 
 fn health(control: &Control, commits_ms: &[u64], measure: &impl Measure) -> Health {
-    let (others_ahead_ms, disk) = (control.headnodes.others_ahead_ms(control.now()), measure.disk());
-    let signs = Signs { commits_ms, others_ahead_ms: &others_ahead_ms, disk: &disk };
+    let others_ahead_ms = control.headnodes.others_ahead_ms(control.now());
+    let (disk, copies) = (measure.disk(), measure.copies());
+    let signs = Signs { commits_ms, others_ahead_ms: &others_ahead_ms, disk: &disk, copies: &copies };
     let sickness = sick(&signs);
     Health {
         commit_ms: signs.commit_ms(),
         lag_ms: control.headnodes.lag_ms(),
         clock_offset_ms: signs.clock_offset_ms(),
         sync_ms: disk.sync_ms(),
+        member_behind_ms: copies.member.map(|behind| behind.ms),
+        mirror_behind_ms: copies.mirror.map(|behind| behind.ms),
         images_missing: measure.images_missing(),
         own_fault: sickness.as_ref().is_some_and(|sickness| sickness.own_fault),
         sick: sickness.map(|sickness| sickness.why),
@@ -115,8 +126,9 @@ fn health(control: &Control, commits_ms: &[u64], measure: &impl Measure) -> Heal
 /// Whether this headnode, as it is measured now, had better lead nothing. Its last beat may be from before it fell sick: one that is sick cannot always
 /// say so.
 pub fn sickness(control: &Control, measure: &impl Measure) -> Option<Sickness> {
-    let (others_ahead_ms, disk) = (control.headnodes.others_ahead_ms(control.now()), measure.disk());
-    sick(&Signs { commits_ms: &[], others_ahead_ms: &others_ahead_ms, disk: &disk }).or_else(|| {
+    let others_ahead_ms = control.headnodes.others_ahead_ms(control.now());
+    let (disk, copies) = (measure.disk(), measure.copies());
+    sick(&Signs { commits_ms: &[], others_ahead_ms: &others_ahead_ms, disk: &disk, copies: &copies }).or_else(|| {
         let beat = control.snapshot().get(&BEATS, &control.headnodes.me()?.to_string())?;
         let Health { sick, own_fault, .. } = beat.health.clone();
         sick.map(|why| Sickness { why, own_fault })

@@ -187,6 +187,12 @@ impl Keeper {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Where the member beside this headnode is asked, when the store is in members and it has one.
+    pub(crate) fn own_endpoint(&self) -> Option<String> {
+        // Whatever is wrong with the file is said by who tends the members.
+        Some(url(&self.in_members().ok().flatten()?.member?.client))
+    }
+
     /// cluster.json, when the store is in members.
     pub(crate) fn in_members(&self) -> Result<Option<ClusterFile>, MembersError> {
         if self.settings.store.engine == StoreEngine::Etcd {

@@ -60,6 +60,7 @@ families! {
     HEADNODE_SICK Gauge "neso_headnode_sick" "Whether a headnode does not trust itself to work.";
     HEADNODE_COMMIT Gauge "neso_headnode_commit_seconds" "Median of what a headnode's last beats took to be kept, seconds.";
     HEADNODE_LAG Gauge "neso_headnode_lag_seconds" "By how much beats of others arrived late at a headnode, the largest, seconds.";
+    HEADNODE_BEHIND Gauge "neso_headnode_behind_seconds" "For how long the store has been further than a headnode's member, or than what it shows; the longer one, seconds.";
     HEADNODE_CLOCK Gauge "neso_headnode_clock_offset_seconds" "How far a headnode's clock is ahead of the others', seconds.";
     HEADNODE_SYNC Gauge "neso_headnode_sync_seconds" "How long a headnode's disk takes to keep a little for good, seconds.";
     HEADNODE_IMAGES Gauge "neso_headnode_images_missing" "Files of images that a headnode should have and has not.";

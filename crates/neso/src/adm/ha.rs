@@ -175,6 +175,7 @@ fn headnodes_table(view: &HeadnodesView) -> comfy_table::Table {
         "store",
         "commit",
         "lag",
+        "behind",
         "disk",
         "clock",
         "images",
@@ -210,6 +211,10 @@ fn row(one: &HeadnodeView) -> Vec<String> {
         size,
         format!("{} ms", health.commit_ms),
         format!("{} ms", health.lag_ms),
+        match health.behind_ms() {
+            Some(ms) => format!("{ms} ms"),
+            None => "-".to_owned(),
+        },
         health.sync_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
         health.clock_offset_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:+} ms")),
         match health.images_missing {

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use model::quorum::PEER_PORT;
 use serde_json::Value;
 
 use crate::space::Space;
@@ -433,6 +434,17 @@ impl Machine {
         assert!(self.settings().fabric.underlay_address.is_some(), "its settings say where it is met");
         self.good(&["down", "--keep-instances"]);
         self.good(&["up"]);
+    }
+
+    /// Cuts its member of the store off from the other members, and from nobody else, until the table of rules is deleted.
+    pub(crate) fn part_member(&self) {
+        let chain = |hook: &str| {
+            let rule = |way: &str| format!("add rule inet cut {hook} tcp {way} {PEER_PORT} drop\n");
+            let begin = format!("add chain inet cut {hook} {{ type filter hook {hook} priority -300; }}\n");
+            [begin, rule("sport"), rule("dport")].concat()
+        };
+        let rules = ["add table inet cut\n".to_owned(), chain("input"), chain("output")].concat();
+        self.space.feed("nft -f -", &rules);
     }
 
     /// Shows other hardware from now on.

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_types, clippy::print_stdout, reason = "the subject is our own command, and skips are said")]
 
 mod adopt;
+mod behind;
 mod clock;
 mod cold;
 mod fabric;
@@ -22,7 +23,6 @@ mod reach;
 mod rebuild;
 mod recover;
 mod six;
-#[expect(dead_code, reason = "the reliability harness uses the rest")]
 mod space;
 #[path = "../common/wire.rs"]
 mod wire;

@@ -40,7 +40,7 @@ fn a_former_follower_begins_anew_and_dies_at_every_step_of_it() {
 }
 
 /// Number of a machine whose member leads, or does not.
-fn find(fleet: &Fleet, leads: bool) -> usize {
+pub(crate) fn find(fleet: &Fleet, leads: bool) -> usize {
     let view = status(&fleet.head).expect("it answers");
     let all = view["headnodes"].as_array().expect("a list");
     let found = all.iter().find(|one| one["member"]["leads"] == leads).expect("one leads and others do not");

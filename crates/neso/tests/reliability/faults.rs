@@ -95,7 +95,7 @@ fn freezes() -> Vec<Fault> {
             60,
             Stage::thaw,
         )
-        .told("its member does not answer", &[Part::Lead]),
+        .told("its member of the store is behind", ALL),
         fault(
             "machine-frozen",
             "SIGSTOP for 60 s of headnode and member on the leader's machine",
@@ -134,6 +134,14 @@ fn links() -> Vec<Fault> {
             Stage::join_links,
         )
         .told("no beat", ALL),
+        fault(
+            "member-apart",
+            "the leader's member hears no other member for 30 s, while headnodes and clients reach it",
+            Break::Leader(Stage::part_member),
+            30,
+            Stage::join_links,
+        )
+        .told("its member of the store is behind", ALL),
         fault(
             "links-flapping",
             "all links between headnodes down and up every 2 s, for 30 s",

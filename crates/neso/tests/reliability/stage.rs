@@ -308,6 +308,10 @@ impl Stage {
         self.fleet.machine(number).space.feed("nft -f -", &rules);
     }
 
+    pub(crate) fn part_member(&mut self, number: usize) {
+        self.fleet.machine(number).part_member();
+    }
+
     pub(crate) fn join_links(&mut self) {
         for number in 0..COUNT {
             // Where nothing was cut there is no such table.
