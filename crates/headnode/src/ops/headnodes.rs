@@ -197,7 +197,14 @@ fn changes(control: &Control) -> Vec<FlowView> {
 /// What to do when the store has no majority.
 fn advice_without_majority(view: &HeadnodesView) -> Vec<String> {
     let Some(waiting) = &view.waiting else { return Vec::new() };
-    let next = "reads are answered; all goes on by itself as soon as enough of them answer: start those machines, or `neso up` there";
+    let next = match view.store {
+        StoreKept::Elsewhere => {
+            "reads are answered; all goes on by itself as soon as enough of them answer: they are kept by somebody else, who is to start them"
+        }
+        _ => {
+            "reads are answered; all goes on by itself as soon as enough of them answer: start those machines, or `neso up` there"
+        }
+    };
     let mut advice = vec![waiting.text.clone(), next.to_owned()];
     if view.store == StoreKept::Members {
         let last = "if they are gone for good: `neso adm recover --from-this-member`, typed here, says what a new beginning would cost";
@@ -316,6 +323,25 @@ mod tests {
         };
         edit(&mut view);
         advice(&view)
+    }
+
+    #[test]
+    fn what_to_do_without_a_majority_hangs_on_who_keeps_the_store() {
+        let waits = |view: &mut HeadnodesView| {
+            let (since, text) = (Timestamp(0), "it waits for b".to_owned());
+            let (voting, needed, answering) = (3, 2, vec!["a".to_owned()]);
+            view.waiting =
+                Some(WaitingView { since, as_of: None, voting, needed, answering, missing: Vec::new(), text });
+        };
+        let ours = told(waits).join("\n");
+        assert!(ours.contains("it waits for b") && ours.contains("`neso up` there") && ours.contains("adm recover"));
+        let theirs = told(|view| {
+            waits(view);
+            view.store = StoreKept::Elsewhere;
+        });
+        let theirs = theirs.join("\n");
+        assert!(theirs.contains("it waits for b") && theirs.contains("kept by somebody else"), "{theirs}");
+        assert!(!theirs.contains("neso up") && !theirs.contains("recover"), "they are not ours: {theirs}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use model::{
     time::Timestamp,
 };
 use nodeapi::join::{Door, Fingerprint};
-use opsapi::{CertificateView, Client, ServerView, WireView};
+use opsapi::{CertificateView, Client, ServerView, StoreKept, WireView};
 use tokio::time::Instant;
 
 use super::Finding;
@@ -311,8 +311,15 @@ fn strangers(view: &ServerView) -> Option<Finding> {
 async fn headnodes(client: &Client) -> crate::failure::Outcome<Vec<Finding>> {
     let view = client.headnodes().await?;
     if let Some(waiting) = view.waiting {
-        let remedy = "start those machines, or `neso up` there: all goes on by itself as soon as enough of them answer; if they \
-                      are gone for good, `neso adm recover --from-this-member`";
+        let remedy = match view.store {
+            StoreKept::Elsewhere => {
+                "the members are kept by somebody else, who is to start them: all goes on by itself as soon as enough of them answer"
+            }
+            _ => {
+                "start those machines, or `neso up` there: all goes on by itself as soon as enough of them answer; if they \
+                 are gone for good, `neso adm recover --from-this-member`"
+            }
+        };
         return Ok(vec![Finding::fatal("majority", waiting.text, remedy)]);
     }
     if view.headnodes.len() < 2 && view.changes.is_empty() {

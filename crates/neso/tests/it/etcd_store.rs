@@ -35,7 +35,7 @@ impl Cluster {
     }
 
     /// The section of the settings that names it.
-    fn section(&self) -> String {
+    pub(crate) fn section(&self) -> String {
         let endpoints: Vec<String> = self.members.iter().map(|member| format!("\"{}\"", member.endpoint())).collect();
         format!("engine = \"etcd\"\nendpoints = [{}]", endpoints.join(", "))
     }
@@ -47,8 +47,19 @@ impl Cluster {
         fs::write(&path, text.replace("engine = \"sqlite\"", &self.section())).expect("settings are written");
     }
 
-    fn kill(&mut self, number: usize) {
+    /// Where a member is reached, `HOST:PORT`.
+    pub(crate) fn address(&self, number: usize) -> String {
+        self.members[number].endpoint().trim_start_matches("http://").to_owned()
+    }
+
+    pub(crate) fn kill(&mut self, number: usize) {
         self.runtime.block_on(self.members[number].kill()).expect("our own process can be killed");
+    }
+
+    /// Starts a member that others may be missing to: it is not waited for.
+    pub(crate) fn start_alone(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        self.runtime.block_on(async { member.start() }).expect("a member starts");
     }
 
     fn start_again(&mut self, number: usize) {
@@ -97,7 +108,7 @@ fn a_datacenter_lives_in_etcd() {
 
 impl Cluster {
     /// The second and the third at once: each needs the other to be ready.
-    fn start_two_again(&mut self) {
+    pub(crate) fn start_two_again(&mut self) {
         let members = &mut self.members[1..];
         self.runtime
             .block_on(async {

@@ -10,6 +10,7 @@ mod backup;
 mod changes;
 mod corpus;
 mod datacenter;
+mod elsewhere;
 mod ends;
 mod etcd_store;
 mod faults;
