@@ -5,7 +5,7 @@
 //! commits may be missing, because a member hears of a commit a moment after it happened.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +19,9 @@ use crate::{
     bolt::{Bolt, FileError},
     call::{CallError, Channel},
     keys::Keys,
+    log::Log,
     messages::{KeyValue, RangeRequest, RangeResponse, StatusRequest, StatusResponse, path},
+    replay::{Kept, LogFacts},
 };
 
 /// Keys asked of a member at once.
@@ -42,17 +44,19 @@ pub(crate) struct Held {
     pub(crate) records: BTreeMap<String, (i64, Bytes)>,
 }
 
-/// What a member's file says beside the records.
+/// What a member's data directory holds beside the records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FileFacts {
-    /// Revision of its keyspace.
-    pub revision: u64,
-    /// Keys under the prefix.
-    pub keys: usize,
-    /// Number of the last entry of the log that is in it.
-    pub applied: u64,
-    /// Each member it knows, as etcd writes it down: JSON.
-    pub members: Vec<Bytes>,
+pub(crate) struct Beside {
+    /// Revision of the keyspace in the file.
+    pub(crate) revision: i64,
+    /// What is added to it, in the file.
+    pub(crate) base: Option<Bytes>,
+    /// Number of the last entry of the log that is in the file.
+    pub(crate) applied: u64,
+    /// Each member the file knows, as etcd writes it down: JSON.
+    pub(crate) members: Vec<Bytes>,
+    /// What was taken from the log.
+    pub(crate) log: LogFacts,
 }
 
 impl Held {
@@ -131,18 +135,25 @@ impl Held {
     }
 
     /// From the file below a member's data directory. Takes as long as reading all of it.
-    pub(crate) fn read_file(keys: &Keys, data: &Path) -> Result<(Self, FileFacts), FileError> {
-        let file = file_of(data);
-        for _ in 0..ATTEMPTS {
-            let bolt = Bolt::open(&file)?;
-            let read = read_bolt(keys, &bolt);
+    pub(crate) fn read_file(keys: &Keys, data: &Path) -> Result<Self, FileError> {
+        let kept = read(keys, data)?.0;
+        Ok(Self::of(keys, kept.revision, kept.all.into_values()))
+    }
+
+    /// From the file, and then from the log, as far as that can be followed.
+    pub(crate) fn read_all(keys: &Keys, data: &Path) -> Result<(Self, Beside), FileError> {
+        for attempt in 1..=ATTEMPTS {
+            // In this order: what leaves the log meanwhile is in the next file.
+            let (mut kept, mut beside) = read(keys, data)?;
+            beside.base = kept.all.get(&keys.base()).map(|kv| kv.value.clone());
+            beside.log = kept.follow(keys, &Log::read(data, beside.applied));
             // What was read while it was written may look like anything.
-            if bolt.is_as_it_was()? {
-                return read;
+            if beside.log.stopped.is_none() || attempt == ATTEMPTS {
+                return Ok((Self::of(keys, kept.revision, kept.all.into_values()), beside));
             }
             std::thread::sleep(ATTEMPT_PAUSE);
         }
-        Err(FileError::Busy(file))
+        Err(FileError::Busy(file_of(data)))
     }
 }
 
@@ -151,53 +162,60 @@ pub(crate) fn file_of(data: &Path) -> PathBuf {
     data.join("member").join("snap").join("db")
 }
 
-fn read_bolt(keys: &Keys, bolt: &Bolt) -> Result<(Held, FileFacts), FileError> {
+fn read(keys: &Keys, data: &Path) -> Result<(Kept, Beside), FileError> {
+    let file = file_of(data);
+    for _ in 0..ATTEMPTS {
+        let bolt = Bolt::open(&file)?;
+        let read = read_bolt(keys, &bolt);
+        // What was read while it was written may look like anything.
+        if bolt.is_as_it_was()? {
+            return read;
+        }
+        std::thread::sleep(ATTEMPT_PAUSE);
+    }
+    Err(FileError::Busy(file))
+}
+
+fn read_bolt(keys: &Keys, bolt: &Bolt) -> Result<(Kept, Beside), FileError> {
     let (first, end) = keys.all();
+    let mut kept = Kept::default();
     // The order is that of revisions: what comes later counts.
-    let (mut newest, mut revision): (HashMap<Bytes, KeyValue>, i64) = (HashMap::new(), 0);
     bolt.each("key", &mut |key, value| {
         let head = key.get(..REVISION_BYTES).ok_or("a revision is cut")?;
         let main = i64::try_from((&head[..]).get_u64()).map_err(|_| "a revision is no revision")?;
-        revision = revision.max(main);
+        kept.revision = kept.revision.max(main);
         let kv = KeyValue::decode(value).map_err(|error| format!("a value cannot be read: {error}"))?;
         if kv.key < first || kv.key >= end {
             return Ok(());
         }
         match key.get(REVISION_BYTES) {
-            Some(_) => drop(newest.remove(&kv.key)),
+            Some(_) => drop(kept.all.remove(&kv.key)),
             // Its own bytes, not a part of the page's.
             None => {
                 let own =
                     KeyValue { key: Bytes::copy_from_slice(&kv.key), value: Bytes::copy_from_slice(&kv.value), ..kv };
-                newest.insert(own.key.clone(), own);
+                kept.all.insert(own.key.clone(), own);
             }
         }
         Ok(())
     })?;
-    let mut facts = FileFacts { keys: newest.len(), ..FileFacts::default() };
+    let mut beside = Beside::default();
     bolt.each("meta", &mut |key, mut value| {
         match key {
-            b"consistent_index" if value.len() == 8 => facts.applied = value.get_u64(),
+            b"consistent_index" if value.len() == 8 => beside.applied = value.get_u64(),
             // All before was forgotten, and it may be the newest there is.
             b"scheduledCompactRev" | b"finishedCompactRev" if value.len() >= 8 => {
-                revision = revision.max(i64::try_from(value.get_u64()).unwrap_or(0));
+                kept.revision = kept.revision.max(i64::try_from(value.get_u64()).unwrap_or(0));
             }
             _ => {}
         }
         Ok(())
     })?;
     bolt.each("members", &mut |_, value| {
-        facts.members.push(value);
+        beside.members.push(value);
         Ok(())
     })?;
-    facts.revision = u64::try_from(revision).unwrap_or(0);
-    Ok((Held::of(keys, revision, newest.into_values()), facts))
-}
-
-/// What the file below a member's data directory says, of the keyspace under `prefix`.
-///
-/// # Errors
-/// When it cannot be read, or is damaged.
-pub fn file_facts(data: &Path, prefix: &str) -> Result<FileFacts, FileError> {
-    Ok(Held::read_file(&Keys::below(prefix), data)?.1)
+    bolt.each("alarm", &mut |key, _| kept.note_alarm(key))?;
+    beside.revision = kept.revision;
+    Ok((kept, beside))
 }

@@ -205,7 +205,8 @@ mod tests {
     }
 
     fn found(value: Option<Bytes>) -> ResponseOp {
-        let kvs = value.map(|value| KeyValue { key: "m".into(), mod_revision: 9, value }).into_iter().collect();
+        let kvs =
+            value.map(|value| KeyValue { key: "m".into(), mod_revision: 9, version: 1, value }).into_iter().collect();
         ResponseOp { range: Some(RangeResponse { header: None, kvs, more: false }), txn: None }
     }
 

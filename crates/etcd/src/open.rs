@@ -30,6 +30,7 @@ use crate::{
         Compare, Expected, PutRequest, RangeRequest, RangeResponse, Request, StatusRequest, StatusResponse, TxnRequest,
         TxnResponse, path,
     },
+    replay::LogFacts,
     revisions::Base,
     space::Space,
 };
@@ -210,25 +211,41 @@ impl Etcd {
     }
 }
 
-/// All that the file of a member holds below one prefix.
+/// All that one member holds below one prefix, in its file and in its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survived {
     /// The store's newest revision.
     pub revision: Revision,
+    /// The newest in the file alone.
+    pub file_revision: Revision,
     /// Values as they were stored, by the store's key.
     pub records: BTreeMap<String, Bytes>,
+    /// Number of the last entry of the log that is in the file.
+    pub applied: u64,
+    /// What was taken from the log.
+    pub log: LogFacts,
+    /// Each member the file knows, as etcd writes it down: JSON.
+    pub members: Vec<Bytes>,
 }
 
-/// Reads the file below a member's data directory, of the keyspace under `prefix`. Takes as long as reading all of it.
+/// Reads what lies below a member's data directory, of the keyspace under `prefix`: the file, and what is in the log only, as far as that can be
+/// followed. Takes as long as reading all of it.
 ///
 /// # Errors
-/// When it cannot be read, is damaged, or holds no store that this program knows.
+/// When the file cannot be read, is damaged, or holds no store that this program knows.
 pub fn survived(data: &Path, prefix: &str) -> Result<Survived, OpenError> {
-    let (held, _) = Held::read_file(&Keys::below(prefix), data)?;
+    let (held, beside) = Held::read_all(&Keys::below(prefix), data)?;
     check_layout(prefix, &held.format.unwrap_or_default())?;
-    let base = Base(base_of(prefix, held.base.as_ref())?);
+    let base = |found| base_of(prefix, found).map(Base);
     let records = held.records.into_iter().map(|(key, (_, value))| (key, value)).collect();
-    Ok(Survived { revision: base.up(held.revision), records })
+    Ok(Survived {
+        revision: base(held.base.as_ref())?.up(held.revision),
+        file_revision: base(beside.base.as_ref())?.up(beside.revision),
+        records,
+        applied: beside.applied,
+        log: beside.log,
+        members: beside.members,
+    })
 }
 
 struct Opening {
@@ -258,7 +275,7 @@ impl Opening {
             (Ok(held), _) => held,
             (Err(_), Some(data)) if crate::held::file_of(data).exists() => {
                 let (keys, data) = (self.keys.clone(), data.clone());
-                base::task::blocking("read member", move || Held::read_file(&keys, &data)).await?.0
+                base::task::blocking("read member", move || Held::read_file(&keys, &data)).await?
             }
             (Err(error), _) => {
                 tracing::debug!(error = base::errors::chain(&error), "no member says what it holds");

@@ -232,7 +232,7 @@ mod tests {
         let keys = Keys::new("/n/");
         let event = |kind, key: Bytes, revision, value: &'static str| WatchEvent {
             kind,
-            kv: Some(KeyValue { key, mod_revision: revision, value: value.into() }),
+            kv: Some(KeyValue { key, mod_revision: revision, version: 1, value: value.into() }),
         };
         let events = vec![
             event(0, keys.record("t/a"), 5, "1"),

@@ -1,4 +1,4 @@
-//! The engine that forgets: for tests and the simulation. Several stores may share one, as several headnodes share etcd.
+//! The engine that forgets: for tests, the simulation, and records that are only looked at. Several stores may share one, as several headnodes share etcd.
 
 use std::{
     collections::BTreeMap,

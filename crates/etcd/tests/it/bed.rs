@@ -59,6 +59,14 @@ impl Bed {
         Some(Self { members, tls: None, directory })
     }
 
+    /// Members without TLS that write their files once an hour, and whenever etcd cannot do without.
+    pub(crate) async fn lazy(count: usize, more: &[&str]) -> Option<Self> {
+        let directory = directory()?;
+        let arguments = [&["--backend-batch-interval=1h", "--backend-batch-limit=1000000"], more].concat();
+        let members = Member::cluster(directory.path(), count, None, &arguments).await.unwrap();
+        Some(Self { members, tls: None, directory })
+    }
+
     /// Three members that ask for certificates.
     pub(crate) async fn three() -> Option<Self> {
         let directory = directory()?;

@@ -9,4 +9,5 @@ mod bed;
 mod lost;
 mod members;
 mod proxy;
+mod survived;
 mod watching;

@@ -21,6 +21,7 @@ pub mod left_behind;
 pub mod majority;
 pub mod process;
 pub mod recover;
+mod survivor;
 mod tend;
 mod unrecovered;
 

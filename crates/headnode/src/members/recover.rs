@@ -4,7 +4,7 @@
 //!   look ─► journal ─► headnode and member end ─► aside ─► identity ─► fill ─► switch ─► journal goes, both start
 //!                      (the supervisor follows      │         │          │        └ cluster.json: this member and no other, the next era
 //!                       the journal)                │         │          └ a new member, empty, alone, of another cluster, takes in all records that the old
-//!                                                   │         │            one's file holds, under greater revisions; the lost headnodes' records go
+//!                                                   │         │            one's file and log hold, under greater revisions; the lost headnodes' records go
 //!                                                   │         └ another authority: no certificate of before opens this member, or is taken by it
 //!                                                   └ the old member's data
 //! ```
@@ -15,7 +15,10 @@
 //! greater era than its own changes nothing any more and puts itself away (see `left_behind`). Their members cannot speak to the new one at all. As long as they hear of
 //! nothing, two of three would go on as if nothing had happened: that they are dead, or cut off from nodes and tenants, is for the operator to see to.
 //!
-//! Rejected: etcd's own `--force-new-cluster`, which keeps records whose entries it drops from the log, so that members that are added later differ.
+//! What is taken is the member's file and behind it its log (see `etcd::survived`): what was acknowledged in the last moments is in the log only.
+//!
+//! Rejected: etcd's own `--force-new-cluster`, which keeps records whose entries it drops from the log, so that members that are added later differ; on a
+//! copy, only to have the log written into the file, it drops the newest entries, which were acknowledged and of which the log does not say yet that they are agreed.
 
 use std::{
     fs, io,
@@ -25,13 +28,9 @@ use std::{
 };
 
 use base::{clock::Clock, shutdown::Shutdown};
-use control::{
-    Control, headnodes,
-    tables::{BEATS, HEADNODES},
-};
+use control::{Control, headnodes};
 use etcd::{Admin, Etcd};
-use futures_util::future::join_all;
-use model::{headnode::Stage, id::ServerId, time::Timestamp};
+use model::{id::ServerId, time::Timestamp};
 use serde::{Deserialize, Serialize};
 use store::{Revision, Store};
 use tokio::time::Instant;
@@ -41,8 +40,7 @@ use crate::{
     members::{
         file::{ClusterFile, Kept, MemberFile},
         keep::{config, prefix, tls},
-        majority::Written,
-        process::{self, bare, url},
+        process::{self, url},
         unrecovered::{at, refused},
     },
     pki::{self, StorePki},
@@ -50,7 +48,10 @@ use crate::{
     settings::{Settings, StoreEngine},
 };
 
-pub use crate::members::unrecovered::RecoverError;
+pub use crate::members::{
+    survivor::{Lost, Survivor, look},
+    unrecovered::RecoverError,
+};
 
 /// Name of the journal.
 pub const FILE: &str = "recover.json";
@@ -59,8 +60,6 @@ const VERSION: u32 = 1;
 const RAISE: u64 = (1 << 40) + (1 << 24);
 /// How long a member without data may take to lead itself.
 const ALONE_MAX: Duration = Duration::from_secs(120);
-/// How often another member is asked before it counts as lost: one that is alive and slow is not.
-const ASKED: usize = 4;
 /// How often it is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// Part of the names under which what there was is kept.
@@ -93,42 +92,6 @@ pub struct Journal {
     /// The new cluster's.
     pub era: u64,
     token: String,
-}
-
-/// What this machine's member has.
-#[derive(Debug, Clone, Serialize)]
-pub struct Survivor {
-    /// Revision of the records.
-    pub revision: u64,
-    /// Records.
-    pub records: usize,
-    /// Number of the newest entry of the members' log that is in them.
-    pub applied: u64,
-    /// When a headnode beat last, by its own clock: what was acknowledged later is not here.
-    pub last_beat: Option<Timestamp>,
-    /// All headnodes, this one first.
-    pub headnodes: Vec<Lost>,
-    /// When the newest backup on this machine was taken.
-    pub newest_backup: Option<Timestamp>,
-    /// Where the member's data are.
-    pub data: PathBuf,
-    /// Which beginning this would be.
-    pub era: u64,
-}
-
-/// A headnode that there was.
-#[derive(Debug, Clone, Serialize)]
-pub struct Lost {
-    /// Host name.
-    pub name: String,
-    /// Its server.
-    pub id: ServerId,
-    /// Where its member was, `HOST:PORT`.
-    pub address: String,
-    /// When it beat last, by its own clock.
-    pub last_beat: Option<Timestamp>,
-    /// It is this machine.
-    pub is_here: bool,
 }
 
 impl Journal {
@@ -249,10 +212,11 @@ impl Journal {
     /// Step [`Step::Fill`]: the new member runs. Returns the names of the headnodes that were taken out.
     ///
     /// # Errors
-    /// When it does not lead itself, or does not take in what the old one's file holds.
+    /// When it does not lead itself, or does not take in what the old one holds.
     pub async fn fill(&self, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Vec<String>, RecoverError> {
         let (server, member) = own(settings)?;
         let (aside, of) = (self.aside_dir(settings), prefix(settings));
+        // The log too: what was acknowledged last is not in the file.
         let survived = base::task::blocking("read member", move || etcd::survived(&aside, &of)).await?;
         let endpoint = url(&member.client);
         let now = Timestamp(clock.now_ms());
@@ -262,7 +226,7 @@ impl Journal {
         base::crash::point("headnode.recover.alone");
         let config = etcd::Config { data: None, ..config(settings, server, &pki, vec![endpoint]) };
         let etcd = Arc::new(Etcd::open(config).await?);
-        // Above the file as well, should it have got further since it was looked at.
+        // Above what is here as well, should it have got further since it was looked at.
         let above = Revision(self.raise_to.max(survived.revision.0));
         etcd.raise(above).await.map_err(RecoverError::Raise)?;
         backup::cluster::refill(&*etcd, &survived.records).await?;
@@ -316,7 +280,7 @@ pub(crate) fn to_be_filled(settings: &Settings, member: &MemberFile) -> Option<M
 }
 
 /// This machine's server, and its member, where there is something to begin anew.
-fn own(settings: &Settings) -> Result<(ServerId, MemberFile), RecoverError> {
+pub(super) fn own(settings: &Settings) -> Result<(ServerId, MemberFile), RecoverError> {
     if settings.store.engine == StoreEngine::Etcd {
         return Err(refused(
             "the store is in a cluster that somebody else keeps",
@@ -333,96 +297,6 @@ fn own(settings: &Settings) -> Result<(ServerId, MemberFile), RecoverError> {
     let server = member.name.parse();
     let server = server.map_err(|_| refused(format!("`{}` is no server", member.name), "look at cluster.json"))?;
     Ok((server, member))
-}
-
-/// Looks what there is, changes nothing.
-///
-/// # Errors
-/// When there is no need for a new beginning, or nothing to begin from.
-pub async fn look(settings: &Settings, now: Timestamp) -> Result<Survivor, RecoverError> {
-    let (server, member) = own(settings)?;
-    let era = ClusterFile::load(settings)?.map_or(0, |file| file.era).saturating_add(1);
-    let data = ClusterFile::data_dir(settings);
-    if !process::has_data(&data) {
-        let next = "try it on another machine that had a headnode; without any, `neso restore` and `neso adm rebuild`";
-        return Err(refused(format!("this machine's member has no data in `{}`", data.display()), next));
-    }
-    let (read, of) = (data.clone(), prefix(settings));
-    let facts = base::task::blocking("read member", move || etcd::file_facts(&read, &of)).await?;
-    let known: Vec<Written> = facts.members.iter().filter_map(|text| serde_json::from_slice(text).ok()).collect();
-    let pki = pki::store_certificates(settings, &server.to_string(), &process::hosts(&member), now)?;
-    let endpoint = url(&member.client);
-    let admin = Admin::new(std::slice::from_ref(&endpoint), Some(tls(&pki)))?;
-    check_lost(&admin, &known, &member).await?;
-
-    let name = format!("recover-{server}");
-    let config = etcd::Config { name, data: Some(data.clone()), ..config(settings, server, &pki, vec![endpoint]) };
-    let store = Store::open(Arc::new(Etcd::open(config).await?), control::schema()).await?;
-    let snapshot = store.snapshot();
-    let beat = |id: ServerId| snapshot.get(&BEATS, &id.to_string()).map(|beat| beat.at);
-    let mut all: Vec<Lost> = snapshot
-        .scan(&HEADNODES)
-        .filter(|one| one.stage == Stage::Active || one.id == server)
-        .map(|one| Lost {
-            name: one.hostname.clone(),
-            id: one.id,
-            address: one.member.as_ref().map(|member| bare(&member.peer)).unwrap_or_default(),
-            last_beat: beat(one.id),
-            is_here: one.id == server,
-        })
-        .collect();
-    all.sort_by_key(|one| (!one.is_here, one.name.clone()));
-    let backups = std::iter::once(settings.backup_dir()).chain(settings.backup.copies.clone());
-    let backups = backups.filter_map(|directory| backup::list(&directory).ok()?.last().map(|newest| newest.taken_at));
-    Ok(Survivor {
-        revision: snapshot.revision().0,
-        records: facts.keys,
-        applied: facts.applied,
-        last_beat: snapshot.scan(&BEATS).map(|beat| beat.at).max(),
-        headnodes: all,
-        newest_backup: backups.max(),
-        data,
-        era,
-    })
-}
-
-/// Refuses where another member lives, or where there is no other.
-async fn check_lost(admin: &Admin, known: &[Written], own: &MemberFile) -> Result<(), RecoverError> {
-    let is_own = |member: &&Written| member.name == own.name || member.peers.contains(&url(&own.peer));
-    if known.iter().any(|member| is_own(&member) && member.learner) {
-        let next = "begin from one that has: try it there";
-        return Err(refused("this machine's member has no vote yet and may lack anything", next));
-    }
-    let others: Vec<&Written> = known.iter().filter(|member| !is_own(member)).collect();
-    if others.is_empty() {
-        let next = "`neso up` starts it; `neso adm ha add` gives it others";
-        return Err(refused("this machine's member is the only one there is: it needs nobody", next));
-    }
-    let asked = join_all(others.iter().map(async |member| {
-        let peer = member.peers.first().cloned().unwrap_or_default();
-        for _ in 0..ASKED {
-            if admin.members_of(&peer).await.is_ok() {
-                return Some(bare(&peer));
-            }
-        }
-        None
-    }));
-    let answer: Vec<String> = asked.await.into_iter().flatten().collect();
-    if answer.is_empty() {
-        return Ok(());
-    }
-    let voting = known.iter().filter(|member| !member.learner).count();
-    let enough = answer.len() + 1 >= model::quorum::majority(voting);
-    Err(match enough {
-        true => refused(
-            format!("{} answers: with it there is a majority, and nothing is lost", answer.join(" and ")),
-            "`neso adm ha status` says what is missing; `neso adm ha replace` puts another machine in the place of one that is gone",
-        ),
-        false => refused(
-            format!("{} answers, and would go on without this one", answer.join(" and ")),
-            "if it is to be left behind, `neso down --keep-instances` there first; if not, begin on the one that has the most",
-        ),
-    })
 }
 
 /// Waits until the member leads a cluster of its own.

@@ -62,7 +62,7 @@ pub enum RecoverError {
     #[error("raise the store's revisions")]
     Raise(#[source] store::EngineError),
     /// All records.
-    #[error("fill the new member with what the old one's file holds")]
+    #[error("take in what this machine's member holds")]
     Fill(#[from] backup::BackupError),
     /// Records of the lost headnodes.
     #[error("write down that the other headnodes are lost")]

@@ -94,7 +94,8 @@ fn lines(survivor: &Survivor, now: Timestamp) -> Vec<(&'static str, String)> {
         ("member's data", survivor.data.display().to_string()),
         ("revision", survivor.revision.to_string()),
         ("records", survivor.records.to_string()),
-        ("entries applied", survivor.applied.to_string()),
+        ("of them in its file", format!("up to revision {}, entry {} of its log", survivor.file_revision, survivor.applied)),
+        ("from its log", from_log(survivor)),
         ("newest beat in it", when(survivor.last_beat)),
         ("newest backup here", when(survivor.newest_backup)),
     ];
@@ -102,11 +103,22 @@ fn lines(survivor: &Survivor, now: Timestamp) -> Vec<(&'static str, String)> {
         let here = if one.is_here { ", this machine: stays" } else { ": does not answer, will be taken out" };
         lines.push(("headnode", format!("{} ({}), last beat {}{here}", one.name, one.address, when(one.last_beat))));
     }
-    lines.push((
-        "may be lost",
-        "what was acknowledged after the newest beat, and what others agreed to without this member".to_owned(),
-    ));
+    lines.push(("may be lost", "what others agreed to without this member, and acknowledged".to_owned()));
+    if let Some(why) = &survivor.log_stopped {
+        lines.push(("is lost", format!("what stands in the log behind that: {why}")));
+    }
     lines
+}
+
+fn from_log(survivor: &Survivor) -> String {
+    let Survivor { from_log, not_agreed, file_revision, revision, .. } = survivor;
+    let entries = format!("{from_log} more entries, up to revision {revision}");
+    match (from_log, not_agreed) {
+        (0, _) => "nothing that is not in the file".to_owned(),
+        _ if file_revision == revision => format!("{from_log} more entries, none of which changes a record"),
+        (_, 0) => entries,
+        _ => format!("{entries}; this member did not hear whether the last {not_agreed} were agreed to, and they are taken"),
+    }
 }
 
 async fn carry_out(place: &Place, settings: &Settings, output: Output, mut journal: Journal) -> Outcome {
