@@ -41,6 +41,7 @@ pub struct Fill<'a> {
     limits: Limits,
     batch: Batch,
     bytes: usize,
+    takes_reserve: bool,
 }
 
 impl<'a> Fill<'a> {
@@ -52,7 +53,13 @@ impl<'a> Fill<'a> {
         if let Some(record) = engine.load("", 1).await?.records.into_iter().next() {
             return Err(FillError::NotEmpty(record.key));
         }
-        Ok(Self { engine, limits: engine.limits(), batch: Batch::default(), bytes: 0 })
+        Ok(Self { engine, limits: engine.limits(), batch: Batch::default(), bytes: 0, takes_reserve: false })
+    }
+
+    /// Takes the reserve as well: for what lay in a store of the same size, which may have been full.
+    #[must_use]
+    pub fn take_reserve(self) -> Self {
+        Self { takes_reserve: true, ..self }
     }
 
     /// Adds a record, whose key no other has.
@@ -84,7 +91,7 @@ impl<'a> Fill<'a> {
 
     async fn commit(&mut self) -> Result<(), FillError> {
         self.bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
+        let batch = Batch { may_use_reserve: self.takes_reserve, ..std::mem::take(&mut self.batch) };
         let first = batch.writes.first().map(|(key, _)| key.clone()).unwrap_or_default();
         match self.engine.commit(batch).await? {
             Outcome::Committed(_) => Ok(()),

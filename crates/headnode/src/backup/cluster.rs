@@ -25,6 +25,8 @@ const UNFINISHED_KEY: &str = "unfinished_restore/backup";
 const NAME: &str = "restore";
 /// Records that are looked at and removed at once.
 const PAGE: usize = 60;
+/// Records that are read back at once.
+const READ_PAGE: usize = 500;
 
 /// See the head of this file.
 static UNFINISHED: Table<Unfinished> = Table {
@@ -90,31 +92,79 @@ fn unfinished() -> (String, Bytes) {
     (UNFINISHED_KEY.to_owned(), Bytes::from(unfinished.to_string()))
 }
 
-/// Fills an empty engine with `records` and reads them all back. It is nobody's store until [`finish`].
-pub(crate) async fn refill(engine: &dyn Engine, records: &BTreeMap<String, Bytes>) -> Result<(), BackupError> {
-    let mut fill = Fill::begin(engine).await?;
+/// How far a fill is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filled {
+    /// Records that were written; or read back, once all were.
+    pub records: usize,
+    /// All of them.
+    pub of: usize,
+    /// They are being read back.
+    pub is_read_back: bool,
+}
+
+/// Whom it is told, now and then.
+pub type ShowFilled<'a> = dyn Fn(Filled) + Send + Sync + 'a;
+
+/// Fills an empty engine with `records` and reads them all back. It is nobody's store until [`finish`]. What lay in a store that was full finds room.
+pub(crate) async fn refill(
+    engine: &dyn Engine,
+    records: &BTreeMap<String, Bytes>,
+    show: &ShowFilled<'_>,
+) -> Result<(), BackupError> {
+    let mut fill = Fill::begin(engine).await?.take_reserve();
     let (key, value) = unfinished();
     fill.add(key, value).await?;
+    let mut told = Told::new(records.len(), false, show);
     for (key, value) in records {
         fill.add(key.clone(), value.clone()).await?;
+        told.one_more();
     }
     fill.finish().await?;
-    compare(engine, records).await
+    compare(engine, records, show).await
+}
+
+/// Tells at each part of the whole, not at each record.
+struct Told<'a> {
+    filled: Filled,
+    show: &'a ShowFilled<'a>,
+}
+
+impl<'a> Told<'a> {
+    /// A line for each is not too many.
+    const PARTS: usize = 10;
+
+    fn new(of: usize, is_read_back: bool, show: &'a ShowFilled<'a>) -> Self {
+        Self { filled: Filled { records: 0, of, is_read_back }, show }
+    }
+
+    fn one_more(&mut self) {
+        let part = |filled: &Filled| filled.records * Self::PARTS / filled.of.max(1);
+        let before = part(&self.filled);
+        self.filled.records += 1;
+        if part(&self.filled) > before {
+            (self.show)(self.filled);
+        }
+    }
 }
 
 /// Whether an engine holds `records` and nothing else but what a store is known by that is being filled.
-async fn compare(engine: &dyn Engine, records: &BTreeMap<String, Bytes>) -> Result<(), BackupError> {
-    let (mut wanted, mut after) = (records.iter(), String::new());
+async fn compare(
+    engine: &dyn Engine,
+    records: &BTreeMap<String, Bytes>,
+    show: &ShowFilled<'_>,
+) -> Result<(), BackupError> {
+    let (mut wanted, mut after, mut told) = (records.iter(), String::new(), Told::new(records.len(), true, show));
     let other = |key: &str| {
         BackupError::InTheWay(format!("record `{key}` was read back from the store otherwise than it was written"))
     };
     loop {
-        let page = engine.load(&after, PAGE).await.map_err(store::Error::Engine)?;
+        let page = engine.load(&after, READ_PAGE).await.map_err(store::Error::Engine)?;
         let Some(last) = page.records.last() else { break };
         after = last.key.clone();
         for record in page.records.iter().filter(|record| record.key != UNFINISHED_KEY) {
             match wanted.next() {
-                Some((key, value)) if *key == record.key && *value == record.value => {}
+                Some((key, value)) if *key == record.key && *value == record.value => told.one_more(),
                 Some((key, _)) => return Err(other(key)),
                 None => return Err(other(&record.key)),
             }
@@ -176,21 +226,37 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_filled_is_read_back_whole() {
+        let nobody = |_| ();
         let record = |number: u32| (format!("accounts/{number}"), Bytes::from(format!("{{\"n\":{number}}}")));
         let records: BTreeMap<String, Bytes> = (0..150).map(record).collect();
         let engine = Memory::new();
-        refill(&engine, &records).await.unwrap();
+        refill(&engine, &records, &nobody).await.unwrap();
         assert!(is_unfinished(&engine).await.unwrap(), "nobody's yet");
         for (key, value) in [("accounts/7", Some("{}")), ("accounts/149", None), ("zones/1", Some("{}"))] {
             let engine = Memory::new();
-            refill(&engine, &records).await.unwrap();
+            refill(&engine, &records, &nobody).await.unwrap();
             let writes = vec![(key.to_owned(), value.map(Bytes::from))];
             engine.commit(Batch { writes, ..Batch::default() }).await.unwrap();
-            let why = compare(&engine, &records).await.unwrap_err().to_string();
+            let why = compare(&engine, &records, &nobody).await.unwrap_err().to_string();
             assert!(why.contains(key), "{why}");
         }
-        let again = refill(&engine, &records).await.unwrap_err();
+        let again = refill(&engine, &records, &nobody).await.unwrap_err();
         assert!(base::errors::chain(&again).contains("not empty"), "it is filled once");
+    }
+
+    #[tokio::test]
+    async fn a_fill_says_how_far_it_is_and_takes_the_reserve() {
+        let record = |number: u32| (format!("accounts/{number}"), Bytes::from(vec![b'x'; 100]));
+        let records: BTreeMap<String, Bytes> = (0..250).map(record).collect();
+        // Full long before all is in it, and then there is the reserve.
+        let engine = Memory::with_capacity(5_000);
+        let told = std::sync::Mutex::new(Vec::new());
+        refill(&engine, &records, &|filled| told.lock().unwrap().push(filled)).await.unwrap();
+        let told = told.into_inner().unwrap();
+        for (told, is_read_back) in [(&told[..10], false), (&told[10..], true)] {
+            let wanted = (1..=10).map(|part| Filled { records: part * 25, of: 250, is_read_back });
+            assert!(told.iter().copied().eq(wanted), "{told:?}");
+        }
     }
 
     #[tokio::test]
@@ -238,7 +304,7 @@ mod tests {
         let members = Member::cluster(&new, 1, None, &[]).await.unwrap();
         let after = open(&members[0]).await;
         after.raise(Revision(survived.revision.0 + 1_000)).await.unwrap();
-        refill(&after, &survived.records).await.unwrap();
+        refill(&after, &survived.records, &|_| ()).await.unwrap();
         remove(&after, vec![UNFINISHED_KEY.to_owned()]).await.unwrap();
         let page = open(&members[0]).await.load("", 1_000).await.unwrap();
         assert!(page.records.iter().all(|record| record.revision > last), "revisions only grow");

@@ -48,6 +48,7 @@ use crate::{
     settings::{Settings, StoreEngine},
 };
 
+pub use crate::backup::cluster::{Filled, ShowFilled};
 pub use crate::members::{
     survivor::{Lost, Survivor, look},
     unrecovered::RecoverError,
@@ -213,7 +214,12 @@ impl Journal {
     ///
     /// # Errors
     /// When it does not lead itself, or does not take in what the old one holds.
-    pub async fn fill(&self, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Vec<String>, RecoverError> {
+    pub async fn fill(
+        &self,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        show: &ShowFilled<'_>,
+    ) -> Result<Vec<String>, RecoverError> {
         let (server, member) = own(settings)?;
         let (aside, of) = (self.aside_dir(settings), prefix(settings));
         // The log too: what was acknowledged last is not in the file.
@@ -229,7 +235,7 @@ impl Journal {
         // Above what is here as well, should it have got further since it was looked at.
         let above = Revision(self.raise_to.max(survived.revision.0));
         etcd.raise(above).await.map_err(RecoverError::Raise)?;
-        backup::cluster::refill(&*etcd, &survived.records).await?;
+        backup::cluster::refill(&*etcd, &survived.records, show).await?;
         base::crash::point("headnode.recover.filled");
         let store = Store::open(etcd, backup::cluster::schema()).await?;
         let (ended, shutdown) = Shutdown::new();

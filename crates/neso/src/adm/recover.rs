@@ -8,7 +8,7 @@ use base::{
 };
 use headnode::{
     Settings,
-    members::recover::{self, Journal, Step, Survivor},
+    members::recover::{self, Filled, Journal, Step, Survivor},
 };
 use model::time::Timestamp;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::{
     down::need_root,
     failure::{Failure, Outcome},
     install,
-    progress::Progress,
+    progress::{self, Progress},
     supervise::{self, MEMBER},
 };
 
@@ -94,8 +94,11 @@ fn lines(survivor: &Survivor, now: Timestamp) -> Vec<(&'static str, String)> {
         ("member's data", survivor.data.display().to_string()),
         ("revision", survivor.revision.to_string()),
         ("records", survivor.records.to_string()),
-        ("of them in its file", format!("up to revision {}, entry {} of its log", survivor.file_revision, survivor.applied)),
-        ("from its log", from_log(survivor)),
+        (
+            "of them in its file",
+            format!("up to revision {}, entry {} of its log", survivor.file_revision, survivor.applied),
+        ),
+        ("more in its log", from_log(survivor)),
         ("newest beat in it", when(survivor.last_beat)),
         ("newest backup here", when(survivor.newest_backup)),
     ];
@@ -105,19 +108,21 @@ fn lines(survivor: &Survivor, now: Timestamp) -> Vec<(&'static str, String)> {
     }
     lines.push(("may be lost", "what others agreed to without this member, and acknowledged".to_owned()));
     if let Some(why) = &survivor.log_stopped {
-        lines.push(("is lost", format!("what stands in the log behind that: {why}")));
+        lines.push(("cannot be read", format!("what else stands in the log: {why}")));
     }
     lines
 }
 
 fn from_log(survivor: &Survivor) -> String {
     let Survivor { from_log, not_agreed, file_revision, revision, .. } = survivor;
-    let entries = format!("{from_log} more entries, up to revision {revision}");
+    let entries = format!("{from_log}, up to revision {revision}");
     match (from_log, not_agreed) {
-        (0, _) => "nothing that is not in the file".to_owned(),
-        _ if file_revision == revision => format!("{from_log} more entries, none of which changes a record"),
+        (0, _) => "nothing".to_owned(),
+        _ if file_revision == revision => format!("{from_log}, none of which changes a record"),
         (_, 0) => entries,
-        _ => format!("{entries}; this member did not hear whether the last {not_agreed} were agreed to, and they are taken"),
+        _ => {
+            format!("{entries}; whether the last {not_agreed} were agreed to this member did not hear: they are taken")
+        }
     }
 }
 
@@ -153,7 +158,7 @@ async fn carry_out(place: &Place, settings: &Settings, output: Output, mut journ
                 journal.make_room(settings)?;
                 // The member holds it.
                 drop(member.take());
-                lost = fill(place, settings, &journal).await?;
+                lost = fill(place, settings, &journal, &step).await?;
                 member = Some(ended(settings, MEMBER).await?);
                 journal.advance(settings, Step::Switch)?;
                 step.done(&match lost.as_slice() {
@@ -185,13 +190,17 @@ async fn carry_out(place: &Place, settings: &Settings, output: Output, mut journ
 }
 
 /// The new member, for as long as it is filled.
-async fn fill(place: &Place, settings: &Settings, journal: &Journal) -> Outcome<Vec<String>> {
+async fn fill(place: &Place, settings: &Settings, journal: &Journal, step: &progress::Step) -> Outcome<Vec<String>> {
+    let show = |Filled { records, of, is_read_back }: Filled| {
+        let verb = if is_read_back { "read back" } else { "written" };
+        step.say(&format!("{records} of {of} records {verb}"));
+    };
     let mut arguments = place.arguments();
     arguments.extend([MEMBER.into(), "--supervised".into()]);
     let log = supervise::log_file(settings, MEMBER);
     let mut child = daemon::spawn_logged(&std::env::current_exe()?, arguments, &log)?;
     let done = tokio::select! {
-        done = journal.fill(settings, Arc::new(SystemClock)) => done.map_err(Failure::from),
+        done = journal.fill(settings, Arc::new(SystemClock), &show) => done.map_err(Failure::from),
         ended = child.wait() => {
             let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
             Err(Failure::new(format!("this machine's member ended: {how}")).mend(format!("`{}` says why", log.display())))
