@@ -4,7 +4,8 @@
 //!  asks: what have you, I hold these ─► names, lengths, sums ─► fetches what is missing ─► sum ─► others/SERVER/NAME ─► says what it holds
 //! ```
 //! Who holds a backup tells its maker, who shows it; who stops fetching is missed there. Only headnodes are answered ([`Offers`]): a backup
-//! holds the datacenter's keys, which every headnode has anyhow.
+//! holds the datacenter's keys, which every headnode has anyhow. One that is slow or stuck keeps nobody from the others: they are asked side by side, and a
+//! transfer that does not get on is given up and tried again in the next round.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,6 +19,7 @@ use std::{
 
 use control::{Control, tables::HEADNODES};
 use flow::loops::Loop;
+use futures_util::{StreamExt as _, stream};
 use model::{headnode::Stage, id::ServerId, server::MachineIdentity, time::Timestamp};
 use nodeapi::{
     client::{Client, Settings as LinkSettings},
@@ -26,6 +28,7 @@ use nodeapi::{
 };
 use sha2::{Digest as _, Sha256};
 use store::BoxFuture;
+use tokio::time::Instant;
 
 use super::{
     BackupError, Listed, UNFINISHED, list, parse_name, sealed::hex, standing::Other, sync_directory_of, with_suffix,
@@ -39,6 +42,12 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(60);
 /// How long one pass may take: large files over a slow link. What it has not done the next one does.
 const DEADLINE: Duration = Duration::from_secs(3_600);
+/// Headnodes that are fetched from at once.
+const AT_ONCE: usize = 4;
+/// A transfer has to get on by [`PACE_BYTES`] within this: the slowest link that a backup of some size comes over in a night.
+const PACE_WITHIN: Duration = Duration::from_secs(60);
+/// See [`PACE_WITHIN`].
+const PACE_BYTES: u64 = 256 << 10;
 /// Of each other headnode: enough that one that turns out to be damaged is not the only one.
 const KEPT: usize = 2;
 /// Largest file that is fetched, bytes: far more than the largest store makes.
@@ -142,6 +151,14 @@ enum FetchError {
     /// Files here.
     #[error(transparent)]
     Files(#[from] BackupError),
+    /// It arrives too slowly.
+    #[error("`{name}` stands at {bytes} bytes; it is fetched again")]
+    Stuck {
+        /// The backup.
+        name: String,
+        /// What had arrived.
+        bytes: u64,
+    },
     /// What arrived is something else.
     #[error("`{0}` did not arrive as it was offered; it is fetched again")]
     Differs(String),
@@ -170,13 +187,16 @@ impl KeepOthers {
         let snapshot = self.control.snapshot();
         let all = snapshot.scan(&HEADNODES).filter(|one| one.stage == Stage::Active && Some(one.id) != me);
         let all: Vec<_> = all.map(|one| (one.id, one.hostname.clone(), one.node_link.clone())).collect();
+        let fetches = all.into_iter().map(async |(id, hostname, link)| {
+            let why = |error| format!("backups of {hostname}: {}", base::errors::chain(&error));
+            (id, self.fetch(id, link).await.map_err(why))
+        });
+        let mut fetches = stream::iter(fetches).buffer_unordered(AT_ONCE);
         let (mut fetched, mut failed) = (0, BTreeMap::new());
-        for (id, hostname, link) in all {
-            match self.fetch(id, link).await {
+        while let Some((id, outcome)) = fetches.next().await {
+            match outcome {
                 Ok(count) => fetched += count,
-                Err(error) => {
-                    drop(failed.insert(id, format!("backups of {hostname}: {}", base::errors::chain(&error))))
-                }
+                Err(why) => drop(failed.insert(id, why)),
             }
         }
         self.note(&failed);
@@ -210,7 +230,7 @@ impl KeepOthers {
                 continue;
             }
             make_directory(&directory).map_err(BackupError::from)?;
-            self.fetch_one(&link, backup, &path).await?;
+            fetch_one(&link, backup, &path).await?;
             fetched += 1;
         }
         if fetched > 0 {
@@ -221,36 +241,6 @@ impl KeepOthers {
             link.backups(&names(&directory)?).await?;
         }
         Ok(fetched)
-    }
-
-    async fn fetch_one(&self, link: &Client, backup: &OfferedBackup, path: &Path) -> Result<(), FetchError> {
-        let beside = with_suffix(path, UNFINISHED);
-        let mut chunks = link.backup(&backup.name).await?;
-        let io = |doing: &'static str| {
-            let beside = beside.clone();
-            move |source| FetchError::Files(BackupError::io(doing, &beside, source))
-        };
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
-        let mut file = file.map_err(io("make"))?;
-        let (mut sum, mut bytes) = (Sha256::new(), 0);
-        while let Some(piece) = chunks.next().await? {
-            bytes += piece.len() as u64;
-            if bytes > backup.bytes {
-                break;
-            }
-            sum.update(&piece);
-            // Pieces are small, and a disk that is slow slows the link.
-            file.write_all(&piece).map_err(io("write"))?;
-        }
-        if bytes != backup.bytes || hex(sum.finalize().as_ref()) != backup.sha256 {
-            let _ = fs::remove_file(&beside);
-            return Err(FetchError::Differs(backup.name.clone()));
-        }
-        file.sync_all().map_err(io("write through"))?;
-        fs::rename(&beside, path).map_err(io("put in place"))?;
-        sync_directory_of(path)?;
-        tracing::info!(name = backup.name, bytes, "holds a copy of another headnode's backup");
-        Ok(())
     }
 
     fn link(&self, node_link: String) -> Result<Client, FetchError> {
@@ -265,6 +255,61 @@ impl KeepOthers {
             machine: MachineIdentity::default(),
         };
         Ok(Client::new(&settings)?)
+    }
+}
+
+/// One backup, whole or not at all.
+async fn fetch_one(link: &Client, backup: &OfferedBackup, path: &Path) -> Result<(), FetchError> {
+    let beside = with_suffix(path, UNFINISHED);
+    let mut chunks = link.backup(&backup.name).await?;
+    let io = |doing: &'static str| {
+        let beside = beside.clone();
+        move |source| FetchError::Files(BackupError::io(doing, &beside, source))
+    };
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
+    let mut file = file.map_err(io("make"))?;
+    let (mut sum, mut bytes, mut pace) = (Sha256::new(), 0, Pace::new(Instant::now()));
+    while let Some(piece) = chunks.next().await? {
+        bytes += piece.len() as u64;
+        if !pace.is_kept(bytes, Instant::now()) {
+            let _ = fs::remove_file(&beside);
+            return Err(FetchError::Stuck { name: backup.name.clone(), bytes });
+        }
+        if bytes > backup.bytes {
+            break;
+        }
+        sum.update(&piece);
+        // Pieces are small, and a disk that is slow slows the link.
+        file.write_all(&piece).map_err(io("write"))?;
+    }
+    if bytes != backup.bytes || hex(sum.finalize().as_ref()) != backup.sha256 {
+        let _ = fs::remove_file(&beside);
+        return Err(FetchError::Differs(backup.name.clone()));
+    }
+    file.sync_all().map_err(io("write through"))?;
+    fs::rename(&beside, path).map_err(io("put in place"))?;
+    sync_directory_of(path)?;
+    tracing::info!(name = backup.name, bytes, "holds a copy of another headnode's backup");
+    Ok(())
+}
+
+/// Whether a transfer gets on. One of which nothing arrives at all is ended by the link before that.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0 }
+    }
+
+    /// `bytes` have arrived in all, the last of them now.
+    fn is_kept(&mut self, bytes: u64, now: Instant) -> bool {
+        if bytes - self.bytes >= PACE_BYTES {
+            *self = Self { since: now, bytes };
+        }
+        now.duration_since(self.since) < PACE_WITHIN
     }
 }
 
@@ -300,6 +345,21 @@ impl Loop for KeepOthers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transfer_gets_on_or_is_given_up() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut slow = Pace::new(begun);
+        for minute in 1..600 {
+            assert!(slow.is_kept(minute * PACE_BYTES, after(minute * 59)), "slow, and it gets on");
+        }
+        let mut drips = Pace::new(begun);
+        assert!((1..60).all(|second| drips.is_kept(second, after(second))) && !drips.is_kept(60, after(60)));
+        let mut stops = Pace::new(begun);
+        assert!(stops.is_kept(PACE_BYTES, after(30)) && stops.is_kept(PACE_BYTES + 1, after(89)));
+        assert!(!stops.is_kept(2 * PACE_BYTES - 1, after(90)));
+    }
 
     #[tokio::test]
     async fn the_newest_are_offered_by_their_sums_and_nothing_else_is() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot prepare its stage has failed")]
 
+mod backups;
 mod cloudapi;
 mod join;
 mod link;
