@@ -31,6 +31,8 @@ pub struct ControlConfig {
     pub placement: Policy,
     /// Characters of an instance's name at most: [`model::rules::ALIAS_MAX`]. Accounts whose instances have DNS names have 63.
     pub alias_max: usize,
+    /// Somebody asks machines for the rules they hold after a restore; nothing goes on before.
+    pub asks_for_rules: bool,
     /// Milliseconds without a report after which a machine counts as unreachable.
     pub unreachable_after_ms: i64,
     /// Milliseconds a provision may take before it is given up and everything it holds is given back.
@@ -66,6 +68,7 @@ impl ControlConfig {
             // A halt that is not obeyed is enforced after a minute; the rest is slack for a busy machine.
             change_deadline_ms: 5 * 60 * 1_000,
             tombstones_kept_ms: 7 * DAY_MS,
+            asks_for_rules: false,
         }
     }
 }

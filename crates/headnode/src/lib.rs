@@ -20,6 +20,7 @@ pub mod nodelink;
 pub mod ops;
 pub mod pki;
 pub mod presence;
+mod rebuilding;
 pub mod replicas;
 pub mod role;
 pub mod settings;

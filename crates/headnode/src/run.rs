@@ -48,6 +48,7 @@ use crate::{
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
     presence::{Announce, Measurements},
+    rebuilding::AskForRules,
     replicas::{self, Replicas},
     role,
     settings::Settings,
@@ -150,7 +151,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
         loops.add(TendMembers::new(keeper.clone())),
     ];
     loops.add(HandOver::new(keeper.clone(), control.clone(), measurements.clone()));
-    let (offers, inquiries) = (add_backups(&mut loops, &control, &settings, &pki), Inquiries::default());
+    let (offers, inquiries) = add_backups(&mut loops, &control, &settings, &pki);
     let (requests, shown) = (Requests::default(), nodelink::NodeCertificates::default());
     let flows = register_flows(&control, clock);
     let ops = Ops::new(ops::Inner {
@@ -301,11 +302,13 @@ fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -
     }
 }
 
-/// Takes backups, and keeps those of others; what others are offered.
-fn add_backups(loops: &mut Loops, control: &Control, settings: &Settings, pki: &Pki) -> Offers {
+/// Takes backups, keeps those of others, and asks machines for what one may lack that was restored; what others are offered, and who asks.
+fn add_backups(loops: &mut Loops, control: &Control, settings: &Settings, pki: &Pki) -> (Offers, Inquiries) {
+    let inquiries = Inquiries::default();
     loops.add(TakeBackups::new(control.clone(), settings.clone()));
     loops.add(KeepOthers::new(control, settings, pki));
-    Offers::new(settings)
+    loops.add(AskForRules::new(control, &inquiries));
+    (Offers::new(settings), inquiries)
 }
 
 /// What each listener proves and asks for.
@@ -392,6 +395,7 @@ pub(crate) fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf
         },
         fabric: settings.fabric.config(),
         archive_dir: Some(settings.headnode_dir().join("archive")),
+        asks_for_rules: true,
         ..ControlConfig::new(datacenter.name.clone(), images_dir)
     }
 }

@@ -47,5 +47,6 @@ pub use merge::Match;
 pub use parse::Language;
 pub use rule::{Action, IcmpType, IcmpTypes, Port, Ports, Protocol, Rule, Target, Targets};
 pub use target::{
-    AddressSet, FirewallTarget, InstanceFilter, Layer, LayerId, Peers, RuleTarget, SetId, SetTarget, Traffic,
+    AddressSet, FirewallTarget, InstanceFilter, Layer, LayerId, Peers, RuleOrigin, RuleTarget, SetId, SetTarget,
+    ToldRule, Traffic,
 };

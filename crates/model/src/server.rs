@@ -177,6 +177,9 @@ pub struct Restored {
     /// Instances it has and no record knows.
     #[serde(default)]
     pub strangers: usize,
+    /// Rules it enforces and no record knows, or of an older version; `None` until it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<usize>,
 }
 
 /// Where a machine is in the networks around it.

@@ -8,12 +8,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use base::backoff::Backoff;
 use host::zone::ConsoleMark;
 use model::{
-    id::InstanceId,
+    id::{FirewallRuleId, InstanceId},
     meters::NodeMeters,
     path::{Look, Sight},
     target::{LastTold, Target},
 };
-use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, Inquiry, Question, TOLD_BYTES, TOLD_MAX, Told};
+use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, HeldRules, Inquiry, Question, TOLD_BYTES, TOLD_MAX, Told};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{fitness, meters, shared::Shared, wires};
@@ -120,6 +120,7 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
         Question::Meters => meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read)))),
         Question::Told { instances } => told(&shared.target(), &instances),
+        Question::Rules { after } => rules(&shared.target(), after),
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }
@@ -146,6 +147,20 @@ fn told(target: &Target, instances: &[InstanceId]) -> Result<Answer, String> {
         answer.told.insert(*instance, told);
     }
     Ok(Answer::Told(answer))
+}
+
+/// What is held of rules behind `after`, as much as one answer takes.
+fn rules(target: &Target, after: Option<FirewallRuleId>) -> Result<Answer, String> {
+    let (mut answer, mut bytes) = (HeldRules::default(), 0);
+    for (id, rule) in target.firewall.told_rules(after) {
+        if bytes > TOLD_BYTES {
+            answer.more = true;
+            break;
+        }
+        bytes += serde_json::to_vec(&rule).map_err(|error| error.to_string())?.len();
+        answer.rules.insert(id, rule);
+    }
+    Ok(Answer::Rules(answer))
 }
 
 async fn console(

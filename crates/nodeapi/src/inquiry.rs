@@ -8,8 +8,11 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use model::{
-    firewall::log::{LogEntry, LogFilter},
-    id::{InquiryId, InstanceId},
+    firewall::{
+        ToldRule,
+        log::{LogEntry, LogFilter},
+    },
+    id::{FirewallRuleId, InquiryId, InstanceId},
     meters::NodeMeters,
     path::{Look, Sight},
     quorum::Fitness,
@@ -87,6 +90,12 @@ pub enum Question {
         /// Which, up to [`TOLD_MAX`].
         instances: Vec<InstanceId>,
     },
+    /// What it was told of the firewall's rules last, as it holds it.
+    Rules {
+        /// Those behind this one; else from the first on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<FirewallRuleId>,
+    },
     /// Something of a newer headnode.
     #[serde(other)]
     Unknown,
@@ -111,6 +120,8 @@ pub enum Answer {
     Meters(Box<NodeMeters>),
     /// To [`Question::Told`].
     Told(Told),
+    /// To [`Question::Rules`].
+    Rules(HeldRules),
     /// It cannot say, and why.
     Refused {
         /// In words.
@@ -137,6 +148,16 @@ pub struct Told {
     /// Those that did not fit into this answer: ask for them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<InstanceId>,
+}
+
+/// What a machine was told of rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRules {
+    /// By their ids.
+    pub rules: BTreeMap<FirewallRuleId, ToldRule>,
+    /// There are more behind these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// A piece of a firewall log.

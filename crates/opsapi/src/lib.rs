@@ -72,7 +72,7 @@ pub use headnodes::{HeadnodeView, HeadnodesChange, HeadnodesView, MemberView, Mi
 pub use networks::{NatAddress, NetworkView, NewNicTag, NewPool, NicChange, NicTagView, NicView};
 pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;
-pub use rebuild::{FoundInstance, LostInstance, Rebuild, RebuildView, WaitingServer};
+pub use rebuild::{FoundInstance, FoundRule, LostInstance, Rebuild, RebuildView, WaitingServer};
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.

@@ -1,9 +1,9 @@
-//! After a restore: instances that machines have and no record knows, and the client's verbs for them.
+//! After a restore: instances and rules that machines have and no record knows, and the client's verbs for them.
 
 use std::net::IpAddr;
 
 use model::{
-    id::{AccountId, InstanceId, ServerId},
+    id::{AccountId, FirewallRuleId, InstanceId, ServerId},
     target::ZoneState,
     time::Timestamp,
 };
@@ -29,6 +29,9 @@ pub struct RebuildView {
     pub found: Vec<FoundInstance>,
     /// Instances of the backup that their machines have not.
     pub lost: Vec<LostInstance>,
+    /// Rules of the firewall that machines enforce and the records lack, or have in an older version.
+    #[serde(default)]
+    pub rules: Vec<FoundRule>,
     /// Whether it was carried out, and not only looked at.
     pub done: bool,
 }
@@ -71,6 +74,25 @@ pub struct FoundInstance {
     /// How it is.
     pub state: Option<ZoneState>,
     /// Why it is not adopted.
+    pub refused: Option<String>,
+    /// What is otherwise than it was.
+    pub notes: Vec<String>,
+}
+
+/// A rule of the firewall that a machine enforces and the records lack, or have in an older version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundRule {
+    /// Which.
+    pub rule: FirewallRuleId,
+    /// Whose instances it works with; none is everybody's.
+    pub owner: Option<AccountId>,
+    /// That account's login, if it is known.
+    pub owner_login: Option<String>,
+    /// What it says.
+    pub text: String,
+    /// Host name of a machine that has it.
+    pub hostname: String,
+    /// Why it is not made again.
     pub refused: Option<String>,
     /// What is otherwise than it was.
     pub notes: Vec<String>,

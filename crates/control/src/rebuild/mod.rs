@@ -19,11 +19,12 @@
 //! nothing of it.
 //!
 //! An instance is *adopted* ([`adopt`]) from what its machine was told of it last ([`LastTold`]): one commit makes the records that
-//! would have told the machine just that, so that nothing changes there. Rules of the firewall are not among it: a machine holds
-//! them compiled, and the text cannot be told from that.
+//! would have told the machine just that, so that nothing changes there. Rules of the firewall that it enforces and the records lack come back the
+//! same way ([`adopt_rule`]). Whoever runs a headnode asks each machine for them once it has spoken; until then nothing goes on by itself.
 
 mod adopt;
 mod missing;
+mod rules;
 
 use model::{
     id::{InstanceId, ServerId},
@@ -35,6 +36,7 @@ use model::{
 use store::{Entry, Snapshot, Transaction};
 
 pub use adopt::{Judgement, adopt, judge};
+pub use rules::{RuleJudgement, adopt_rule, judge_rule, not_asked_for_rules, rules_compared};
 
 use crate::{
     Control, Error, Result,
@@ -115,7 +117,7 @@ pub(crate) async fn compare(control: &Control, id: ServerId, report: &Report) ->
             })
             .await?;
     }
-    if is_at_rest(&control.snapshot()) {
+    if is_at_rest(&control.snapshot(), control.config.asks_for_rules) {
         go_on(control).await?;
     }
     Ok(())
@@ -140,7 +142,8 @@ fn mark_lost(snapshot: &Snapshot, some: &[InstanceId], report: &Report, now: Tim
 }
 
 /// Whether every machine that holds something up has spoken, and nothing is left to decide.
-fn is_at_rest(snapshot: &Snapshot) -> bool {
+fn is_at_rest(snapshot: &Snapshot, asks_for_rules: bool) -> bool {
+    let has_no_rules = |restored: Restored| !asks_for_rules || restored.rules == Some(0);
     // One without instances, like the machine of a headnode that was lost, may be gone for good.
     let is_needed = |server: &Entry<Server>| {
         !(server.headnode || server.headnode_role.is_some())
@@ -148,7 +151,7 @@ fn is_at_rest(snapshot: &Snapshot) -> bool {
     };
     snapshot.scan(&SERVERS).all(|server| match server.restored {
         None => true,
-        Some(restored) if restored.compared => restored.strangers == 0,
+        Some(restored) if restored.compared => restored.strangers == 0 && has_no_rules(restored),
         Some(_) => !is_needed(&server),
     })
 }

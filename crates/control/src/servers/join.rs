@@ -205,12 +205,7 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
                 traits: invite.traits.clone(),
                 rack: invite.rack.clone(),
                 // It is told nothing until an operator has looked at what it brings.
-                restored: candidate.adopt.map(|_| Restored {
-                    taken_at: now,
-                    brought: true,
-                    compared: false,
-                    strangers: 0,
-                }),
+                restored: candidate.adopt.map(|_| brought(now)),
                 ..fresh(id, &new, now)
             };
             let used = Invite { used_by: Some(id), used_key: Some(candidate.key), ..invite.value.clone() };
@@ -221,6 +216,11 @@ pub async fn admit(control: &Control, id: ServerId, candidate: &Candidate) -> Re
         })
         .await?;
     control.snapshot().get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))
+}
+
+/// Of a machine that comes with instances nobody knows.
+fn brought(now: Timestamp) -> Restored {
+    Restored { taken_at: now, brought: true, compared: false, strangers: 0, rules: None }
 }
 
 /// Refuses a machine that brings instances where it may not, or that is known.

@@ -1,14 +1,17 @@
 //! After a restore: what the machine has and the backup does not know is adopted, what the backup knows and the machine has not
 //! is marked, and nothing changes on the machine.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use control::{
+    Scope,
+    firewall::{self, NewRule},
     instances, rebuild, servers,
-    tables::{ACCOUNTS, ADDRESSES, CLAIMS, INSTANCES, NETWORKS, PACKAGES, SERVERS},
+    tables::{ACCOUNTS, ADDRESSES, CLAIMS, FIREWALL_RULES, INSTANCES, NETWORKS, PACKAGES, SERVERS},
 };
 use model::{
-    id::InstanceId,
+    firewall::{FirewallRule, RuleOrigin, ToldRule},
+    id::{AccountId, FirewallRuleId, InstanceId},
     instance::Caller,
     server::{Restored, Server},
     state::PublicState,
@@ -45,7 +48,8 @@ async fn forget(store: &Store, id: InstanceId) {
 async fn restored(world: &World) {
     let snapshot = world.control.snapshot();
     let server = snapshot.get(&SERVERS, &world.server.to_string()).expect("a machine");
-    let restored = Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0 });
+    let restored =
+        Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0, rules: None });
     let marked = Server { restored, ..server.value.clone() };
     world.control.store.commit(Transaction::new().replace(&SERVERS, &server, marked)).await.expect("marked");
 }
@@ -137,6 +141,96 @@ async fn what_is_found_after_all_is_lost_no_more() {
     assert!(machine.told(id).is_some());
 }
 
+#[tokio::test]
+async fn the_newer_of_backup_and_machine_is_right_about_a_rule() {
+    let world = World::with(Choices { asks_for_rules: true, ..Choices::default() }).await;
+    let (control, scope) = (&world.control, world.scope);
+    let mut machine = Machine::new(&world);
+    let web = world.running(&mut machine, "web").await;
+    instances::set_firewall(control, &caller(), scope, web, true).await.expect("enabled");
+    let make = async |owner, text: &str| {
+        let new = NewRule { rule: text.to_owned(), enabled: true, ..NewRule::default() };
+        firewall::create(control, owner, new).await.expect("made").value.clone()
+    };
+    let own = make(Some(world.owner), "FROM any TO all vms ALLOW tcp PORT 80").await;
+    let changed = make(None, "FROM any TO all vms ALLOW tcp PORT 81").await;
+    let same = make(None, "FROM any TO all vms ALLOW tcp PORT 82").await;
+    let twin = make(None, "FROM any TO all vms ALLOW tcp PORT 83").await;
+    let backup = control.snapshot();
+    let text = Some("FROM any TO all vms ALLOW tcp PORT 8100".to_owned());
+    let change = firewall::RuleChange { rule: text, log: Some(true), ..firewall::RuleChange::default() };
+    let after = firewall::update(control, Scope::All, changed.id, change).await.expect("changed").value.clone();
+    machine.fetch(&world).await;
+    let held: BTreeMap<_, _> = machine.target.as_ref().expect("a target").firewall.told_rules(None).collect();
+    assert_eq!(held.len(), 4, "{held:?}");
+
+    // The backup knows neither `own`, nor that `changed` was changed; `twin` it knows by another name.
+    let snapshot = control.snapshot();
+    let now = |id: FirewallRuleId| snapshot.get(&FIREWALL_RULES, &id.to_string()).expect("a record");
+    let other = FirewallRule { id: FirewallRuleId::random(), ..twin.clone() };
+    let old = backup.get(&FIREWALL_RULES, &changed.id.to_string()).expect("a record").value.clone();
+    let restore = Transaction::new()
+        .delete(&FIREWALL_RULES, &now(own.id))
+        .replace(&FIREWALL_RULES, &now(changed.id), old)
+        .delete(&FIREWALL_RULES, &now(twin.id))
+        .create(&FIREWALL_RULES, other);
+    control.store.commit(restore).await.expect("restored");
+    restored(&world).await;
+    machine.report(&world).await;
+    let judge = |id: FirewallRuleId| rebuild::judge_rule(control, world.server, id, &held[&id]);
+    let judged = judge(own.id).expect("it is unknown");
+    assert_eq!((judged.owner, judged.refused, judged.notes), (Some(world.owner), None, Vec::new()));
+    assert_eq!(judge(changed.id).map(|judged| judged.refused), Some(None));
+    assert_eq!((judge(same.id), judge(twin.id)), (None, None));
+    let rule = |id: FirewallRuleId| control.snapshot().get(&FIREWALL_RULES, &id.to_string()).map(|it| it.value.clone());
+    assert_eq!(rule(own.id), None, "looking changes nothing");
+
+    for (id, told) in &held {
+        rebuild::adopt_rule(control, world.server, *id, told).await.expect("judged");
+        assert_eq!(rebuild::judge_rule(control, world.server, *id, told), None, "once is enough");
+    }
+    let back = rule(own.id).expect("a record");
+    assert_eq!(FirewallRule { updated_at: own.updated_at, ..back }, own);
+    let back = rule(changed.id).expect("a record");
+    assert_eq!(FirewallRule { updated_at: after.updated_at, ..back }, after);
+
+    // What was made before the backup and is not in it was deleted; an account that nobody knows is made.
+    let deleted = ToldRule {
+        origin: RuleOrigin { created_at: Timestamp(1), ..held[&own.id].origin.clone() },
+        ..held[&own.id].clone()
+    };
+    let unknown = FirewallRuleId::random();
+    assert_eq!(rebuild::judge_rule(control, world.server, unknown, &deleted), None);
+    let owner = Some(AccountId::random());
+    let orphan = ToldRule { origin: RuleOrigin { owner, ..held[&own.id].origin.clone() }, ..held[&own.id].clone() };
+    let judged = rebuild::adopt_rule(control, world.server, unknown, &orphan).await.expect("judged").expect("unknown");
+    assert!(judged.refused.is_none() && judged.notes[0].contains("rebuilt-"), "{judged:?}");
+    let taken = rebuild::judge_rule(control, world.server, own.id, &ToldRule { version: 9, ..orphan.clone() });
+    assert!(taken.and_then(|judged| judged.refused).is_some_and(|why| why.contains("somebody else's")));
+    let nonsense = ToldRule { origin: RuleOrigin { text: "FROM".to_owned(), ..orphan.origin }, ..orphan };
+    let refused = rebuild::judge_rule(control, world.server, FirewallRuleId::random(), &nonsense);
+    assert!(refused.is_some_and(|judged| judged.refused.is_some()));
+}
+
+/// Where somebody asks machines for their rules, nothing goes on before all were asked, and none of them has one that is unknown.
+#[tokio::test]
+async fn nothing_goes_on_before_rules_were_asked_for() {
+    let world = World::with(Choices { asks_for_rules: true, ..Choices::default() }).await;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "web").await;
+    restored(&world).await;
+    assert!(rebuild::not_asked_for_rules(&world.control).is_empty(), "it has not spoken");
+    machine.report(&world).await;
+    hears_nothing(&world, &machine).await;
+    assert_eq!(rebuild::not_asked_for_rules(&world.control), [world.server]);
+    rebuild::rules_compared(&world.control, world.server, 1).await.expect("noted");
+    machine.report(&world).await;
+    hears_nothing(&world, &machine).await;
+    assert!(rebuild::not_asked_for_rules(&world.control).is_empty());
+    rebuild::rules_compared(&world.control, world.server, 0).await.expect("noted");
+    machine.fetch(&world).await;
+}
+
 /// A machine that spoke once before it had looked at itself is not taken at its word.
 #[tokio::test]
 async fn a_first_word_without_a_document_is_not_the_last() {
@@ -204,7 +298,7 @@ async fn a_datacenter_that_knows_nothing_is_made_again_of_a_machine() {
     let server = snapshot.get(&SERVERS, &empty.server.to_string()).expect("a machine");
     let other = Server {
         id: world.server,
-        restored: Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0 }),
+        restored: Some(Restored { taken_at: Timestamp(1), brought: false, compared: false, strangers: 0, rules: None }),
         ..server.value.clone()
     };
     let moved = Transaction::new().delete(&SERVERS, &server).create(&SERVERS, other);

@@ -71,6 +71,8 @@ pub(crate) struct Choices {
     pub(crate) headnode: Option<ServerId>,
     /// Names of instances.
     pub(crate) names: NamesConfig,
+    /// See [`ControlConfig::asks_for_rules`].
+    pub(crate) asks_for_rules: bool,
 }
 
 /// Where records are kept.
@@ -106,6 +108,7 @@ impl Default for Choices {
             first: None,
             headnode: None,
             names: NamesConfig::default(),
+            asks_for_rules: false,
         }
     }
 }
@@ -125,6 +128,7 @@ impl World {
         let mut config = config(&dir);
         (config.fabric.vnis, config.fabric.first) = (choices.vnis.clone(), choices.first.clone());
         config.headnode = choices.headnode;
+        config.asks_for_rules = choices.asks_for_rules;
         config.names = choices.names.clone();
         let control = Control::start(store, choices.clock.clone(), config, shutdown.clone());
         if choices.flows {

@@ -210,6 +210,7 @@ impl Beginning<'_> {
                 brought: false,
                 compared: false,
                 strangers: 0,
+                rules: None,
             }),
             ..server.clone()
         }

@@ -5,18 +5,24 @@ use std::collections::BTreeMap;
 use axum::{Extension, Json, Router, extract::State, routing::get};
 use control::{
     STRANGERS_MAX,
-    rebuild::{self, Judgement},
+    rebuild::{self, Judgement, RuleJudgement},
     tables::{ACCOUNTS, INSTANCES, SERVERS},
 };
+use futures_util::{StreamExt as _, stream};
 use model::{
-    id::{AccountId, InstanceId, ServerId},
+    firewall::ToldRule,
+    id::{AccountId, FirewallRuleId, InstanceId, ServerId},
     instance::Caller,
     target::LastTold,
 };
 use nodeapi::inquiry::{Question, TOLD_MAX, Told};
-use opsapi::{FoundInstance, LostInstance, Rebuild, RebuildView, WaitingServer};
+use opsapi::{FoundInstance, FoundRule, LostInstance, Rebuild, RebuildView, WaitingServer};
 
 use super::{Answer, Body, Ops};
+use crate::rebuilding::held_rules;
+
+/// Machines that are asked for their rules at once.
+const ASKED_AT_ONCE: usize = 8;
 
 pub(super) fn routes() -> Router<Ops> {
     Router::new().route("/v1/rebuild", get(look).post(carry_out))
@@ -37,7 +43,12 @@ async fn look(State(ops): State<Ops>) -> Answer<RebuildView> {
         let judged = judged.map_err(String::clone);
         view(&ops, found, judged)
     });
-    Ok(Json(whole(&ops, views.collect(), false)))
+    let views = views.collect();
+    let rules = found_rules(&ops).await.into_iter().map(|(hostname, server, id, told)| {
+        rebuild::judge_rule(&ops.control, server, id, &told).map(|judged| rule_view(&ops, hostname, judged))
+    });
+    let rules = rules.flatten().collect();
+    Ok(Json(whole(&ops, (views, rules), false)))
 }
 
 async fn carry_out(
@@ -53,12 +64,18 @@ async fn carry_out(
         };
         views.push(view(&ops, found, judged));
     }
+    let mut rules = Vec::new();
+    for (hostname, server, id, told) in found_rules(&ops).await {
+        let adopted = rebuild::adopt_rule(&ops.control, server, id, &told).await?;
+        rules.extend(adopted.map(|judged| rule_view(&ops, hostname, judged)));
+    }
     // More than are remembered of one machine: the next reports tell of the rest.
     let is_all = strangers(&ops).values().all(|(_, strangers)| strangers.len() < STRANGERS_MAX);
-    if is_all && (how.leave || views.iter().all(|view| view.refused.is_none())) {
+    let refused = views.iter().map(|view| &view.refused).chain(rules.iter().map(|rule: &FoundRule| &rule.refused));
+    if is_all && (how.leave || refused.flatten().next().is_none()) {
         rebuild::go_on(&ops.control).await?;
     }
-    Ok(Json(whole(&ops, views, true)))
+    Ok(Json(whole(&ops, (views, rules), true)))
 }
 
 /// Instances nobody knows by machine, with the machine's name.
@@ -91,6 +108,30 @@ async fn found(ops: &Ops) -> Vec<Found> {
         }));
     }
     all
+}
+
+/// Rules that machines hold which are told nothing since a restore and have spoken, in the newest version there is of each; with the machine that has it.
+async fn found_rules(ops: &Ops) -> Vec<(String, ServerId, FirewallRuleId, ToldRule)> {
+    let snapshot = ops.control.snapshot();
+    let open = snapshot.scan(&SERVERS).filter(|server| server.restored.is_some_and(|restored| restored.compared));
+    let asks = open.map(async |server| (server.clone(), held_rules(&ops.inquiries, server.id).await));
+    let asks: Vec<_> = asks.collect();
+    let mut asks = stream::iter(asks).buffered(ASKED_AT_ONCE);
+    let mut newest: BTreeMap<FirewallRuleId, (String, ServerId, ToldRule)> = BTreeMap::new();
+    while let Some((server, held)) = asks.next().await {
+        // One that does not answer now is asked again by a loop, and by whoever looks again.
+        for (id, told) in held.unwrap_or_default() {
+            if newest.get(&id).is_none_or(|(_, _, other)| other.version < told.version) {
+                newest.insert(id, (server.hostname.clone(), server.id, told));
+            }
+        }
+    }
+    newest.into_iter().map(|(id, (hostname, server, told))| (hostname, server, id, told)).collect()
+}
+
+fn rule_view(ops: &Ops, hostname: String, judged: RuleJudgement) -> FoundRule {
+    let RuleJudgement { rule, server: _, owner, text, refused, notes } = judged;
+    FoundRule { rule, owner, owner_login: owner.and_then(|owner| login(ops, owner)), text, hostname, refused, notes }
 }
 
 /// Why an instance cannot be adopted of which its machine holds nothing but the thing itself.
@@ -151,7 +192,7 @@ fn login(ops: &Ops, account: AccountId) -> Option<String> {
     ops.control.snapshot().get(&ACCOUNTS, &account.to_string()).map(|account| account.login.clone())
 }
 
-fn whole(ops: &Ops, found: Vec<FoundInstance>, done: bool) -> RebuildView {
+fn whole(ops: &Ops, (found, rules): (Vec<FoundInstance>, Vec<FoundRule>), done: bool) -> RebuildView {
     let snapshot = ops.control.snapshot();
     let waiting = snapshot.scan(&SERVERS).filter_map(|server| {
         let restored = server.restored?;
@@ -172,5 +213,5 @@ fn whole(ops: &Ops, found: Vec<FoundInstance>, done: bool) -> RebuildView {
             lost_at: instance.lost_at?,
         })
     });
-    RebuildView { waiting: waiting.collect(), found, lost: lost.collect(), done }
+    RebuildView { waiting: waiting.collect(), found, lost: lost.collect(), rules, done }
 }

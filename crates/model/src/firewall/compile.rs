@@ -13,7 +13,9 @@ use super::{
     apply::{Direction, FirewallRule, InstanceView, Selector, SetKey},
     directory::Directory,
     rule::{Target, Targets},
-    target::{FirewallTarget, InstanceFilter, Layer, LayerId, Peers, RuleTarget, SetId, SetTarget, Traffic},
+    target::{
+        FirewallTarget, InstanceFilter, Layer, LayerId, Peers, RuleOrigin, RuleTarget, SetId, SetTarget, Traffic,
+    },
 };
 use crate::id::{AccountId, InstanceId};
 
@@ -64,7 +66,8 @@ impl<'a> Compiler<'a> {
         }
         let [inbound, outbound] = [inbound, outbound].map(Option::flatten);
         let traffic = Traffic::of(rule.rule.protocol());
-        let rule_target = RuleTarget { version: rule.version, log: rule.log, traffic, inbound, outbound };
+        let origin = Some(Box::new(RuleOrigin::of(rule)));
+        let rule_target = RuleTarget { version: rule.version, log: rule.log, traffic, inbound, outbound, origin };
         self.target.rules.insert(rule.id, rule_target);
     }
 

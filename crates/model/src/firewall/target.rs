@@ -22,6 +22,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Bound,
     str::FromStr,
 };
 
@@ -30,11 +31,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::{
-    apply::{Direction, Selector, SetKey},
+    apply::{Direction, FirewallRule, Selector, SetKey},
     directory::Directory,
     rule::{Action, IcmpType, IcmpTypes, Port, Ports, Protocol},
 };
-use crate::id::{FirewallRuleId, InstanceId};
+use crate::{
+    id::{AccountId, FirewallRuleId, InstanceId},
+    time::Timestamp,
+};
 
 /// All a node needs to filter its instances' traffic. An instance that is not in it is not filtered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +94,39 @@ pub struct RuleTarget {
     /// Where traffic of instances here goes to, if a layer has the rule for that direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbound: Option<Peers>,
+    /// What the record is made again of when nobody else knows it. Nothing that is enforced depends on it; older headnodes do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<RuleOrigin>>,
+}
+
+/// What a rule's record says and no machine needs to enforce it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleOrigin {
+    /// See [`super::FirewallRule::owner`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AccountId>,
+    /// The rule's canonical text.
+    pub text: String,
+    /// See [`super::FirewallRule::description`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// See [`super::FirewallRule::created_by`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// See [`super::FirewallRule::created_at`].
+    pub created_at: Timestamp,
+}
+
+/// What a machine was told of a rule last, without what it enforces: enough for its record to be made anew. Whoever holds it, the rule was enabled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldRule {
+    /// See [`super::FirewallRule::version`].
+    pub version: u64,
+    /// See [`super::FirewallRule::log`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log: bool,
+    /// The rest of the record.
+    pub origin: RuleOrigin,
 }
 
 /// The other end of the traffic.
@@ -190,6 +227,15 @@ impl FirewallTarget {
         })
     }
 
+    /// What it says of rules behind `after`, by their ids, as far as it says what their records are made of.
+    pub fn told_rules(&self, after: Option<FirewallRuleId>) -> impl Iterator<Item = (FirewallRuleId, ToldRule)> + '_ {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.rules.range((from, Bound::Unbounded)).filter_map(|(id, rule)| {
+            let origin = RuleOrigin::clone(rule.origin.as_ref()?);
+            Some((*id, ToldRule { version: rule.version, log: rule.log, origin }))
+        })
+    }
+
     /// Whether every layer, rule and set that is referred to is there. A node asks once, when it receives a document.
     pub fn check(&self) -> Result<(), DanglingReference> {
         let dangling = |from: String, missing: String| Err(DanglingReference { from, missing });
@@ -251,6 +297,19 @@ impl InstanceFilter {
         match direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
+        }
+    }
+}
+
+impl RuleOrigin {
+    /// Of a record.
+    pub fn of(rule: &FirewallRule) -> Self {
+        Self {
+            owner: rule.owner,
+            text: rule.rule.to_string(),
+            description: rule.description.clone(),
+            created_by: rule.created_by.clone(),
+            created_at: rule.created_at,
         }
     }
 }

@@ -71,7 +71,8 @@ fn any_firewall() -> impl Strategy<Value = FirewallTarget> {
         rules: rules
             .into_iter()
             .map(|(id, version)| {
-                let rule = RuleTarget { version, log: false, traffic: Traffic::Ah, inbound: None, outbound: None };
+                let (traffic, origin) = (Traffic::Ah, None);
+                let rule = RuleTarget { version, log: false, traffic, inbound: None, outbound: None, origin };
                 (FirewallRuleId::new(uuid(id)), rule)
             })
             .collect(),

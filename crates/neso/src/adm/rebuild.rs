@@ -1,6 +1,6 @@
 //! `neso adm rebuild`: make known again what machines have and no record knows, after a restore or when they were brought.
 
-use opsapi::{Client, FoundInstance, Rebuild, RebuildView};
+use opsapi::{Client, FoundInstance, FoundRule, Rebuild, RebuildView};
 
 use super::{Output, or_dash, table};
 use crate::{answer, failure::Outcome};
@@ -37,6 +37,14 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
             }
         }
     }
+    if !view.rules.is_empty() {
+        answer::print(table(&["rule", "owner", "text", "server", "verdict"], view.rules.iter().map(rule_row)))?;
+        for rule in &view.rules {
+            for note in &rule.notes {
+                answer::print(format!("{}: {note}", rule.rule))?;
+            }
+        }
+    }
     if !view.lost.is_empty() {
         let rows = view.lost.iter().map(|lost| {
             let (id, alias) = (lost.instance.to_string(), lost.alias.clone());
@@ -64,9 +72,21 @@ fn row(found: &FoundInstance) -> Vec<String> {
     ]
 }
 
+fn rule_row(found: &FoundRule) -> Vec<String> {
+    let owner = found.owner_login.clone().or_else(|| found.owner.map(|owner| owner.to_string()));
+    vec![
+        found.rule.to_string(),
+        owner.unwrap_or_else(|| "everybody's".to_owned()),
+        found.text.clone(),
+        found.hostname.clone(),
+        found.refused.clone().unwrap_or_else(|| "made again".to_owned()),
+    ]
+}
+
 /// How it stands, and what to do next.
 fn summary(view: &RebuildView) -> String {
     let refused = view.found.iter().filter(|found| found.refused.is_some()).count();
+    let rules_refused = view.rules.iter().filter(|rule| rule.refused.is_some()).count();
     let silent: Vec<&str> =
         view.waiting.iter().filter(|server| !server.has_spoken).map(|server| server.hostname.as_str()).collect();
     let adopted = view.found.len() - refused;
@@ -76,6 +96,12 @@ fn summary(view: &RebuildView) -> String {
         (true, _) => format!("{adopted} instances are known again, {refused} are not."),
         (false, _) => format!("{adopted} instances would be known again, {refused} would not. --yes carries it out."),
     });
+    let rules = view.rules.iter().filter(|rule| rule.refused.is_none()).count();
+    match (view.done, rules) {
+        (_, 0) => {}
+        (true, _) => lines.push(format!("{rules} rules of the firewall are known again.")),
+        (false, _) => lines.push(format!("{rules} rules of the firewall would be known again.")),
+    }
     if !view.lost.is_empty() {
         lines.push(format!(
             "{} instances of the backup are not on their machines: they are marked as failed, and may be deleted.",
@@ -87,17 +113,22 @@ fn summary(view: &RebuildView) -> String {
     }
     match (view.waiting.iter().filter(|server| server.has_spoken).count(), view.done) {
         (0, _) => {}
-        (count, true) if refused > 0 => lines.push(format!(
-            "{count} machines are told nothing until what stands in the way is gone, or --leave leaves those instances alone."
+        (count, true) if refused + rules_refused > 0 => lines.push(format!(
+            "{count} machines are told nothing until what stands in the way is gone, or --leave leaves that alone."
         )),
         (count, true) => lines.push(format!("{count} machines are told nothing yet: run it again in a moment.")),
         (count, false) => lines.push(format!("{count} machines are told nothing until --yes.")),
     }
-    lines.push(match view.waiting.iter().any(|server| server.brought) {
-        true => "Rules of the firewall cannot be told back: make them again before --yes. An owner is an account of its own; `neso adm account create \
-                 LOGIN --id OWNER` before --yes gives it its name, otherwise it gets one, and keys may be added to it."
+    if view.waiting.iter().any(|server| server.brought) {
+        lines.push(
+            "An owner is an account of its own; `neso adm account create LOGIN --id OWNER` before --yes gives it its name, otherwise it gets one, and keys \
+             may be added to it."
+                .to_owned(),
+        );
+    }
+    lines.push(
+        "Rules of the firewall that were disabled, or concerned no instance, no machine holds; and of those of the backup some may have been deleted since."
             .to_owned(),
-        false => "Rules of the firewall made after the backup cannot be told back: make them again.".to_owned(),
-    });
+    );
     lines.join("\n")
 }

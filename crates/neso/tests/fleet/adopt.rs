@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     fleet::{Fleet, Machine, reachable},
-    rebuild::{create, destroy_head, ids},
+    rebuild::{create, destroy_head, doors, enable_firewall, ids, make_rule, rule},
 };
 
 /// Joins with the instances the machine has; what was said against it.
@@ -26,6 +26,11 @@ fn a_machine_brings_its_instances_when_everything_else_is_lost() {
     let kept = create(&fleet, "kept");
     fleet.good(&["instance", "tags", "kept", "role=web"]);
     fleet.wait("the tag to be told", || fleet.instance("kept").is_some_and(|it| it["tags"]["role"] == "web"));
+    enable_firewall(&fleet, &kept);
+    let text = "FROM any TO tag \"role\" = \"web\" ALLOW tcp PORT 4102";
+    let own = make_rule(&fleet, text, Some("demo"));
+    let rules = || fleet.ask(&["adm", "-j", "firewall", "list"]).and_then(|all| all.as_array().map(Vec::len));
+    assert_eq!(rules(), Some(3), "one, and the two that each datacenter begins with");
     let before = fleet.instance("kept").expect("an instance");
     let (was, runs) = (machine.server_id(), machine.init(&kept));
     assert!(runs.is_some());
@@ -42,15 +47,7 @@ fn a_machine_brings_its_instances_when_everything_else_is_lost() {
     let servers = || fleet.ask(&["adm", "-j", "server", "list"]).and_then(|all| all.as_array().map(Vec::len));
     fleet.wait("a headnode of another datacenter", || servers() == Some(1));
 
-    // What must not be is not, and changes nothing.
-    let stranger = fleet.new_machine(2);
-    let plain = fleet.invite(&[]);
-    assert!(refused(&stranger, &plain, &["--adopt"]).contains("is no part of any datacenter"));
-    assert!(refused(machine, &plain, &["--adopt"]).contains("does not allow a machine to bring instances"));
-    assert!(refused(machine, &plain, &[]).contains("joined already"));
-    let invitation = fleet.invite(&["--adopt"]);
-    let elsewhere = [invitation[0].clone(), invitation[1].clone(), old[2].clone()];
-    assert!(refused(machine, &elsewhere, &["--adopt"]).contains("belongs to another authority"));
+    let invitation = invite(&fleet, &old);
     assert_eq!((machine.server_id(), machine.init(&kept), servers()), (was.clone(), runs, Some(1)));
 
     let joined = machine.try_join_with(&invitation, &["--adopt"]);
@@ -74,9 +71,13 @@ fn a_machine_brings_its_instances_when_everything_else_is_lost() {
         assert_eq!(now[field], before[field], "{field}");
     }
     assert_eq!(now["owner_login"], "alice");
+    let made = rule(&fleet, &own);
+    assert!(made["owner"] == owner && made["rule"] == text && made["enabled"] == true, "{made}");
+    assert_eq!(rules(), Some(3), "those that each datacenter begins with are there once");
     fleet.wait("the machine to be told again", || {
         fleet.server(machine)["restored"].is_null() && fleet.instance("kept").is_some_and(|it| it["state"] == "running")
     });
+    assert_eq!(doors(machine), [false, true, false], "the rule is in force");
 
     // The other datacenter's own networks have the same subnets, and nobody gets the address that is in use.
     as_tenant(&fleet, &["instance", "create", "-w", "--name", "young", "minimal", "g1-nano"]);
@@ -85,6 +86,19 @@ fn a_machine_brings_its_instances_when_everything_else_is_lost() {
     assert_eq!(machine.init(&kept), runs, "the instance was touched");
     obeys(&fleet, &kept);
     as_tenant(&fleet, &["instance", "delete", "-w", "young"]);
+}
+
+/// An invitation for the machine that brings its instances. What must not be is not, and changes nothing.
+fn invite(fleet: &Fleet, old: &[String]) -> Vec<String> {
+    let (machine, stranger) = (&fleet.machines[0], fleet.new_machine(2));
+    let plain = fleet.invite(&[]);
+    assert!(refused(&stranger, &plain, &["--adopt"]).contains("is no part of any datacenter"));
+    assert!(refused(machine, &plain, &["--adopt"]).contains("does not allow a machine to bring instances"));
+    assert!(refused(machine, &plain, &[]).contains("joined already"));
+    let invitation = fleet.invite(&["--adopt"]);
+    let elsewhere = [invitation[0].clone(), invitation[1].clone(), old[2].clone()];
+    assert!(refused(machine, &elsewhere, &["--adopt"]).contains("belongs to another authority"));
+    invitation
 }
 
 /// Runs a tenant's command at the other datacenter, which listens elsewhere.

@@ -1,10 +1,11 @@
 //! The headnode is destroyed with everything it had, and made again of a backup that is older than what the machines have.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
 use crate::{
+    fabric::ask,
     fleet::{Fleet, Machine},
     headnodes::{active, etcd_is_here, kill_all},
 };
@@ -12,6 +13,85 @@ use crate::{
 pub(crate) fn create(fleet: &Fleet, name: &str) -> String {
     fleet.good(&["instance", "create", "-w", "--name", name, "minimal", "g1-nano"]);
     fleet.instance(name).expect("an instance")["id"].as_str().expect("an id").to_owned()
+}
+
+/// Has a tenant's instance filtered.
+pub(crate) fn enable_firewall(fleet: &Fleet, id: &str) {
+    let path = format!("/my/machines/{id}?action=enable_firewall");
+    ask(fleet, "demo", "POST", &path, &serde_json::json!({}));
+}
+
+/// A new rule's id, which is in force.
+pub(crate) fn make_rule(fleet: &Fleet, text: &str, owner: Option<&str>) -> String {
+    let owner = owner.map(|login| ["--account", login]).into_iter().flatten();
+    let line: Vec<&str> = ["adm", "-j", "firewall", "create", text].into_iter().chain(owner).collect();
+    let made = fleet.ask(&line).expect("a rule");
+    assert_eq!((&made["machines"], &made["live"]), (&1.into(), &1.into()), "{made}");
+    made["rule"]["id"].as_str().expect("an id").to_owned()
+}
+
+/// The record of a rule; nothing when there is none.
+pub(crate) fn rule(fleet: &Fleet, id: &str) -> Value {
+    fleet.ask(&["adm", "-j", "firewall", "get", id]).map_or(Value::Null, |it| it["rule"].clone())
+}
+
+/// Which of the doors of these tests a machine's kernel opens.
+pub(crate) fn doors(machine: &Machine) -> [bool; 3] {
+    let table = format!("{}_fw", machine.settings().kernel.nft_table);
+    let listed = machine.space.command("nft").args(["list", "table", "inet", &table]).output().expect("`nft` runs");
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    [4101, 4102, 4103].map(|port| text.contains(&port.to_string()))
+}
+
+/// Rules that were made and changed after a backup.
+struct Rules {
+    /// Of everybody, and of an account.
+    ids: Vec<String>,
+    /// Their records.
+    before: Vec<Value>,
+}
+
+impl Rules {
+    fn in_the_backup(fleet: &Fleet) -> Self {
+        Self { ids: vec![make_rule(fleet, "FROM any TO all vms ALLOW tcp PORT 4101", None)], before: Vec::new() }
+    }
+
+    /// One is changed, one more is made.
+    fn live_on(&mut self, fleet: &Fleet, young: &str) {
+        let text = "FROM any TO all vms ALLOW tcp PORT 4102";
+        fleet.good(&["adm", "firewall", "set", &self.ids[0], "--rule", text, "--description", "moved"]);
+        enable_firewall(fleet, young);
+        self.ids.push(make_rule(fleet, &format!("FROM any TO vm {young} ALLOW tcp PORT 4103"), Some("demo")));
+        self.before = self.now(fleet);
+    }
+
+    fn now(&self, fleet: &Fleet) -> Vec<Value> {
+        self.ids.iter().map(|id| rule(fleet, id)).collect()
+    }
+
+    /// A look at the rebuild has them, and changed nothing.
+    fn are_found(&self, fleet: &Fleet, seen: &Value) {
+        let all = seen["rules"].as_array().into_iter().flatten();
+        let found: BTreeSet<&str> = all.filter_map(|it| it["rule"].as_str()).collect();
+        assert_eq!(found, self.ids.iter().map(String::as_str).collect(), "{seen}");
+        let now = self.now(fleet);
+        assert!(now[0]["version"] == 1 && now[1].is_null(), "{now:?}");
+        assert_eq!(doors(&fleet.machines[0]), [false, true, true], "what it was told last is in force");
+    }
+
+    /// They are as they were, and nothing changed in the kernel.
+    fn are_back(&self, fleet: &Fleet) {
+        for (now, before) in self.now(fleet).iter().zip(&self.before) {
+            for field in ["id", "owner", "rule", "version", "enabled", "log", "description", "created_at"] {
+                assert_eq!(now[field], before[field], "{field}");
+            }
+        }
+        fleet.wait("the machine to enforce them by the records' word", || {
+            let live = |id: &String| fleet.ask(&["adm", "-j", "firewall", "get", id]).is_some_and(|it| it["live"] == 1);
+            self.ids.iter().all(live)
+        });
+        assert_eq!(doors(&fleet.machines[0]), [false, true, true]);
+    }
 }
 
 /// Ids below `field` of a look at the rebuild.
@@ -36,12 +116,15 @@ fn what_happened_after_the_backup_is_known_again() {
     let Some(fleet) = Fleet::start(1) else { return };
     let machine = &fleet.machines[0];
     let (kept, gone) = (create(&fleet, "kept"), create(&fleet, "gone"));
+    enable_firewall(&fleet, &kept);
+    let mut rules = Rules::in_the_backup(&fleet);
     let backup = fleet.head.root.with_file_name("old.neso-backup").display().to_string();
     fleet.good(&["adm", "backup", "create", "--to", &backup]);
 
     // What the backup does not know: one more instance, one less.
     let young = create(&fleet, "young");
     fleet.good(&["instance", "delete", "-w", "gone"]);
+    rules.live_on(&fleet, &young);
     let before = fleet.instance("young").expect("an instance");
     let runs = [&kept, &young].map(|id| machine.init(id));
     assert!(runs.iter().all(Option::is_some), "{runs:?}");
@@ -57,6 +140,7 @@ fn what_happened_after_the_backup_is_known_again() {
     assert_eq!((ids(&seen, "found"), ids(&seen, "lost")), (vec![young.clone()], vec![gone.clone()]), "{seen}");
     assert_eq!((&seen["found"][0]["alias"], &seen["found"][0]["refused"]), (&"young".into(), &Value::Null), "{seen}");
     assert!(fleet.instance("young").is_none(), "looking changes nothing");
+    rules.are_found(&fleet, &seen);
     let doctor = fleet.head.run(&["doctor", "-j"]);
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains("is told nothing since the restore"), "{doctor}");
@@ -72,6 +156,7 @@ fn what_happened_after_the_backup_is_known_again() {
         fleet.server(machine)["restored"].is_null()
             && fleet.instance("young").is_some_and(|it| it["state"] == "running")
     });
+    rules.are_back(&fleet);
     let failed = fleet.instance("gone").expect("the backup knows it");
     assert_eq!((&failed["state"], machine.init(&gone)), (&"failed".into(), None));
 

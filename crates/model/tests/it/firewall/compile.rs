@@ -266,7 +266,20 @@ fn a_document_as_text() {
     let target = compile(&rules, &directory, &instances[..1]);
     let set = target.sets.keys().next().unwrap();
     let [first, second] = [&rules[0], &rules[1]].map(|rule| rule.id);
-    let document = serde_json::to_value(&target).unwrap();
+    let mut document = serde_json::to_value(&target).unwrap();
+    // Not for the kernel: what the record is made again of.
+    let origins = [first, second].map(|id| {
+        let rule = document["rules"][id.to_string()].as_object_mut().unwrap();
+        rule.remove("origin").unwrap()
+    });
+    let told: Vec<_> = target.told_rules(None).collect();
+    assert_eq!(told.len(), 2);
+    for (rule, origin) in rules.iter().zip(origins) {
+        let (_, told) = told.iter().find(|(id, _)| *id == rule.id).unwrap();
+        assert_eq!((told.version, told.log, &told.origin.text), (1, rule.log, &rule.rule.to_string()));
+        assert_eq!((told.origin.owner, serde_json::to_value(&told.origin).unwrap()), (rule.owner, origin));
+    }
+    assert_eq!(target.told_rules(Some(told[0].0)).collect::<Vec<_>>(), told[1..]);
     assert_eq!(
         document["rules"],
         serde_json::json!({
