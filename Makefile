@@ -18,7 +18,7 @@ NESO := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/neso
 
 BUILD_PACKAGES := gcc libc6-dev pkg-config libseccomp-dev
 RUN_PACKAGES := btrfs-progs busybox-static ca-certificates iproute2 mmdebstrap nftables openssh-client
-TEST_PACKAGES := bind9 bind9-dnsutils curl etcd-server keepalived knot nodejs npm nsd openssl prometheus qemu-system-x86
+TEST_PACKAGES := bind9 bind9-dnsutils curl etcd-server keepalived knot nodejs npm nsd openssl prometheus prometheus-alertmanager qemu-system-x86
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -10,6 +10,8 @@
 //! Rejected: Debian's own service, whose settings are the administrator's; and targets that Prometheus fetches from a headnode, because that headnode may be the one
 //! that is gone.
 
+pub mod notify;
+
 use std::{
     fs, io,
     net::{Ipv4Addr, TcpListener},
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::BoxFuture;
 
+use self::notify::Notify;
 use crate::{
     pki::{self, PkiError, make_directory, write_file},
     settings::Settings,
@@ -34,6 +37,10 @@ use crate::{
 
 /// Where Prometheus listens unless that is taken. Its own service has 9090.
 pub const PORT: u16 = 9_164;
+/// Name of Prometheus among the processes of a machine.
+pub const MONITOR: &str = "monitor";
+/// Name of Alertmanager likewise.
+pub const NOTIFIER: &str = "notifier";
 /// How often targets and certificates are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Users it may run as, the first there is: Debian's package makes one.
@@ -70,13 +77,21 @@ pub enum MonitoringError {
     /// Nobody asked for it.
     #[error("Prometheus is not wanted on this machine: `neso adm monitoring enable`")]
     NotWanted,
+    /// Nobody said who is told.
+    #[error("nobody is told of alerts on this machine: `neso adm alerts notify`")]
+    NobodyToTell,
+    /// The program that tells is missing.
+    #[error(
+        "Alertmanager is not installed: install Debian's package prometheus-alertmanager, and stop and disable its service"
+    )]
+    NoAlertmanager,
     /// The program is missing.
     #[error("Prometheus is not installed: install Debian's package prometheus, and stop and disable its service")]
     NotInstalled,
 }
 
 impl MonitoringError {
-    fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
     }
@@ -96,11 +111,14 @@ pub struct Wanted {
     pub keep_mib: u64,
     /// Seconds between two looks.
     pub every_seconds: u32,
+    /// Who is told of alerts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { version: 1, port: free_port(), keep_days: 30, keep_mib: 4_096, every_seconds: 15 }
+        Self { version: 1, port: free_port(PORT), keep_days: 30, keep_mib: 4_096, every_seconds: 15, notify: None }
     }
 }
 
@@ -144,9 +162,9 @@ pub struct Start {
 }
 
 /// A port for it: the usual one, or any that is free where several datacenters are on one machine.
-fn free_port() -> u16 {
-    let held = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    held.and_then(|held| held.local_addr()).map_or(PORT, |address| address.port())
+pub fn free_port(usual: u16) -> u16 {
+    let held = TcpListener::bind((Ipv4Addr::LOCALHOST, usual)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    held.and_then(|held| held.local_addr()).map_or(usual, |address| address.port())
 }
 
 fn path(settings: &Settings) -> PathBuf {
@@ -170,9 +188,13 @@ pub fn is_wanted(settings: &Settings) -> bool {
 
 /// The program, if it is installed.
 pub fn program() -> Option<PathBuf> {
+    program_named("prometheus")
+}
+
+fn program_named(name: &str) -> Option<PathBuf> {
     let search = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&search).chain(PROGRAM_DIRECTORIES.map(PathBuf::from));
-    directories.map(|directory| directory.join("prometheus")).find(|program| program.is_file())
+    directories.map(|directory| directory.join(name)).find(|program| program.is_file())
 }
 
 /// Who it runs as, user and group; `None` when we are not root and cannot choose.
@@ -192,12 +214,7 @@ pub fn command(settings: &Settings, now: Timestamp) -> Result<Start, MonitoringE
     let wanted = Wanted::load(settings)?.ok_or(MonitoringError::NotWanted)?;
     let program = program().ok_or(MonitoringError::NotInstalled)?;
     prepare(settings, &wanted, now)?;
-    let data = data_directory(settings);
-    fs::create_dir_all(&data).map_err(MonitoringError::io("make directory", &data))?;
-    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).map_err(MonitoringError::io("close", &data))?;
-    if let Some((uid, gid)) = user() {
-        chown(&data, Some(uid), Some(gid)).map_err(MonitoringError::io("hand over", &data))?;
-    }
+    own_directory(&data_directory(settings))?;
     let arguments = [
         "--config.file=prometheus.yml".to_owned(),
         "--storage.tsdb.path=data".to_owned(),
@@ -208,16 +225,30 @@ pub fn command(settings: &Settings, now: Timestamp) -> Result<Start, MonitoringE
     Ok(Start { program, arguments: arguments.into_iter().map(Into::into).collect() })
 }
 
+/// A directory in which the user that programs run as writes.
+fn own_directory(path: &Path) -> Result<(), MonitoringError> {
+    fs::create_dir_all(path).map_err(MonitoringError::io("make directory", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(MonitoringError::io("close", path))?;
+    match user() {
+        Some((uid, gid)) => chown(path, Some(uid), Some(gid)).map_err(MonitoringError::io("hand over", path)),
+        None => Ok(()),
+    }
+}
+
+/// The directory with everything in it, which programs look into and do not change.
+fn prepare_directory(settings: &Settings) -> Result<(), MonitoringError> {
+    let directory = directory(settings);
+    make_directory(&directory)?;
+    let Some((_, gid)) = user() else { return Ok(()) };
+    chown(&directory, None, Some(gid)).map_err(MonitoringError::io("hand over", &directory))?;
+    let mode = fs::Permissions::from_mode(0o750);
+    fs::set_permissions(&directory, mode).map_err(MonitoringError::io("open", &directory))
+}
+
 /// Writes configuration, rules and certificate where they differ. Returns whether Prometheus has to read its configuration again.
 fn prepare(settings: &Settings, wanted: &Wanted, now: Timestamp) -> Result<bool, MonitoringError> {
     let directory = directory(settings);
-    make_directory(&directory)?;
-    if let Some((_, gid)) = user() {
-        // It looks into its directory and changes nothing there.
-        chown(&directory, None, Some(gid)).map_err(MonitoringError::io("hand over", &directory))?;
-        let mode = fs::Permissions::from_mode(0o750);
-        fs::set_permissions(&directory, mode).map_err(MonitoringError::io("open", &directory))?;
-    }
+    prepare_directory(settings)?;
     let identity = pki::watcher(settings, &directory, now)?;
     for path in [&identity.certificate, &identity.key] {
         share(path)?;
@@ -265,9 +296,15 @@ fn configuration(datacenter: &str, wanted: &Wanted) -> String {
         "# Made by neso, and replaced as the datacenter changes.\n\
          global:\n  scrape_interval: {every}s\n  scrape_timeout: {every}s\n  evaluation_interval: {every}s\n  \
          external_labels: {{datacenter: {datacenter}}}\n\
-         rule_files: [rules.yml]\n\
-         scrape_configs:\n"
+         rule_files: [rules.yml]\n"
     );
+    if let Some(notify) = &wanted.notify {
+        text.push_str(&format!(
+            "alerting: {{alertmanagers: [{{static_configs: [{{targets: ['127.0.0.1:{}']}}]}}]}}\n",
+            notify.port
+        ));
+    }
+    text.push_str("scrape_configs:\n");
     for (job, file, honor) in [("neso-headnode", "headnodes.json", true), ("neso-node", "nodes.json", false)] {
         text.push_str(&format!(
             "  - job_name: {job}\n    scheme: https\n    metrics_path: /v1/metrics\n    honor_labels: {honor}\n    \
@@ -330,9 +367,15 @@ impl FollowFleet {
         // Prometheus sees for itself when these change.
         let headnodes = place(&directory.join("headnodes.json"), headnode_targets(&self.control).as_bytes())?;
         let nodes = place(&directory.join("nodes.json"), node_targets(&self.control, &ops).as_bytes())?;
-        if is_new && let Some(pid) = PidFile::holder(&self.settings.paths.run.join("monitor.pid")) {
-            // It may just end; the next one reads what is there.
-            let _ = daemon::reload(pid);
+        let is_told_anew = match &wanted.notify {
+            Some(notify) => notify::prepare(&self.settings, notify)?,
+            None => false,
+        };
+        for (name, _) in [(MONITOR, is_new), (NOTIFIER, is_told_anew)].into_iter().filter(|(_, is_new)| *is_new) {
+            if let Some(pid) = PidFile::holder(&self.settings.paths.run.join(format!("{name}.pid"))) {
+                // It may just end; the next one reads what is there.
+                let _ = daemon::reload(pid);
+            }
         }
         Ok(if is_new || headnodes || nodes { "Prometheus was told what changed".to_owned() } else { String::new() })
     }

@@ -85,6 +85,16 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Become Alertmanager, where this machine's headnode has it beside it.
+    #[command(hide = true)]
+    Notifier {
+        /// End when the process that started it ends.
+        #[arg(long, hide = true)]
+        supervised: bool,
+        /// Wait until this machine is to have one.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Keep headnode and node running; `neso up` starts this in the background.
     #[command(hide = true)]
     Supervise,
@@ -153,6 +163,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Node { verb: Some(verb), .. } => small(|_| async move { join::run(&place, verb).await }),
         Command::Member { supervised, wait } => processes::member(&place, supervised, wait),
         Command::Monitor { supervised, wait } => processes::monitor(&place, supervised, wait),
+        Command::Notifier { supervised, wait } => processes::notifier(&place, supervised, wait),
         Command::Node { supervised, verb: None } => processes::node(&place, supervised),
         Command::Supervise => processes::supervisor(&place),
         Command::Install { print } => small(|_| async move { install::run(&place, print).await }),

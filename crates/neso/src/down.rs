@@ -109,7 +109,11 @@ pub(crate) async fn stop_processes(place: &Place, settings: &Settings, progress:
         systemctl(&[&["stop"], unit_names(settings)].concat()).await?;
     }
     let mut stopped = Vec::new();
-    for name in ["supervisor"].into_iter().chain(children(settings)).chain([supervise::MONITOR, supervise::MEMBER]) {
+    for name in ["supervisor"].into_iter().chain(children(settings)).chain([
+        supervise::NOTIFIER,
+        supervise::MONITOR,
+        supervise::MEMBER,
+    ]) {
         let path = supervise::pid_file(settings, name);
         let Some(pid) = PidFile::holder(&path) else {
             continue;

@@ -10,7 +10,7 @@
 //!   unmounts the pool. Without it they would be killed with whatever else is left.
 //! - **neso-headnode** is the control plane; the others need it for nothing.
 //! - **neso-member** waits until this machine keeps a part of the store, and becomes etcd then.
-//! - **neso-monitor** waits until an operator asks for Prometheus here, and becomes it then.
+//! - **neso-monitor** and **neso-notifier** wait until an operator asks for Prometheus and Alertmanager here, and become them then.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -29,11 +29,12 @@ use crate::{
 };
 
 /// The units of the processes.
-const UNITS: [&str; 4] = ["neso-headnode.service", "neso-member.service", "neso-monitor.service", NODE];
+const UNITS: [&str; 5] =
+    ["neso-headnode.service", "neso-member.service", "neso-monitor.service", "neso-notifier.service", NODE];
 /// The one that every machine has.
 const NODE: &str = "neso-node.service";
 /// How many of them are a headnode's.
-const OF_HEADNODE: usize = 3;
+const OF_HEADNODE: usize = 4;
 
 /// Those of this machine: most that joined run no headnode.
 pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
@@ -201,40 +202,26 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
     };
     // However often it fails at first (a port taken, a disk not there yet), it is tried again: never "start-limit-hit".
     let endless = "StartLimitIntervalSec=0";
+    let of_headnode = |number: usize, description: &str, verb: &str, name: &str| Unit {
+        name: UNITS[number],
+        text: format!(
+            "[Unit]\nDescription={description}\nAfter=network-online.target\nWants=network-online.target\n{endless}\n\n\
+             [Service]\nType=exec\nExecStart={}\nRestart=always\nRestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\n\
+             ProtectHome=yes\nPrivateTmp=yes\n{}\n[Install]\nWantedBy=multi-user.target\n",
+            command(verb),
+            log(name),
+        ),
+    };
     let units = [
-        Unit {
-            name: UNITS[0],
-            text: format!(
-                "[Unit]\nDescription=Neso headnode: store, control plane, CloudAPI\nAfter=network-online.target\n\
-                 Wants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
-                 RestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
-                 [Install]\nWantedBy=multi-user.target\n",
-                command("headnode"),
-                log("headnode"),
-            ),
-        },
-        Unit {
-            name: UNITS[1],
-            text: format!(
-                "[Unit]\nDescription=Neso member: keeps a part of the store where there are several\n\
-                 After=network-online.target\nWants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\n\
-                 Restart=always\nRestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
-                 [Install]\nWantedBy=multi-user.target\n",
-                command("member --wait"),
-                log(supervise::MEMBER),
-            ),
-        },
-        Unit {
-            name: UNITS[2],
-            text: format!(
-                "[Unit]\nDescription=Neso monitor: Prometheus, where an operator wants it\nAfter=network-online.target\n\
-                 Wants=network-online.target\n{endless}\n\n[Service]\nType=exec\nExecStart={}\nRestart=always\n\
-                 RestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\nProtectHome=yes\nPrivateTmp=yes\n{}\n\
-                 [Install]\nWantedBy=multi-user.target\n",
-                command("monitor --wait"),
-                log(supervise::MONITOR),
-            ),
-        },
+        of_headnode(0, "Neso headnode: store, control plane, CloudAPI", "headnode", "headnode"),
+        of_headnode(
+            1,
+            "Neso member: keeps a part of the store where there are several",
+            "member --wait",
+            supervise::MEMBER,
+        ),
+        of_headnode(2, "Neso monitor: Prometheus, where an operator wants it", "monitor --wait", supervise::MONITOR),
+        of_headnode(3, "Neso notifier: Alertmanager, where somebody is told", "notifier --wait", supervise::NOTIFIER),
         Unit {
             name: NODE,
             text: format!(
@@ -298,8 +285,8 @@ mod tests {
     #[test]
     fn the_agent_ends_alone_and_is_tried_for_ever() {
         let units = text_of(PROGRAM, "/etc/neso/neso.toml");
-        assert!(units[3].text.contains("KillMode=process\n"));
-        assert!(units[3].text.contains("StandardError=append:/var/log/neso/node.log\n"));
-        assert!(units[..4].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
+        assert!(units[4].text.contains("KillMode=process\n"));
+        assert!(units[4].text.contains("StandardError=append:/var/log/neso/node.log\n"));
+        assert!(units[..5].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
     }
 }

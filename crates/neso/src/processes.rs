@@ -1,4 +1,4 @@
-//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`, and `neso member` and `neso monitor`, which become other programs. Each takes its pid file, sets up its log and
+//! The long-lived processes: `neso headnode`, `neso node`, `neso supervise`, and `neso member`, `neso monitor` and `neso notifier`, which become other programs. Each takes its pid file, sets up its log and
 //! a runtime fit for its work, and runs until SIGTERM, SIGINT, or the end of its supervisor.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use base::{
     shutdown::{self, Trigger},
 };
 use headnode::{
+    Settings,
     members::{process, recover},
     monitoring,
 };
@@ -84,21 +85,38 @@ pub(crate) fn member(place: &Place, supervised: bool, wait: bool) -> Outcome {
     Err(Failure::new(format!("failed to become `{}`: {error}", command.program.display())))
 }
 
-/// `neso monitor`: becomes Prometheus, as a user who may do nothing else here, and holds the pid file as such.
+/// `neso monitor`: becomes Prometheus.
 pub(crate) fn monitor(place: &Place, supervised: bool, wait: bool) -> Outcome {
+    let command = |settings: &Settings| monitoring::command(settings, Timestamp(SystemClock.now_ms()));
+    watch(place, supervise::MONITOR, (supervised, wait), supervise::has_monitor, command)
+}
+
+/// `neso notifier`: becomes Alertmanager.
+pub(crate) fn notifier(place: &Place, supervised: bool, wait: bool) -> Outcome {
+    watch(place, supervise::NOTIFIER, (supervised, wait), supervise::has_notifier, monitoring::notify::command)
+}
+
+/// Becomes another program, as a user who may do nothing else here, and holds the pid file as such.
+fn watch(
+    place: &Place,
+    name: &str,
+    (supervised, wait): (bool, bool),
+    is_wanted: impl Fn(&Settings) -> bool,
+    command: impl Fn(&Settings) -> Result<monitoring::Start, monitoring::MonitoringError>,
+) -> Outcome {
     let settings = place.settings()?;
     base::log::init(LOG_FILTER);
-    while wait && !supervise::has_monitor(&settings) {
+    while wait && !is_wanted(&settings) {
         std::thread::sleep(supervise::ROLE_POLL);
     }
     if supervised {
         daemon::end_with_parent()?;
     }
-    let held = PidFile::take(&supervise::pid_file(&settings, supervise::MONITOR))?;
-    let command = monitoring::command(&settings, Timestamp(SystemClock.now_ms()))?;
+    let held = PidFile::take(&supervise::pid_file(&settings, name))?;
+    let command = command(&settings)?;
     // Paths are told from here: the user it becomes may not look into the directories above.
     std::env::set_current_dir(monitoring::directory(&settings))?;
-    tracing::info!(program = %command.program.display(), "becoming Prometheus");
+    tracing::info!(program = %command.program.display(), "becoming another program");
     held.hand_over()?;
     if let Some((uid, gid)) = monitoring::user() {
         base::process::become_user(uid, gid)?;

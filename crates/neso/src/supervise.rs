@@ -4,7 +4,7 @@
 //! No child's end touches another. Which there are follows the machine's role ([`headnode::role`]), which is looked at while it
 //! supervises: a node that becomes a headnode gets another child, one that ceases to be one loses it. A
 //! headnode that keeps a part of the store has a third child, etcd ([`headnode::members`]), one that an operator asked to watch the datacenter
-//! Prometheus ([`headnode::monitoring`]). The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
+//! Prometheus, and Alertmanager where somebody is told ([`headnode::monitoring`]). The supervisor is told to stop by SIGTERM or SIGINT; it passes that on and
 //! waits. When the supervisor itself is killed, its children see their standard input close (other programs are told by the kernel) and end by themselves, so the
 //! next supervisor never finds strangers on its ports; instances have supervisors of their own and notice nothing.
 
@@ -51,12 +51,16 @@ pub(crate) fn has_member(settings: &Settings) -> bool {
     role::runs_headnode(settings) && members::process::is_wanted(settings)
 }
 
-/// Prometheus beside this machine's headnode, where an operator wants it.
-pub(crate) const MONITOR: &str = "monitor";
+pub(crate) use headnode::monitoring::{MONITOR, NOTIFIER};
 
 /// Whether this machine is to run Prometheus now.
 pub(crate) fn has_monitor(settings: &Settings) -> bool {
     role::runs_headnode(settings) && monitoring::is_wanted(settings)
+}
+
+/// Whether this machine is to run Alertmanager now.
+pub(crate) fn has_notifier(settings: &Settings) -> bool {
+    role::runs_headnode(settings) && monitoring::notify::is_wanted(settings)
 }
 
 /// The pid file of `name` (`supervisor`, `headnode`, `node`).
@@ -81,6 +85,9 @@ pub(crate) async fn run(place: &Place, settings: &Settings, shutdown: Shutdown) 
         }
         if has_monitor(settings) {
             wanted.push(MONITOR);
+        }
+        if has_notifier(settings) {
+            wanted.push(NOTIFIER);
         }
         let unwanted: Vec<&str> = kept.keys().filter(|name| !wanted.contains(*name)).copied().collect();
         for name in unwanted {

@@ -32,8 +32,8 @@ pub use requests::{Door, Requests};
 
 /// For how long a text is good.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long the store's members may take to say how they are. Whoever asks for metrics does not wait much longer.
-const MEMBERS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take to hear how the store's members are: more than one that is gone is waited for, so that it is told of and the others with it.
+const MEMBERS_PATIENCE: Duration = Duration::from_secs(8);
 
 /// See the head of this file. Clones are one.
 #[derive(Clone)]

@@ -4,6 +4,7 @@
 //! here: what may be done and why not is the headnode's business.
 
 pub(crate) mod accounts;
+mod alerts;
 pub(crate) mod backup;
 mod console;
 mod firewall;
@@ -101,12 +102,8 @@ enum Noun {
     /// Prometheus beside this machine's headnode.
     #[command(subcommand)]
     Monitoring(monitoring::Command),
-    /// What that Prometheus finds wrong, the most urgent first.
-    Alerts {
-        /// Also what is not wrong for long enough yet.
-        #[arg(long)]
-        pending: bool,
-    },
+    /// What that Prometheus finds wrong, the most urgent first; who is told of it, and when nobody is.
+    Alerts(alerts::Command),
     /// Certificates, and their renewal before their time.
     #[command(subcommand, visible_alias = "certificates")]
     Certificate(Certificates),
@@ -137,7 +134,7 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     // What this machine's Prometheus knows is known without a headnode.
     match command.noun {
         Noun::Monitoring(command) => return monitoring::run(place, output, command).await,
-        Noun::Alerts { pending } => return monitoring::alerts(place, output, pending).await,
+        Noun::Alerts(command) => return alerts::run(place, output, command).await,
         _ => {}
     }
     let client = client(&place.settings()?)?;
@@ -169,7 +166,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Metrics => Ok(answer::print_text(&client.metrics().await?)?),
         Noun::Rebuild(command) => rebuild::run(client, output, command).await,
         Noun::Certificate(command) => certificates(client, output, command).await,
-        Noun::Backup(_) | Noun::Recover(_) | Noun::Doctor | Noun::Monitoring(_) | Noun::Alerts { .. } => Ok(()),
+        Noun::Backup(_) | Noun::Recover(_) | Noun::Doctor | Noun::Monitoring(_) | Noun::Alerts(_) => Ok(()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `neso adm monitoring` and `neso adm alerts`: Prometheus beside this machine's headnode, and what it finds wrong.
+//! `neso adm monitoring`: Prometheus beside this machine's headnode.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use headnode::{
     role,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -92,19 +93,9 @@ async fn enable(settings: &Settings, output: Output, change: impl FnOnce(&mut Wa
     if held.as_ref() != Some(&wanted) {
         wanted.save(settings)?;
         // Its arguments have changed; whoever keeps it running starts it again.
-        end(settings)?;
+        end(settings, supervise::MONITOR);
     }
-    let begun = Instant::now();
-    while ask_text(wanted.port, "/-/ready").await.is_err() {
-        if begun.elapsed() > START_PATIENCE {
-            let log = supervise::log_file(settings, supervise::MONITOR);
-            return Err(Failure::new("Prometheus did not come up").mend(format!(
-                "its log is `{}`; it is started by `neso up` or systemd, so one of them must run",
-                log.display()
-            )));
-        }
-        sleep(POLL).await;
-    }
+    await_ready(settings, wanted.port, supervise::MONITOR).await?;
     step.done(&format!("http://127.0.0.1:{}", wanted.port));
     output.say(format!(
         "It looks every {} s and keeps {} days, {} MiB at most. `neso adm monitoring status` shows its targets, `neso adm alerts` what it finds wrong.",
@@ -114,7 +105,9 @@ async fn enable(settings: &Settings, output: Output, change: impl FnOnce(&mut Wa
 
 async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
     Wanted::remove(settings)?;
-    end(settings)?;
+    for name in [supervise::NOTIFIER, supervise::MONITOR] {
+        end(settings, name);
+    }
     let pid_file = supervise::pid_file(settings, supervise::MONITOR);
     if !base::daemon::PidFile::wait_released(&pid_file, ANSWER_PATIENCE) {
         return Err(
@@ -131,11 +124,26 @@ async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
     })
 }
 
-/// Asks it to end, if it is there.
-fn end(settings: &Settings) -> Outcome {
-    if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(settings, supervise::MONITOR)) {
+/// Asks one of the two to end, if it is there.
+pub(super) fn end(settings: &Settings, name: &str) {
+    if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(settings, name)) {
         // It may have ended since.
         let _ = base::daemon::terminate(pid);
+    }
+}
+
+/// Waits until one of the two answers.
+pub(super) async fn await_ready(settings: &Settings, port: u16, name: &str) -> Outcome {
+    let begun = Instant::now();
+    while ask_text(port, "GET", "/-/ready", None).await.is_err() {
+        if begun.elapsed() > START_PATIENCE {
+            let log = supervise::log_file(settings, name);
+            return Err(Failure::new(format!("the process {name} did not come up")).mend(format!(
+                "its log is `{}`; it is started by `neso up` or systemd, so one of them must run",
+                log.display()
+            )));
+        }
+        sleep(POLL).await;
     }
     Ok(())
 }
@@ -191,57 +199,25 @@ async fn status(settings: &Settings, output: Output) -> Outcome {
     output.say(details(&[("address", standing.address.clone())]))
 }
 
-#[derive(Debug, Deserialize)]
-struct Alerts {
-    alerts: Vec<Alert>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all(deserialize = "camelCase"))]
-struct Alert {
-    labels: std::collections::BTreeMap<String, String>,
-    annotations: std::collections::BTreeMap<String, String>,
-    state: String,
-    active_at: String,
-}
-
-/// What is wrong, the most urgent first.
-pub(crate) async fn alerts(place: &Place, output: Output, pending: bool) -> Outcome {
-    let settings = place.settings()?;
-    let Some(wanted) = Wanted::load(&settings)? else {
-        return Err(Failure::from(monitoring::MonitoringError::NotWanted));
-    };
-    let found: Envelope<Alerts> = ask(wanted.port, "/api/v1/alerts").await?;
-    let mut alerts: Vec<Alert> =
-        found.data.alerts.into_iter().filter(|alert| pending || alert.state == "firing").collect();
-    let severity = |alert: &Alert| alert.labels.get("severity").cloned().unwrap_or_default();
-    alerts.sort_by_key(|alert| (severity(alert) != "critical", alert.active_at.clone()));
-    output.show(&alerts, |alerts| {
-        table(
-            &["severity", "state", "since", "what", "what to do"],
-            alerts.iter().map(|alert| {
-                let says = |name: &str| or_dash(alert.annotations.get(name));
-                let since = alert.active_at.split('.').next().unwrap_or_default().to_owned();
-                vec![severity(alert), alert.state.clone(), since, says("summary"), says("description")]
-            }),
-        )
-    })
-}
-
-/// Asks Prometheus.
-async fn ask<T: DeserializeOwned>(port: u16, path: &str) -> Outcome<T> {
-    let text = ask_text(port, path).await.map_err(|error| {
-        Failure::new(format!("Prometheus does not answer at 127.0.0.1:{port}: {error}"))
-            .mend("`neso up` starts it; its log is `monitor.log` beside the headnode's")
+/// Asks Prometheus or Alertmanager.
+pub(super) async fn ask<T: DeserializeOwned>(port: u16, path: &str) -> Outcome<T> {
+    let text = ask_text(port, "GET", path, None).await.map_err(|error| {
+        Failure::new(format!("nothing answers at 127.0.0.1:{port}: {error}"))
+            .mend("`neso up` starts it; its log is beside the headnode's, `monitor.log` or `notifier.log`")
     })?;
     Ok(serde_json::from_slice(&text)?)
 }
 
 /// One question over HTTP/1.0, whose answer ends with the connection.
-async fn ask_text(port: u16, path: &str) -> std::io::Result<Vec<u8>> {
+pub(super) async fn ask_text(port: u16, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Vec<u8>> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let question = format!(
+        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let asking = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await?;
+        stream.write_all(question.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)

@@ -160,6 +160,7 @@ fn headnodes_come_and_go_over_members_of_their_own() {
     let called = |machine: &Machine| machine.change_settings(reach::settle);
     let Some(fleet) = Fleet::start_prepared(3, edit, called) else { return };
     headnodes_come_and_go(&fleet);
+    the_loss_is_told(&fleet);
     one_url_is_enough(&fleet);
     assert!(!fleet.head.settings().headnode_dir().join("store.db").exists(), "the file is put aside");
 }
@@ -183,6 +184,24 @@ fn headnodes_come_and_go(fleet: &Fleet) {
     println!("after the first headnode was killed with all its processes: a write took {silence:?}");
     fleet.wait("the loss to be seen", || active(&fleet.machines[1]) == 2);
     assert_eq!(running(&fleet.machines), before, "instances notice nothing");
+}
+
+/// The first of three is gone, and with it its member. A survivor's metrics say so.
+fn the_loss_is_told(fleet: &Fleet) {
+    let told = || {
+        let output = fleet.machines[0].run(&["adm", "metrics"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let count = |name: &str, value: &str| {
+            text.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.ends_with(value)).count()
+        };
+        let up = (count("neso_member_up", " 1"), count("neso_member_up", " 0"));
+        let beating = (count("neso_headnode_beating", " 1"), count("neso_headnode_beating", " 0"));
+        let leads = count("neso_member_leads", " 1");
+        // Of who beats: by how much its clock differs from the others'.
+        let clocks = count("neso_headnode_clock_offset_seconds", "");
+        (up, beating, leads, clocks >= 2)
+    };
+    fleet.wait("the metrics to tell of the loss", || told() == ((2, 1), (2, 1), 1, true));
 }
 
 /// The first of three is gone. A tenant with one URL finds the others, by a name with all addresses and by an address that moves.
