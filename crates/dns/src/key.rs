@@ -1,4 +1,5 @@
-//! The keys a zone is signed with, as DNSSEC knows them. One key signs everything of a zone; to roll it, a zone is signed with two for a
+//! The keys a zone is signed with, as DNSSEC knows them, and what each of them does. One key may sign everything of a zone; or one that the
+//! parent names signs the zone's keys, and another, which is changed without the parent, everything else. To roll a key, a zone has two for a
 //! time. Private halves are never printed.
 
 use std::fmt;
@@ -9,12 +10,21 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
 };
 
-use crate::name::Name;
+use domain::{
+    base::{
+        iana::{DigestAlgorithm, SecurityAlgorithm},
+        rdata::ComposeRecordData,
+    },
+    rdata::{Dnskey, Ds},
+};
 
-/// A zone's key that the parent's digest may name, and that signs.
-const FLAGS: u16 = 257;
+use crate::{name::Name, rrset::Kind};
+
+/// Flags of a key of a zone.
+const ZONE: u16 = 256;
+/// Of those, of one that the parent's digest may name.
+const ENTRY: u16 = 257;
 const PROTOCOL: u8 = 3;
-const DIGEST_SHA256: u8 = 2;
 
 /// How a zone is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +45,25 @@ impl Signing {
     }
 }
 
+/// What a key does in its zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// Signs everything; the parent may name it.
+    All,
+    /// Signs the zone's keys; the parent may name it.
+    Keys,
+    /// Signs everything but the zone's keys.
+    Records,
+    /// Is shown among the zone's keys and signs nothing: not yet, or no more.
+    Shown,
+}
+
 /// A key pair of a zone.
 pub struct ZoneKey {
     pair: Pair,
+    duty: Duty,
+    record: Dnskey<Vec<u8>>,
     data: Vec<u8>,
-    tag: u16,
 }
 
 enum Pair {
@@ -63,8 +87,13 @@ impl ZoneKey {
         document.map(|document| document.as_ref().to_vec()).map_err(|_| KeyError)
     }
 
-    /// The key of what [`ZoneKey::generate`] gave.
+    /// The key of what [`ZoneKey::generate`] gave, for everything.
     pub fn read(signing: Signing, secret: &[u8]) -> Result<Self, KeyError> {
+        Self::with_duty(signing, secret, Duty::All)
+    }
+
+    /// The key of what [`ZoneKey::generate`] gave, for one duty.
+    pub fn with_duty(signing: Signing, secret: &[u8], duty: Duty) -> Result<Self, KeyError> {
         let (pair, public) = match signing {
             Signing::EcdsaP256 => {
                 let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, secret).map_err(|_| KeyError)?;
@@ -78,16 +107,22 @@ impl ZoneKey {
                 (Pair::Ed25519(Box::new(pair)), public)
             }
         };
-        let mut data = FLAGS.to_be_bytes().to_vec();
-        data.extend_from_slice(&[PROTOCOL, signing.number()]);
-        data.extend_from_slice(&public);
-        let tag = tag(&data);
-        Ok(Self { pair, data, tag })
+        let flags = if matches!(duty, Duty::All | Duty::Keys) { ENTRY } else { ZONE };
+        let algorithm = SecurityAlgorithm::from_int(signing.number());
+        let record = Dnskey::new(flags, PROTOCOL, algorithm, public).map_err(|_| KeyError)?;
+        let mut data = Vec::with_capacity(80);
+        let Ok(()) = record.compose_rdata(&mut data);
+        Ok(Self { pair, duty, record, data })
     }
 
     /// The short number by which signatures and the parent name it.
     pub fn tag(&self) -> u16 {
-        self.tag
+        self.record.key_tag()
+    }
+
+    /// What it does.
+    pub fn duty(&self) -> Duty {
+        self.duty
     }
 
     /// How it signs.
@@ -100,15 +135,28 @@ impl ZoneKey {
 
     /// The record that goes into the zone's parent, as a zone file has it.
     pub fn parent_record(&self, apex: &Name) -> String {
-        let bytes = [apex.as_wire(), &self.data].concat();
-        let digest = digest::digest(&digest::SHA256, &bytes);
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
-        format!("{apex}. IN DS {} {} {DIGEST_SHA256} {hex}", self.tag, self.signing().number())
+        let digest = digest::digest(&digest::SHA256, &[apex.as_wire(), &self.data].concat());
+        let (tag, algorithm) = (self.tag(), self.record.algorithm());
+        let record = Ds::new(tag, algorithm, DigestAlgorithm::SHA256, digest.as_ref().to_vec());
+        let record = record.expect("a digest is short");
+        let hex: String = record.digest().iter().map(|byte| format!("{byte:02X}")).collect();
+        // Numbers and not the library's words, which some registrars' forms do not take.
+        format!("{apex}. IN DS {tag} {} {} {hex}", record.algorithm().to_int(), record.digest_type().to_int())
     }
 
     /// The data of its record in the zone.
     pub(crate) fn data(&self) -> &[u8] {
         &self.data
+    }
+
+    /// Whether it signs sets of a kind.
+    pub(crate) fn signs(&self, kind: Kind) -> bool {
+        match self.duty {
+            Duty::All => true,
+            Duty::Keys => kind == Kind::DNSKEY,
+            Duty::Records => kind != Kind::DNSKEY,
+            Duty::Shown => false,
+        }
     }
 
     pub(crate) fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, KeyError> {
@@ -124,14 +172,26 @@ impl ZoneKey {
 
 impl fmt::Debug for ZoneKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ZoneKey({} {})", self.signing().number(), self.tag)
+        write!(formatter, "ZoneKey({} {} {:?})", self.signing().number(), self.tag(), self.duty)
     }
 }
 
-/// RFC 4034, appendix B.
-fn tag(data: &[u8]) -> u16 {
-    let sum: u32 =
-        (0..).zip(data).map(|(at, byte)| if at % 2 == 0 { u32::from(*byte) << 8 } else { u32::from(*byte) }).sum();
-    let sum = sum + (sum >> 16);
-    u16::try_from(sum & 0xffff).unwrap_or(0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_and_digests_are_the_standards() {
+        // RFC 8080, 6.1: the first example, its private half as PKCS #8.
+        let begin = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+        let secret = [begin.as_slice(), b"82260384628080122645190204142262"].concat();
+        let key = ZoneKey::read(Signing::Ed25519, &secret).unwrap();
+        assert_eq!(key.tag(), 3613);
+        assert_eq!(
+            key.parent_record(&"example.com".parse().unwrap()),
+            "example.com. IN DS 3613 15 2 3AA5AB37EFCE57F737FC1627013FEE07BDF241BD10F3B1964AB55C78E79A304B"
+        );
+        let other = ZoneKey::with_duty(Signing::Ed25519, &secret, Duty::Records).unwrap();
+        assert_ne!(other.tag(), key.tag(), "the tag is over the flags too");
+    }
 }

@@ -41,11 +41,11 @@ mod zones;
 
 pub use counters::{Counters, KINDS_COUNTED, Outcome, Transport};
 pub use handle::reply;
-pub use key::{KeyError, Signing, ZoneKey};
+pub use key::{Duty, KeyError, Signing, ZoneKey};
 pub use name::{Name, NameError};
 pub use rrset::{Data, Kind, Rrset, RrsetError, Soa};
 pub use server::{Server, StartError};
 pub use settings::{Algorithm, Limits, NotifyTarget, Policy, RateLimit, Secret, Settings, TransferRule, TsigKey};
-pub use sign::{SignError, is_due, sign};
+pub use sign::{SignError, is_due, sign, sign_whole};
 pub use zone::{Change, Difference, Zone, ZoneError};
 pub use zones::{View, Zones};

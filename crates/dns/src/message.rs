@@ -1,31 +1,45 @@
 //! Reading a stranger's message: its header, its one question, and of all further records those three that matter here: the extension
 //! record (EDNS), the signature (TSIG), and the serial a secondary has (IXFR).
 //!
-//! Everything is checked to the last byte, nothing is followed but one pointer chain (in a signature's key name, only backwards), and
-//! nothing is allocated for a message without a signature. What cannot be read is `Malformed`, which is answered so; what is no question
-//! is not answered at all: two servers that answer each other's answers never stop.
+//! The bytes are the library's to read (`domain`), which follows pointers in names only backwards and a limited number of times. What is
+//! asked of a message beyond that is ours: one question whose name is not compressed, few records, nothing behind the last, one extension
+//! record, and the signature as the last of all. Nothing is allocated for a message without a signature. What cannot be read is `Malformed`, which
+//! is answered so; what is no question is not answered at all: two servers that answer each other's answers never stop.
+
+use domain::{
+    base::{
+        Message, ParsedName, ParsedRecord,
+        iana::{Class, Opcode, Rtype},
+        name::ToLabelIter,
+        opt::{Opt, OptHeader},
+    },
+    dep::octseq::Parser,
+    rdata,
+};
 
 use crate::{
-    name::{self, NAME_MAX, Name},
+    name::{NAME_MAX, Name},
     rrset::Kind,
 };
 
 /// Bytes of a header.
 pub(crate) const HEADER: usize = 12;
 /// A plain question.
-pub(crate) const OPCODE_QUERY: u8 = 0;
+pub(crate) const OPCODE_QUERY: u8 = Opcode::QUERY.to_int();
 /// Word that a zone has changed.
-pub(crate) const OPCODE_NOTIFY: u8 = 4;
+pub(crate) const OPCODE_NOTIFY: u8 = Opcode::NOTIFY.to_int();
 /// The question for what is new in a zone.
-pub(crate) const KIND_IXFR: Kind = Kind(251);
+pub(crate) const KIND_IXFR: Kind = Kind(Rtype::IXFR.to_int());
 /// The question for a whole zone.
-pub(crate) const KIND_AXFR: Kind = Kind(252);
+pub(crate) const KIND_AXFR: Kind = Kind(Rtype::AXFR.to_int());
 /// The question for anything.
-pub(crate) const KIND_ANY: Kind = Kind(255);
-pub(crate) const KIND_OPT: Kind = Kind(41);
-pub(crate) const KIND_TSIG: Kind = Kind(250);
-pub(crate) const CLASS_IN: u16 = 1;
-pub(crate) const CLASS_ANY: u16 = 255;
+pub(crate) const KIND_ANY: Kind = Kind(Rtype::ANY.to_int());
+pub(crate) const KIND_OPT: Kind = Kind(Rtype::OPT.to_int());
+pub(crate) const KIND_TSIG: Kind = Kind(Rtype::TSIG.to_int());
+pub(crate) const CLASS_IN: u16 = Class::IN.to_int();
+pub(crate) const CLASS_ANY: u16 = Class::ANY.to_int();
+/// Bytes of an extension record before its options, the root's name among them.
+pub(crate) const OPT_BYTES: usize = 11;
 /// Records of a message at most; each takes eleven bytes, so that only large messages meet this.
 const RECORDS_MAX: usize = 256;
 
@@ -117,201 +131,134 @@ impl std::fmt::Debug for FixedName {
 }
 
 /// Reads what came.
-pub(crate) fn read(message: &[u8]) -> Result<Query<'_>, Unreadable> {
-    let Some((header, _)) = message.split_first_chunk::<HEADER>() else { return Err(Unreadable::Nothing) };
-    if header[2] & 0x80 != 0 {
+pub(crate) fn read(bytes: &[u8]) -> Result<Query<'_>, Unreadable> {
+    let Ok(message) = Message::from_slice(bytes) else { return Err(Unreadable::Nothing) };
+    let header = message.header();
+    if header.qr() {
         return Err(Unreadable::Nothing);
     }
     let head = Head {
-        id: u16::from_be_bytes([header[0], header[1]]),
-        opcode: header[2] >> 3 & 15,
-        recursion_desired: header[2] & 1 != 0,
-        checking_disabled: header[3] & 0x10 != 0,
+        id: header.id(),
+        opcode: header.opcode().to_int(),
+        recursion_desired: header.rd(),
+        checking_disabled: header.cd(),
     };
-    read_query(message, header, head).ok_or(Unreadable::Malformed(head))
+    read_query(message, head).ok_or(Unreadable::Malformed(head))
 }
 
-fn read_query<'a>(message: &'a [u8], header: &[u8; HEADER], head: Head) -> Option<Query<'a>> {
-    let count = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
-    let (questions, answers, authorities, additionals) = (count(4), count(6), count(8), count(10));
-    if questions != 1 || answers + authorities + additionals > RECORDS_MAX {
+fn read_query(message: &Message<[u8]>, head: Head) -> Option<Query<'_>> {
+    let (counts, bytes) = (message.header_counts(), message.as_slice());
+    if counts.qdcount() != 1 || record_count(message) > RECORDS_MAX {
         return None;
     }
-    let body = message.get(HEADER..)?;
-    let name_len = name::wire_len(body)?;
-    let question = body.get(..name_len + 4)?;
-    let (kind, class) = (number(question, name_len)?, number(question, name_len + 2)?);
-    let name = FixedName::new(&question[..name_len]);
+    let mut parser = Parser::from_ref(bytes);
+    parser.advance(HEADER).ok()?;
+    // A question's name is not compressed, so it is read as one that cannot be.
+    let asked: domain::base::Name<&[u8]> = domain::base::Name::parse(&mut parser).ok()?;
+    let (kind, class) = (Rtype::parse(&mut parser).ok()?, Class::parse(&mut parser).ok()?);
     let mut query = Query {
         head,
-        question,
-        name,
-        kind: Kind(kind),
-        class,
-        has_answers: answers > 0,
+        question: bytes.get(HEADER..parser.pos())?,
+        name: FixedName::new(asked.as_slice()),
+        kind: Kind(kind.to_int()),
+        class: class.to_int(),
+        has_answers: counts.ancount() > 0,
         serial: None,
         edns: None,
         tsig: None,
     };
-    let mut at = HEADER + question.len();
-    for place in 0..answers + authorities + additionals {
-        if query.tsig.is_some() {
-            // A signature is the last.
-            return None;
-        }
-        let record = Record::read(message, at)?;
-        if place >= answers + authorities {
-            query.note_additional(message, &record)?;
-        } else if place >= answers && record.kind == Kind::SOA {
-            let numbers = record.data.len().checked_sub(20)?;
-            query.serial = Some(u32::from_be_bytes(record.data.get(numbers..numbers + 4)?.try_into().ok()?));
-        }
-        at = record.end;
+    for _ in 0..counts.ancount() {
+        ParsedRecord::skip(&mut parser).ok()?;
     }
-    (at == message.len()).then_some(query)
+    for _ in 0..counts.nscount() {
+        let record = ParsedRecord::parse(&mut parser).ok()?;
+        if record.rtype() == Rtype::SOA {
+            let soa = record.into_record::<rdata::Soa<ParsedName<&[u8]>>>().ok()??;
+            query.serial = Some(soa.data().serial().into_int());
+        }
+    }
+    for _ in 0..counts.arcount() {
+        let start = parser.pos();
+        let record = ParsedRecord::parse(&mut parser).ok()?;
+        query.note_additional(bytes.get(start..parser.pos())?, record, start)?;
+    }
+    (parser.remaining() == 0).then_some(query)
+}
+
+fn record_count(message: &Message<[u8]>) -> usize {
+    let counts = message.header_counts();
+    [counts.ancount(), counts.nscount(), counts.arcount()].into_iter().map(usize::from).sum()
 }
 
 impl<'a> Query<'a> {
-    fn note_additional(&mut self, message: &'a [u8], record: &Record<'a>) -> Option<()> {
-        if record.kind == KIND_OPT {
-            // There is one, and its owner is the root.
-            if self.edns.is_some() || message.get(record.start) != Some(&0) || !are_options(record.data) {
-                return None;
+    /// `bytes` are the record's, which begin at `start`.
+    fn note_additional(&mut self, bytes: &[u8], record: ParsedRecord<'a, [u8]>, start: usize) -> Option<()> {
+        if self.tsig.is_some() {
+            // A signature is the last.
+            return None;
+        }
+        match record.rtype() {
+            Rtype::OPT => {
+                // There is one, and its owner is the root.
+                if self.edns.is_some() || bytes.first() != Some(&0) {
+                    return None;
+                }
+                Opt::from_slice(bytes.get(OPT_BYTES..)?).ok()?;
+                let options = OptHeader::for_record_slice(bytes);
+                self.edns = Some(Edns {
+                    datagram_bytes: options.udp_payload_size(),
+                    version: options.version(),
+                    dnssec: options.dnssec_ok(),
+                });
             }
-            let [_, version, flags, _] = record.ttl.to_be_bytes();
-            self.edns = Some(Edns { datagram_bytes: record.class, version, dnssec: flags & 0x80 != 0 });
-        } else if record.kind == KIND_TSIG {
-            self.tsig = Some(read_tsig(message, record)?);
+            Rtype::TSIG => self.tsig = Some(read_tsig(record, start)?),
+            _ => {}
         }
         Some(())
     }
 }
 
-/// One record of a message.
-struct Record<'a> {
-    start: usize,
-    kind: Kind,
-    class: u16,
-    ttl: u32,
-    data: &'a [u8],
-    end: usize,
-}
-
-impl<'a> Record<'a> {
-    fn read(message: &'a [u8], start: usize) -> Option<Self> {
-        let at = skip_name(message, start)?;
-        let fixed: [u8; 10] = message.get(at..at + 10)?.try_into().ok()?;
-        let data_len = usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
-        let data = message.get(at + 10..at + 10 + data_len)?;
-        Some(Self {
-            start,
-            kind: Kind(u16::from_be_bytes([fixed[0], fixed[1]])),
-            class: u16::from_be_bytes([fixed[2], fixed[3]]),
-            ttl: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
-            data,
-            end: at + 10 + data_len,
-        })
-    }
-}
-
-fn read_tsig<'a>(message: &[u8], record: &Record<'a>) -> Option<Tsig<'a>> {
-    if record.class != CLASS_ANY || record.ttl != 0 {
+fn read_tsig(record: ParsedRecord<'_, [u8]>, start: usize) -> Option<Tsig<'_>> {
+    if record.class() != Class::ANY || record.ttl().as_secs() != 0 {
         return None;
     }
-    let key = read_name(message, record.start)?;
-    let (algorithm, rest) = record.data.split_at_checked(name::wire_len(record.data)?)?;
-    let (time, rest) = rest.split_at_checked(6)?;
-    let time_s = time.iter().fold(0, |time, byte| time << 8 | u64::from(*byte));
-    let (mac, rest2) = rest.get(4..)?.split_at_checked(usize::from(number(rest, 2)?))?;
-    let other = rest2.get(6..)?;
-    if other.len() != usize::from(number(rest2, 4)?) {
+    let data_len = usize::from(record.rdlen());
+    let record = record.into_record::<rdata::Tsig<&[u8], ParsedName<&[u8]>>>().ok()??;
+    let (key, data) = record.into_owner_and_data();
+    let algorithm_len = usize::from(data.algorithm().compose_len());
+    if data_len != algorithm_len + 16 + data.mac().len() + data.other().len() {
+        // Its algorithm is compressed, which a signature's may not be.
         return None;
     }
     Some(Tsig {
-        start: record.start,
-        key,
-        algorithm: Name::from_wire(algorithm).ok()?,
-        time_s,
-        fudge_s: number(rest, 0)?,
-        mac,
-        original_id: number(rest2, 0)?,
-        error: number(rest2, 2)?,
-        other,
+        start,
+        key: Name::of(&key),
+        algorithm: Name::of(data.algorithm()),
+        time_s: data.time_signed().into(),
+        fudge_s: data.fudge(),
+        mac: data.mac(),
+        original_id: data.original_id(),
+        error: data.error().to_int(),
+        other: data.other(),
     })
 }
 
 /// The signature of an answer, for whoever asked.
-pub(crate) fn answer_tsig(message: &[u8]) -> Option<Tsig<'_>> {
-    let header = message.first_chunk::<HEADER>()?;
-    let count = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
-    let mut at = HEADER;
-    for _ in 0..count(4).min(RECORDS_MAX) {
-        at = skip_name(message, at)? + 4;
+pub(crate) fn answer_tsig(bytes: &[u8]) -> Option<Tsig<'_>> {
+    let message = Message::from_slice(bytes).ok()?;
+    if record_count(message) > RECORDS_MAX {
+        return None;
     }
+    let mut additional = message.additional().ok()?;
     let mut last = None;
-    for _ in 0..(count(6) + count(8) + count(10)).min(RECORDS_MAX) {
-        let record = Record::read(message, at)?;
-        at = record.end;
-        last = Some(record);
-    }
-    let record = last.filter(|record| record.kind == KIND_TSIG && at == message.len())?;
-    read_tsig(message, &record)
-}
-
-/// The place behind a name that may be compressed.
-fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
-    let start = at;
     loop {
-        let len = *message.get(at)?;
-        match len >> 6 {
-            0 if len == 0 => return Some(at + 1),
-            0 => at += 1 + usize::from(len),
-            3 => return message.get(at + 1).map(|_| at + 2),
-            _ => return None,
-        }
-        if at - start > NAME_MAX {
-            return None;
-        }
+        let start = additional.pos();
+        let Some(record) = additional.next() else { break };
+        last = Some((record.ok()?, start));
     }
-}
-
-/// A name that may be compressed. A pointer leads to an earlier byte than the one before it, so that every chain ends.
-fn read_name(message: &[u8], mut at: usize) -> Option<Name> {
-    let (mut bytes, mut len, mut before) = ([0_u8; NAME_MAX], 0, at);
-    loop {
-        let label = usize::from(*message.get(at)?);
-        match label >> 6 {
-            0 => {
-                let taken = message.get(at..at + 1 + label)?;
-                bytes.get_mut(len..len + taken.len())?.copy_from_slice(taken);
-                len += taken.len();
-                if label == 0 {
-                    return Name::from_wire(&bytes[..len]).ok();
-                }
-                at += 1 + label;
-            }
-            3 => {
-                let to = (label & 63) << 8 | usize::from(*message.get(at + 1)?);
-                if to >= before {
-                    return None;
-                }
-                (at, before) = (to, to);
-            }
-            _ => return None,
-        }
-    }
-}
-
-fn are_options(mut data: &[u8]) -> bool {
-    while !data.is_empty() {
-        let Some(rest) = number(data, 2).and_then(|len| data.get(4 + usize::from(len)..)) else { return false };
-        data = rest;
-    }
-    true
-}
-
-fn number(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]))
+    let (record, start) = last?;
+    let is_last = record.rtype() == Rtype::TSIG && additional.pos() == bytes.len();
+    if is_last { read_tsig(record, start) } else { None }
 }
 
 #[cfg(test)]
@@ -319,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::name;
 
     /// `www.Example. A IN` with an extension record.
     const PLAIN: &[u8] =
@@ -355,13 +303,63 @@ mod tests {
         assert!(matches!(read(&more), Err(Unreadable::Malformed(_))), "a byte too many");
     }
 
+    /// [`PLAIN`] without its extension record and with these records instead.
+    fn with_additional(count: u8, records: &[u8]) -> Vec<u8> {
+        let mut message = PLAIN[..29].to_vec();
+        message[11] = count;
+        message.extend_from_slice(records);
+        message
+    }
+
     #[test]
     fn pointers_in_names_end() {
-        let mut message = vec![0; HEADER];
-        message.extend_from_slice(b"\x01a\xc0\x0c");
-        assert!(read_name(&message, HEADER).is_none(), "to itself");
-        message.extend_from_slice(b"\x01b\0\x01c\xc0\x10");
-        assert_eq!(read_name(&message, 19).unwrap().as_wire(), b"\x01c\x01b\0");
+        let record = |owner: &[u8]| [owner, b"\0\x01\0\x01\0\0\0\0\0\0"].concat();
+        let is_good = |owner: &[u8]| read(&with_additional(1, &record(owner))).is_ok();
+        assert!(is_good(b"\xc0\x0c"), "to the question");
+        assert!(is_good(b"\x01a\xc0\x0c"));
+        assert!(!is_good(b"\xc0\x1d"), "to itself");
+        assert!(!is_good(b"\x01a\xc0\x1d"), "around");
+        assert!(!is_good(b"\xc0\x1f"), "forwards");
+        // The question's own name, in the header's bytes.
+        let compressed = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\xc0\0\0\x01\0\x01";
+        assert!(matches!(read(compressed), Err(Unreadable::Malformed(_))));
+    }
+
+    #[test]
+    fn extensions_and_signatures_are_where_they_belong() {
+        let opt = b"\0\0\x29\x04\xd0\0\0\0\0\0\0";
+        let tsig = [
+            b"\x01k\0\0\xfa\0\xff\0\0\0\0\0\x15\x01a\0".as_slice(),
+            &[0, 0, 0, 0, 0, 9, 1, 44, 0, 2, 5, 6, 7, 8, 0, 0, 0, 0],
+        ]
+        .concat();
+        let is_good = |count, records: &[&[u8]]| read(&with_additional(count, &records.concat())).is_ok();
+        assert!(is_good(1, &[opt]) && is_good(1, &[&tsig]) && is_good(2, &[opt, &tsig]));
+        assert!(!is_good(2, &[opt, opt]), "two extension records");
+        assert!(!is_good(2, &[&tsig, opt]), "a signature that is not the last");
+        assert!(!is_good(1, &[&[b"\x01a".as_slice(), opt].concat()]), "an extension record below a name");
+        assert!(!is_good(1, &[b"\0\0\x29\x04\xd0\0\0\0\0\0\x03\0\x0a\0"]), "an option that is cut off");
+        let with = |at: usize, byte: u8| {
+            let mut tsig = tsig.clone();
+            tsig[at] = byte;
+            tsig
+        };
+        assert!(!is_good(1, &[&with(6, 1)]), "a signature of another class");
+        assert!(!is_good(1, &[&with(10, 1)]), "a signature that may be remembered");
+        let query = with_additional(1, &tsig);
+        let read = read(&query).unwrap().tsig.unwrap();
+        assert_eq!((read.start, read.time_s, read.fudge_s, read.original_id), (29, 9, 300, 0x0708));
+        assert_eq!((read.key.to_string(), read.algorithm.to_string(), read.mac), ("k".into(), "a".into(), &[5, 6][..]));
+    }
+
+    #[test]
+    fn the_serial_of_a_secondary_is_read() {
+        let soa = b"\xc0\x0c\0\x06\0\x01\0\0\0\0\0\x18\xc0\x0c\xc0\x0c\0\0\0\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let mut message = with_additional(0, soa);
+        message[9] = 1;
+        assert_eq!(read(&message).unwrap().serial, Some(7));
+        message[40] = 23;
+        assert!(matches!(read(&message), Err(Unreadable::Malformed(_))), "a byte too few");
     }
 
     proptest! {

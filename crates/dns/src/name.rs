@@ -1,7 +1,15 @@
 //! Names as they are on the wire, in lower case: the one form in which zones, questions and answers meet, so that finding a name is
 //! hashing bytes. Text is for people and settings.
+//!
+//! Bytes and texts become names by the library `domain`; what is kept of them is bytes, since a name is a key of maps first of all. Names are
+//! written here, because what is special in a zone file is escaped too.
 
 use std::{borrow::Borrow, fmt, net::IpAddr, str::FromStr, sync::Arc};
+
+use domain::{
+    base::name::{FromStrError, Name as Read, ToName},
+    dep::octseq::Parser,
+};
 
 /// Bytes of a name at most, with its lengths and the root.
 pub(crate) const NAME_MAX: usize = 255;
@@ -24,9 +32,9 @@ pub enum NameError {
     /// The whole is too long.
     #[error("a name is longer than {NAME_MAX} bytes")]
     LongName,
-    /// A backslash is followed by neither a character nor three digits up to 255.
-    #[error("a name has an escape that means nothing")]
-    Escape,
+    /// Empty or too long parts, an escape that means nothing, or what is not printable.
+    #[error("a name is not as people write it")]
+    Text(#[source] FromStrError),
     /// Bytes that are not one uncompressed name.
     #[error("bytes are not one whole name")]
     Wire,
@@ -49,28 +57,23 @@ impl Name {
 
     /// A name from its bytes on the wire: no compression, nothing behind it, any case.
     pub fn from_wire(wire: &[u8]) -> Result<Self, NameError> {
-        match wire_len(wire) {
-            Some(len) if len == wire.len() => Ok(Self(wire.to_ascii_lowercase().into())),
-            _ => Err(NameError::Wire),
+        match Read::from_slice(wire) {
+            Ok(name) => Ok(Self(name.as_slice().to_ascii_lowercase().into())),
+            Err(_) => Err(NameError::Wire),
         }
+    }
+
+    /// A name that was read, compressed or not.
+    pub(crate) fn of(name: &impl ToName) -> Self {
+        let mut wire = Vec::with_capacity(usize::from(name.compose_len()));
+        let Ok(()) = name.compose_canonical(&mut wire);
+        Self(wire.into())
     }
 
     /// The name under which the owner of an address is asked for: `4.3.2.1.in-addr.arpa` and its like.
     pub fn reverse(address: IpAddr) -> Self {
-        let mut labels = Vec::with_capacity(34);
-        match address {
-            IpAddr::V4(v4) => {
-                labels.extend(v4.octets().iter().rev().map(u8::to_string));
-                labels.push("in-addr".to_owned());
-            }
-            IpAddr::V6(v6) => {
-                let nibbles = v6.octets().into_iter().rev().flat_map(|octet| [octet & 15, octet >> 4]);
-                labels.extend(nibbles.map(|nibble| format!("{nibble:x}")));
-                labels.push("ip6".to_owned());
-            }
-        }
-        labels.push("arpa".to_owned());
-        Self::from_labels(labels).expect("an address has few and short labels")
+        let name = Read::<Vec<u8>>::reverse_from_addr(address).expect("an address has few and short labels");
+        Self::of(&name)
     }
 
     /// This name with one more label on its left.
@@ -106,10 +109,14 @@ impl Name {
         &self.0
     }
 
+    /// As the library knows names.
+    pub(crate) fn read(&self) -> Read<&[u8]> {
+        Read::from_octets(self.as_wire()).expect("a name is one as soon as it is made")
+    }
+
     /// DNSSEC's order: label by label from the right.
     pub fn canonical_cmp(&self, other: &Name) -> std::cmp::Ordering {
-        let (mine, theirs) = (Labels(&self.0).collect::<Vec<_>>(), Labels(&other.0).collect::<Vec<_>>());
-        mine.iter().rev().cmp(theirs.iter().rev())
+        self.read().name_cmp(&other.read())
     }
 }
 
@@ -124,29 +131,9 @@ impl FromStr for Name {
 
     /// A name as people write it; the last dot may be left out. `\.` and `\046` stand for bytes that would mean something else.
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let mut wire = Vec::with_capacity(text.len() + 2);
-        let mut label = Vec::with_capacity(LABEL_MAX);
-        let mut bytes = text.bytes();
-        if text == "." {
-            return Ok(Self::root());
-        }
-        while let Some(byte) = bytes.next() {
-            match byte {
-                b'.' => {
-                    push_label(&mut wire, &label)?;
-                    label.clear();
-                }
-                b'\\' => label.push(unescape(&mut bytes)?),
-                byte => label.push(byte),
-            }
-        }
-        if !label.is_empty() {
-            push_label(&mut wire, &label)?;
-        }
-        if wire.is_empty() {
-            return Err(NameError::EmptyLabel);
-        }
-        finish(wire)
+        let name = Read::vec_from_str(text).map_err(NameError::Text)?;
+        // The library lets one byte too many through where the last label has one byte.
+        if name.as_slice().len() > NAME_MAX { Err(NameError::LongName) } else { Ok(Self::of(&name)) }
     }
 }
 
@@ -184,20 +171,8 @@ impl fmt::Debug for Name {
 
 /// How many bytes at the front of `wire` are one uncompressed name.
 pub(crate) fn wire_len(wire: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        let len = usize::from(*wire.get(at)?);
-        if len > LABEL_MAX {
-            return None;
-        }
-        at += 1 + len;
-        if at > NAME_MAX || at > wire.len() {
-            return None;
-        }
-        if len == 0 {
-            return Some(at);
-        }
-    }
+    let name: Read<&[u8]> = Read::parse(&mut Parser::from_ref(wire)).ok()?;
+    Some(name.as_slice().len())
 }
 
 /// A name's bytes without the leftmost label.
@@ -261,19 +236,6 @@ fn finish(mut wire: Vec<u8>) -> Result<Name, NameError> {
     if wire.len() > NAME_MAX { Err(NameError::LongName) } else { Ok(Name(wire.into())) }
 }
 
-fn unescape(bytes: &mut std::str::Bytes<'_>) -> Result<u8, NameError> {
-    let first = bytes.next().ok_or(NameError::Escape)?;
-    if !first.is_ascii_digit() {
-        return Ok(first);
-    }
-    let mut value = u32::from(first - b'0');
-    for _ in 0..2 {
-        let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::Escape)?;
-        value = value * 10 + u32::from(digit - b'0');
-    }
-    u8::try_from(value).map_err(|_| NameError::Escape)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -294,19 +256,25 @@ mod tests {
         assert_eq!(name("a.b.c").parent(), Some(name("b.c")));
         assert_eq!(Name::root().parent(), None);
         assert_eq!(name("b.c").child("A").unwrap(), name("a.b.c"));
-        let refused = [
-            ("", NameError::EmptyLabel),
-            ("a..b", NameError::EmptyLabel),
-            (".a", NameError::EmptyLabel),
-            (r"a\25", NameError::Escape),
-        ];
-        for (text, why) in refused {
-            assert_eq!(text.parse::<Name>(), Err(why), "{text}");
+        let refused = ["", "a..b", ".a", "..", r"a\25", r"a\256", "\u{e4}.b", &"a".repeat(64), &"abc.".repeat(64)];
+        for text in refused {
+            assert!(matches!(text.parse::<Name>(), Err(NameError::Text(_))), "{text}");
         }
-        assert_eq!("a".repeat(64).parse::<Name>(), Err(NameError::LongLabel));
-        assert_eq!("abc.".repeat(64).parse::<Name>(), Err(NameError::LongName));
+        assert_eq!(Name::from_labels([b"a".as_slice(), b""]), Err(NameError::EmptyLabel));
+        assert_eq!(Name::from_labels([[b'a'; 64]]), Err(NameError::LongLabel));
+        assert_eq!(Name::from_labels([[b'a'; 63]; 4]), Err(NameError::LongName));
         assert_eq!(Name::from_wire(b"\x01a\0\0"), Err(NameError::Wire));
         assert_eq!(Name::from_wire(b"\x01a\xc0\x0c"), Err(NameError::Wire));
+    }
+
+    #[test]
+    fn the_longest_name_has_255_bytes() {
+        let long = |last: usize| format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(last));
+        assert_eq!(name(&long(61)).as_wire().len(), NAME_MAX);
+        assert!(long(62).parse::<Name>().is_err());
+        // Its last label begins at the last byte that is allowed.
+        assert_eq!(format!("{}.c", long(60)).parse::<Name>(), Err(NameError::LongName));
+        assert_eq!(name(&format!("{}.c", long(59))).as_wire().len(), NAME_MAX);
     }
 
     #[test]

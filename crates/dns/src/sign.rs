@@ -8,8 +8,19 @@
 //!
 //! NSEC and not NSEC3: whoever may ask can find out all names of a signed zone. Hashing them makes that slower and not
 //! impossible, and costs every denial; where names are secret, answer for them in a zone with a view.
+//!
+//! What signatures are over, and how they and NSEC are written, is the library's (`domain`); when what is signed by which key is ours.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use domain::{
+    base::{
+        Record, Rtype, Ttl, UnknownRecordData,
+        iana::{Class, SecurityAlgorithm},
+        rdata::ComposeRecordData,
+    },
+    rdata::dnssec::{ProtoRrsig, RtypeBitmapBuilder, Timestamp},
+};
 
 use crate::{
     key::{KeyError, ZoneKey},
@@ -25,8 +36,8 @@ const BEFORE_S: u64 = 3600;
 const PERIOD_S: u64 = 4 * 86_400;
 /// Seconds from a period's begin for which its signatures are good: what nobody renews goes bad after ten days at the earliest.
 const VALIDITY_S: u64 = 14 * 86_400;
-/// Signatures of a set at most, and so keys of a zone: one, and two while they are rolled.
-const KEYS_MAX: usize = 4;
+/// Keys of a zone at most: two kinds, each twice while it is rolled, and room for a roll that begins before the last has ended.
+const KEYS_MAX: usize = 8;
 
 /// Why a zone cannot be signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +45,9 @@ pub enum SignError {
     /// No key, or more than are needed.
     #[error("a zone is signed with one to {KEYS_MAX} keys, not {0}")]
     Keys(usize),
+    /// No key does this.
+    #[error("no key signs {0}")]
+    Idle(&'static str),
     /// A name below the apex has name servers of its own.
     #[error("`{0}` has name servers of its own: zones with such parts are not signed")]
     Cut(Name),
@@ -60,11 +74,18 @@ pub fn is_due(zone: &Zone, keys: &[ZoneKey], now_s: u64) -> bool {
 fn due<'a>(zone: &'a Zone, keys: &'a [ZoneKey], now_s: u64) -> impl Iterator<Item = &'a Name> {
     let is_good = move |name: &Name, rrset: &Rrset| {
         let begins_s = period(name, now_s);
+        let mut signing = keys.iter().filter(|key| key.signs(rrset.kind()));
         let has = |key: &ZoneKey| rrset.signatures().any(|held| is_good(held, key, begins_s));
-        rrset.signatures().count() == keys.len() && keys.iter().all(has)
+        rrset.signatures().count() == signing.clone().count() && signing.all(has)
+    };
+    let shows_keys = move |rrset: &Rrset| {
+        rrset.kind() != Kind::DNSKEY
+            || (usize::from(rrset.count()) == keys.len()
+                && keys.iter().all(|key| rrset.data().any(|shown| shown == key.data())))
     };
     let names = zone.names().filter(move |(name, rrsets)| {
-        !rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC) || !rrsets.iter().all(|rrset| is_good(name, rrset))
+        !rrsets.iter().any(|rrset| rrset.kind() == Kind::NSEC)
+            || !rrsets.iter().all(|rrset| is_good(name, rrset) && shows_keys(rrset))
     });
     names.map(|(name, _)| name)
 }
@@ -76,6 +97,11 @@ fn due<'a>(zone: &'a Zone, keys: &'a [ZoneKey], now_s: u64) -> impl Iterator<Ite
 pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_s: u64) -> Result<Zone, SignError> {
     if keys.is_empty() || keys.len() > KEYS_MAX {
         return Err(SignError::Keys(keys.len()));
+    }
+    for (kind, what) in [(Kind::DNSKEY, "the zone's keys"), (Kind::SOA, "the zone's records")] {
+        if !keys.iter().any(|key| key.signs(kind)) {
+            return Err(SignError::Idle(what));
+        }
     }
     let work = Work { zone, keys, now_s };
     let mut plain: BTreeMap<Name, Vec<Rrset>> = BTreeMap::new();
@@ -101,13 +127,20 @@ pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_
     next.with_soa_signatures(&own).map_err(|source| SignError::Set(apex.clone(), source))
 }
 
+/// A whole zone, signed at its own serial. It has no differences: what led to it was another zone's.
+pub fn sign_whole(zone: &Zone, keys: &[ZoneKey], now_s: u64) -> Result<Zone, SignError> {
+    let serial = zone.serial();
+    Ok(sign(&zone.renumbered(serial.wrapping_sub(1)), &[], serial, keys, now_s)?.without_history())
+}
+
 struct Work<'a> {
     zone: &'a Zone,
     keys: &'a [ZoneKey],
     now_s: u64,
 }
 
-fn is_made(kind: Kind) -> bool {
+/// Whether sets of a kind are made by signing.
+pub(crate) fn is_made(kind: Kind) -> bool {
     matches!(kind, Kind::NSEC | Kind::DNSKEY | Kind::RRSIG)
 }
 
@@ -116,10 +149,8 @@ fn is_same(before: &[Rrset], after: &[Rrset]) -> bool {
 }
 
 impl Work<'_> {
-    /// A name's sets without what signing makes, and without signatures.
     fn plain(&self, name: &Name) -> Vec<Rrset> {
-        let sets = self.zone.rrsets(name).iter().filter(|rrset| !is_made(rrset.kind()));
-        sets.map(Rrset::without_signatures).collect()
+        self.zone.unsigned(name)
     }
 
     fn check(&self, change: &Change) -> Result<(), SignError> {
@@ -171,7 +202,7 @@ impl Work<'_> {
         let own = if is_apex { Some(Kind::SOA) } else { None };
         let kinds = rrsets.iter().map(Rrset::kind).chain(own).chain([Kind::RRSIG, Kind::NSEC]);
         let mut next = order.after(name).unwrap_or(self.zone.apex()).as_wire().to_vec();
-        next.extend(bitmap(kinds.collect()));
+        next.extend(bitmap(kinds));
         let soa = self.zone.soa();
         let next = Rrset::from_wire(Kind::NSEC, soa.negative_s.min(soa.ttl_s), [next]);
         rrsets.push(next.map_err(set)?);
@@ -186,7 +217,7 @@ impl Work<'_> {
     fn signatures(&self, name: &Name, rrset: &Rrset) -> Result<Vec<Vec<u8>>, SignError> {
         let begins_s = period(name, self.now_s);
         let held = self.zone.rrsets(name).iter().find(|held| held.without_signatures() == rrset.without_signatures());
-        let signatures = self.keys.iter().map(|key| {
+        let signatures = self.keys.iter().filter(|key| key.signs(rrset.kind())).map(|key| {
             let good = held.and_then(|held| held.signatures().find(|held| is_good(held, key, begins_s)));
             match good {
                 Some(good) => Ok(good.to_vec()),
@@ -197,24 +228,27 @@ impl Work<'_> {
     }
 
     fn signature(&self, name: &Name, rrset: &Rrset, key: &ZoneKey, begins_s: u64) -> Result<Vec<u8>, KeyError> {
-        let labels = u8::try_from(name.label_count()).unwrap_or(u8::MAX);
-        let mut data = rrset.kind().0.to_be_bytes().to_vec();
-        data.extend_from_slice(&[key.signing().number(), labels]);
-        data.extend_from_slice(&rrset.ttl_s().to_be_bytes());
-        data.extend_from_slice(&time(begins_s + VALIDITY_S));
-        data.extend_from_slice(&time(begins_s.saturating_sub(BEFORE_S)));
-        data.extend_from_slice(&key.tag().to_be_bytes());
-        data.extend_from_slice(self.zone.apex().as_wire());
-        let mut signed = data.clone();
-        for record in rrset.data() {
-            signed.extend_from_slice(name.as_wire());
-            signed.extend_from_slice(&rrset.kind().0.to_be_bytes());
-            signed.extend_from_slice(&1_u16.to_be_bytes());
-            signed.extend_from_slice(&rrset.ttl_s().to_be_bytes());
-            signed.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
-            signed.extend_from_slice(record);
+        let (kind, ttl) = (Rtype::from_int(rrset.kind().0), Ttl::from_secs(rrset.ttl_s()));
+        let signature = ProtoRrsig::new(
+            kind,
+            SecurityAlgorithm::from_int(key.signing().number()),
+            u8::try_from(name.label_count()).unwrap_or(u8::MAX),
+            ttl,
+            Timestamp::from(time(begins_s + VALIDITY_S)),
+            Timestamp::from(time(begins_s.saturating_sub(BEFORE_S))),
+            key.tag(),
+            self.zone.apex().read(),
+        );
+        let mut signed = Vec::with_capacity(512);
+        let Ok(()) = signature.compose_canonical(&mut signed);
+        for data in rrset.data() {
+            // Sets are kept in the canonical order, and names in them in lower case.
+            let data = UnknownRecordData::from_octets(kind, data).map_err(|_| KeyError)?;
+            let Ok(()) = Record::new(name.read(), Class::IN, ttl, data).compose_canonical(&mut signed);
         }
-        data.extend(key.sign(&signed)?);
+        let signature = signature.into_rrsig(key.sign(&signed)?).map_err(|_| KeyError)?;
+        let mut data = Vec::with_capacity(160);
+        let Ok(()) = signature.compose_canonical_rdata(&mut data);
         Ok(data)
     }
 }
@@ -231,35 +265,24 @@ fn period(name: &Name, now_s: u64) -> u64 {
 }
 
 /// Times in signatures go around as serials do.
-fn time(seconds: u64) -> [u8; 4] {
-    u32::try_from(seconds & 0xffff_ffff).unwrap_or(0).to_be_bytes()
+fn time(seconds: u64) -> u32 {
+    u32::try_from(seconds & 0xffff_ffff).unwrap_or(0)
 }
 
 /// Whether a signature is this key's and of the period that began then.
 fn is_good(signature: &[u8], key: &ZoneKey, begins_s: u64) -> bool {
-    signature.get(12..16) == Some(&time(begins_s.saturating_sub(BEFORE_S)))
+    signature.get(12..16) == Some(&time(begins_s.saturating_sub(BEFORE_S)).to_be_bytes())
         && signature.get(2) == Some(&key.signing().number())
         && signature.get(16..18) == Some(&key.tag().to_be_bytes())
 }
 
-/// Kinds as NSEC lists them: in blocks of 256, each with as many bytes as are needed.
-fn bitmap(kinds: BTreeSet<Kind>) -> Vec<u8> {
-    let mut blocks: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+/// Kinds as NSEC lists them.
+fn bitmap(kinds: impl IntoIterator<Item = Kind>) -> Vec<u8> {
+    let mut listed = RtypeBitmapBuilder::new_vec();
     for kind in kinds {
-        let [block, place] = kind.0.to_be_bytes();
-        let bytes = blocks.entry(block).or_default();
-        let at = usize::from(place / 8);
-        if bytes.len() <= at {
-            bytes.resize(at + 1, 0);
-        }
-        bytes[at] |= 0x80 >> (place % 8);
+        let Ok(()) = listed.add(Rtype::from_int(kind.0));
     }
-    let block = |(block, bytes): (u8, Vec<u8>)| {
-        let mut all = vec![block, u8::try_from(bytes.len()).unwrap_or(32)];
-        all.extend(bytes);
-        all
-    };
-    blocks.into_iter().flat_map(block).collect()
+    listed.finalize().as_slice().to_vec()
 }
 
 #[cfg(test)]
@@ -269,7 +292,7 @@ mod tests {
     #[test]
     fn kinds_are_listed_as_the_standard_does() {
         // RFC 4034, 4.3: A MX RRSIG NSEC TYPE1234.
-        let kinds = [Kind::A, Kind(15), Kind::RRSIG, Kind::NSEC, Kind(1234)].into_iter().collect();
+        let kinds = [Kind(1234), Kind::A, Kind(15), Kind::RRSIG, Kind::NSEC, Kind::A];
         let mut wanted = vec![0, 6, 0x40, 1, 0, 0, 0, 3, 4, 27];
         wanted.extend([0; 26]);
         wanted.push(0x20);

@@ -3,13 +3,11 @@
 
 use crate::{
     counters::Outcome,
-    message::{CLASS_IN, Edns, HEADER, Head, KIND_OPT},
+    message::{CLASS_IN, Edns, HEADER, Head, KIND_OPT, OPT_BYTES},
     name,
     rrset::{FIXED, Kind, OWNER, Rrset},
 };
 
-/// Bytes of our extension record.
-const OPT_BYTES: usize = 11;
 /// The size of a datagram that we are ready to receive, as our extension record says.
 const RECEIVED_BYTES: u16 = 1232;
 

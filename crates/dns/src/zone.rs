@@ -14,6 +14,7 @@ use crate::{
     name::{self, Name},
     order::Order,
     rrset::{Kind, Rrset, RrsetError, Soa},
+    sign,
 };
 
 /// Differences a zone keeps at most: a secondary that missed more gets the whole zone.
@@ -150,14 +151,12 @@ impl Zone {
         inner.check_apex()?;
         for difference in history {
             if inner.history.back().is_some_and(|last| last.difference.to != difference.from) {
-                inner.history.clear();
-                inner.history_changes = 0;
+                inner.forget();
             }
             inner.remember(Past { difference, own: None });
         }
         if inner.history.back().is_some_and(|last| last.difference.to != serial) {
-            inner.history.clear();
-            inner.history_changes = 0;
+            inner.forget();
         }
         Ok(Self(Arc::new(inner)))
     }
@@ -204,6 +203,12 @@ impl Zone {
         self.0.nodes.get(name).map_or(&[], Node::rrsets)
     }
 
+    /// The record sets of a name without what signing makes, and without signatures.
+    pub fn unsigned(&self, name: &Name) -> Vec<Rrset> {
+        let sets = self.rrsets(name).iter().filter(|rrset| !sign::is_made(rrset.kind()));
+        sets.map(Rrset::without_signatures).collect()
+    }
+
     /// Every name with its record sets, in no order; the zone's own record apart.
     pub fn names(&self) -> impl Iterator<Item = (&Name, &[Rrset])> {
         self.0.nodes.iter().map(|(name, node)| (name, node.rrsets())).filter(|(_, rrsets)| !rrsets.is_empty())
@@ -233,6 +238,21 @@ impl Zone {
     /// Whether its names say which is next: whether it is signed.
     pub fn is_signed(&self) -> bool {
         !self.0.order.is_empty()
+    }
+
+    /// The same content at another serial, with nothing that led to it.
+    pub(crate) fn renumbered(&self, serial: u32) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        (inner.serial, inner.soa_rrset) = (serial, inner.soa.rrset(serial));
+        inner.forget();
+        Self(Arc::new(inner))
+    }
+
+    /// The same zone without the differences that led to it.
+    pub(crate) fn without_history(&self) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        inner.forget();
+        Self(Arc::new(inner))
     }
 
     /// See [`Zone::since`].
@@ -385,6 +405,11 @@ impl Inner {
             empty = node.below == 0 && node.rrsets.is_none();
             name = parent;
         }
+    }
+
+    fn forget(&mut self) {
+        self.history.clear();
+        self.history_changes = 0;
     }
 
     fn remember(&mut self, past: Past) {

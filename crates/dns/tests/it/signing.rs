@@ -7,7 +7,7 @@ use base::{
     clock::{Clock as _, SystemClock},
     random::Chance,
 };
-use dns::{Change, Data, Policy, Signing, Zone, ZoneKey, is_due, sign};
+use dns::{Change, Data, Duty, Policy, Signing, Zone, ZoneKey, is_due, sign, sign_whole};
 
 use crate::{
     dig::raw,
@@ -248,12 +248,55 @@ fn signatures_are_renewed_before_they_end_and_keys_are_rolled() {
     assert!(!is_due(&rolled, &keys, now));
 }
 
+/// Who signs a set of a name, by tags.
+fn signers(zone: &Zone, of: &str, kind: dns::Kind) -> Vec<u16> {
+    let rrset = zone.rrsets(&name(of)).iter().find(|rrset| rrset.kind() == kind).unwrap();
+    rrset.signatures().map(|signature| u16::from_be_bytes([signature[16], signature[17]])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_does_its_duty() {
+    let secrets: Vec<Vec<u8>> = (0..4).map(|_| ZoneKey::generate(Signing::Ed25519).unwrap()).collect();
+    let key = |at: usize, duty| ZoneKey::with_duty(Signing::Ed25519, &secrets[at], duty).unwrap();
+    let start = [key(0, Duty::Keys), key(1, Duty::Records)];
+    let zone = sign_whole(&plain(), &start, now_s()).unwrap();
+    assert_eq!((zone.serial(), zone.since(0).is_none()), (1, true), "nothing leads to it");
+    assert_eq!(signers(&zone, "example", dns::Kind::DNSKEY), [start[0].tag()]);
+    assert_eq!(signers(&zone, "www.example", dns::Kind::A), [start[1].tag()]);
+    assert!(!is_due(&zone, &start, now_s()));
+
+    // One that is only shown changes the set of keys and nothing else.
+    let announced = [key(0, Duty::Keys), key(1, Duty::Records), key(2, Duty::Shown)];
+    assert!(is_due(&zone, &announced, now_s()));
+    let next = sign(&zone, &[], 2, &announced, now_s()).unwrap();
+    let touched: Vec<String> =
+        next.since(1).unwrap().flat_map(|one| &one.changes).map(|one| one.name.to_string()).collect();
+    assert_eq!(touched, ["example"]);
+    let running = Running::start(next.clone(), open()).await;
+    verify(&running).await;
+
+    // The next signs, with a second key for the keys.
+    let both = [key(0, Duty::Keys), key(1, Duty::Shown), key(2, Duty::Records), key(3, Duty::Keys)];
+    let rolled = sign(&next, &[], 3, &both, now_s()).unwrap();
+    assert_eq!(signers(&rolled, "www.example", dns::Kind::A), [both[2].tag()]);
+    assert_eq!(signers(&rolled, "example", dns::Kind::DNSKEY), [both[0].tag(), both[3].tag()]);
+    running.set(rolled);
+    verify(&running).await;
+    for anchor in [&both[0], &both[3]] {
+        let text = judged(&running, anchor, "www.example A").await;
+        assert!(text.contains("; fully validated"), "{text}");
+    }
+    let refused = |keys: &[ZoneKey]| sign(&next, &[], 3, keys, now_s()).unwrap_err().to_string();
+    assert_eq!(refused(&[key(0, Duty::Keys), key(1, Duty::Shown)]), "no key signs the zone's records");
+    assert_eq!(refused(&[key(1, Duty::Records)]), "no key signs the zone's keys");
+}
+
 #[test]
 fn what_cannot_be_signed_is_refused() {
     let keys = [key(Signing::Ed25519)];
     let zone = sign(&plain(), &[], 2, &keys, 0).unwrap();
     let refused = |changes: &[Change]| sign(&zone, changes, 3, &keys, 0).unwrap_err().to_string();
-    assert_eq!(sign(&zone, &[], 3, &[], 0).unwrap_err().to_string(), "a zone is signed with one to 4 keys, not 0");
+    assert_eq!(sign(&zone, &[], 3, &[], 0).unwrap_err().to_string(), "a zone is signed with one to 8 keys, not 0");
     assert_eq!(
         refused(&[change("www.example", &[9], &[])]),
         "`www.example` has not the records that the change takes away"
