@@ -79,8 +79,8 @@ async fn all(count: usize) -> Result<Vec<Section>, String> {
     let (trigger, shutdown) = Shutdown::new();
     let publisher = base::task::spawn("names", names::keep_published(place.control.clone(), shutdown.clone()));
     let (server, clock): (NameServer, Arc<dyn Clock>) = (NameServer::default(), Arc::new(SystemClock));
-    let serving =
-        headnode::names::serve(place.control.clone(), place.settings.clone(), None, clock, server.clone(), shutdown);
+    let (control, settings) = (place.control.clone(), place.settings.clone());
+    let serving = headnode::names::serve(control, settings, None, None, clock, server.clone(), shutdown);
     let serving = base::task::spawn("zones", serving);
     let address = place.address();
     let client = Client::of(address)?;

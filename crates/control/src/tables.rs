@@ -13,7 +13,7 @@ use model::{
     id::{AccountId, InstanceId, MacAddr, NetworkId},
     image::Image,
     instance::Instance,
-    names::{self, Published, Zone},
+    names::{self, Published, Zone, dnssec::ZoneKeys},
     network::{Address, FabricVlan, Network, NicTag, Pool},
     package::Package,
     placement::affinity::AffinityGroup,
@@ -226,6 +226,10 @@ pub const BY_AGE: &str = "age";
 pub static ZONES: Table<Zone> =
     Table { name: "zones", version: 1, key: |zone| zone.apex.clone(), indexes: &[], upgrade: no_upgrade };
 
+/// Keys of zones that are signed, by the zone's name.
+pub static ZONE_KEYS: Table<ZoneKeys> =
+    Table { name: "zone_keys", version: 1, key: |keys| keys.apex.clone(), indexes: &[], upgrade: no_upgrade };
+
 /// Names by the id of the instance that has them.
 pub static NAMES: Table<Published> = Table {
     name: "names",
@@ -341,6 +345,7 @@ pub fn schema() -> Schema {
         .with(&HEADNODES)
         .with(&BEATS)
         .with(&ZONES)
+        .with(&ZONE_KEYS)
         .with(&NAMES)
         .with(&flow::FLOWS)
 }

@@ -152,7 +152,12 @@ impl Notifier {
             }
             let wait = backoff.next_delay();
             let _ = tokio::time::timeout(wait, hear(&socket, &mut sent, key, counters)).await;
-            open.retain(|zone| sent.iter().any(|told| told.apex == *zone.apex() && told.serial == zone.serial()));
+            let is_open =
+                |zone: &Zone| sent.iter().any(|told| told.apex == *zone.apex() && told.serial == zone.serial());
+            for zone in open.iter().filter(|zone| !is_open(zone)) {
+                self.shared.peers.told(address.ip(), zone.apex(), zone.serial());
+            }
+            open.retain(|zone| is_open(zone));
             if open.is_empty() {
                 return Ok(());
             }

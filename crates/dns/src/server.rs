@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use base::{clock::Clock, shutdown::Shutdown, task, watch};
@@ -13,6 +13,7 @@ use crate::{
     counters::Counters,
     limit::Limiter,
     notify::Notifier,
+    peers::{Peer, Peers},
     settings::{Policy, Settings},
     strangers::Strangers,
     tcp::{self, Places, Service},
@@ -44,11 +45,12 @@ pub enum StartError {
 }
 
 /// A running server. It ends when its shutdown says so; dropping this does not end it.
-#[derive(Debug)]
 pub struct Server {
-    addresses: Vec<SocketAddr>,
+    /// Leaf data: grows when one more is listened at.
+    addresses: Mutex<Vec<SocketAddr>>,
     policy: watch::Sender<Arc<Policy>>,
-    shared: Arc<Shared>,
+    threads: usize,
+    service: Service,
 }
 
 /// What all of a server's threads and tasks share.
@@ -56,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) limiter: Limiter,
     pub(crate) strangers: Strangers,
+    pub(crate) peers: Peers,
     pub(crate) places: Places,
     /// Turns of zone transfers.
     pub(crate) transfers: Semaphore,
@@ -82,44 +85,57 @@ impl Server {
             counters: Arc::default(),
             limiter: Limiter::new(),
             strangers: Strangers::default(),
+            peers: Peers::default(),
             places: Places::default(),
             transfers: Semaphore::new(limits.transfers.max(1)),
         });
+        let service = Service { shared, zones, policy: policy.subscribe(), clock, shutdown, limits };
+        let server = Self { addresses: Mutex::default(), policy, threads: settings.threads.max(1), service };
         let mut sockets = Vec::new();
         for address in settings.addresses {
-            sockets.push(listen(address, settings.threads.max(1)).await?);
+            sockets.push(listen(address, server.threads).await?);
         }
-        let addresses = sockets.iter().map(|(address, ..)| *address).collect();
-        for (_, listener, datagrams) in sockets {
-            for socket in datagrams {
-                let worker = Worker {
-                    socket,
-                    shared: shared.clone(),
-                    zones: zones.clone(),
-                    policy: policy.subscribe(),
-                    clock: clock.clone(),
-                    shutdown: shutdown.clone(),
-                    datagram_bytes: limits.datagram_bytes.clamp(*DATAGRAM_BYTES.start(), *DATAGRAM_BYTES.end()),
-                };
-                task::thread("dns-udp", move || worker.run()).map_err(StartError::Thread)?;
-            }
-            let (shared, zones, policy) = (shared.clone(), zones.clone(), policy.subscribe());
-            let (clock, shutdown) = (clock.clone(), shutdown.clone());
-            task::spawn("dns-tcp", tcp::accept(listener, Service { shared, zones, policy, clock, shutdown, limits }));
+        for sockets in sockets {
+            server.answer(sockets)?;
         }
-        let notifier = Notifier { shared: shared.clone(), zones, policy: policy.subscribe(), clock, shutdown };
-        task::spawn("dns-notifier", notifier.run());
-        Ok(Self { addresses, policy, shared })
+        let Service { shared, zones, policy, clock, shutdown, .. } = server.service.clone();
+        task::spawn("dns-notifier", Notifier { shared, zones, policy, clock, shutdown }.run());
+        Ok(server)
+    }
+
+    /// From now on it listens there too, with the same limits and counters.
+    pub async fn also_listen(&self, address: SocketAddr) -> Result<(), StartError> {
+        let sockets = listen(address, self.threads).await?;
+        self.answer(sockets)
+    }
+
+    fn answer(&self, (address, listener, datagrams): Sockets) -> Result<(), StartError> {
+        let service = &self.service;
+        let datagram_bytes = service.limits.datagram_bytes.clamp(*DATAGRAM_BYTES.start(), *DATAGRAM_BYTES.end());
+        for socket in datagrams {
+            let Service { shared, zones, clock, shutdown, .. } = service.clone();
+            let policy = self.policy.subscribe();
+            let worker = Worker { socket, shared, zones, policy, clock, shutdown, datagram_bytes };
+            task::thread("dns-udp", move || worker.run()).map_err(StartError::Thread)?;
+        }
+        task::spawn("dns-tcp", tcp::accept(listener, service.clone()));
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        Ok(())
     }
 
     /// Where it listens; with the ports that the kernel chose where any would do.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What it has done so far.
     pub fn counters(&self) -> Arc<Counters> {
-        self.shared.counters.clone()
+        self.service.shared.counters.clone()
+    }
+
+    /// Secondaries, since it was started.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.service.shared.peers.list()
     }
 
     /// From now on it follows this policy.
@@ -128,8 +144,16 @@ impl Server {
     }
 }
 
+impl std::fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
+    }
+}
+
 /// The sockets of one address: one for connections, which nobody else can have at the same time, and one a thread for datagrams.
-async fn listen(wanted: SocketAddr, threads: usize) -> Result<(SocketAddr, TcpListener, Vec<UdpSocket>), StartError> {
+type Sockets = (SocketAddr, TcpListener, Vec<UdpSocket>);
+
+async fn listen(wanted: SocketAddr, threads: usize) -> Result<Sockets, StartError> {
     let refused = |transport| move |source| StartError::Listen { address: wanted, transport, source };
     let mut attempts = 0;
     loop {

@@ -37,7 +37,7 @@ pub struct Limits {
 }
 
 /// What may be changed while a server runs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Who may have whole zones: whom one of these fits. None: nobody.
     pub transfers: Vec<TransferRule>,

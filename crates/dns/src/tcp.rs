@@ -44,6 +44,13 @@ pub(crate) struct Service {
     pub(crate) limits: Limits,
 }
 
+impl Service {
+    /// Seconds since the epoch.
+    pub(crate) fn now_s(&self) -> u64 {
+        u64::try_from(self.clock.now_ms() / 1000).unwrap_or(0)
+    }
+}
+
 /// How many connections each client has.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
@@ -199,7 +206,7 @@ fn handle(service: &Service, client: IpAddr, message: &[u8], buffer: &mut [u8]) 
         client,
         transport: Transport::Tcp,
         datagram_bytes: service.limits.datagram_bytes,
-        now_s: u64::try_from(service.clock.now_ms() / 1000).unwrap_or(0),
+        now_s: service.now_s(),
     };
     let room = buffer.len().min(MESSAGE_BYTES - 2);
     let buffer = &mut buffer[..room];

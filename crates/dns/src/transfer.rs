@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use crate::{
     counters::{Outcome, Transport, add},
     handle::Transfer,
+    peers::Sent,
     rrset::{Kind, Rrset},
     tcp::{self, MESSAGE_BYTES, Service},
     write::{Full, Section, Writer},
@@ -35,8 +36,8 @@ pub(crate) async fn send(
         return None;
     };
     let differences = transfer.differences();
-    let (zone, serial) = (transfer.zone.apex().to_string(), transfer.zone.serial());
-    let is_whole = differences.is_none();
+    let (apex, serial, since) = (transfer.zone.apex().clone(), transfer.zone.serial(), transfer.since);
+    let (zone, is_whole) = (apex.to_string(), differences.is_none());
     let mut parts = Parts::new(stream, transfer, service, buffer);
     let sent = match &differences {
         None => parts.whole().await,
@@ -45,9 +46,18 @@ pub(crate) async fn send(
     match sent {
         None => {
             add(&counters.transfers_failed);
+            if let Some(since) = since {
+                service.shared.peers.said(peer.ip(), &apex, since);
+            }
             tracing::info!(%peer, zone, serial, "a zone transfer ended before its end");
         }
         Some(()) => {
+            let sent = match &differences {
+                None => Sent::Whole,
+                Some(differences) if differences.is_empty() => Sent::Nothing,
+                Some(_) => Sent::Differences,
+            };
+            service.shared.peers.sent(peer.ip(), &apex, serial, sent, service.now_s());
             add(if is_whole { &counters.transfers_whole } else { &counters.transfers_differences });
             tracing::debug!(%peer, zone, serial, is_whole, "a zone was transferred");
         }
@@ -181,7 +191,7 @@ impl<'a> Parts<'a> {
         let len = writer.finish(Outcome::Good);
         let is_first = std::mem::take(&mut self.is_first);
         let Some(signed) = signed else { return Ok(len) };
-        let now_s = u64::try_from(self.service.clock.now_ms() / 1000).unwrap_or(0);
+        let now_s = self.service.now_s();
         Ok(if is_first { signed.sign_first(message, len, now_s) } else { signed.sign_next(message, len, now_s) })
     }
 }

@@ -2,76 +2,50 @@
 //!
 //! ```text
 //! tables `zones`, `names` ──(every change, in the store's order)──► Feed ──(watched value)──► dns::Server
+//! table  `zone_keys`      ──(opened: [`keys`])────────────────────►
 //! ```
-//! Every headnode puts the same records together, so all of them answer the same at the same serial. A zone carries its differences since this
+//! Every headnode puts the same records together, and signs them with the same keys as of the time of their serial, so all of them answer the same
+//! at the same serial. A zone carries its differences since this
 //! process began; a secondary that asks for older ones is handed the whole zone. Nothing here decides what names there are: that is
 //! [`control::names`].
 
+pub(crate) mod keys;
 mod policy;
+mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    net::IpAddr,
+    sync::Arc,
 };
 
 use base::{clock::Clock, shutdown::Shutdown, watch};
 use control::{
     Control, names,
-    tables::{NAMES, ZONES},
+    tables::{NAMES, ZONE_KEYS, ZONES},
 };
-use dns::{Change, Data, Name, Rrset, Soa, View, Zone, Zones};
-use model::names::{self as nouns, Group, Published, ZoneHead};
+use dns::{Change, Data, Name, Rrset, Soa, View, Zone, ZoneKey, Zones};
+use model::names::{self as nouns, Group, Published, ZoneHead, dnssec::ZoneKeys};
 use store::{Entry, Snapshot};
 
-use crate::settings::{Names, Settings};
+use self::server::Serving;
+pub use self::{
+    keys::Seal,
+    server::{NameServer, Status},
+};
+use crate::settings::Settings;
 
-/// After a start that did not work.
-const AGAIN: Duration = Duration::from_secs(10);
 /// Timers of the zones: how often secondaries look, and how long they go on alone. Changes are told to those that are named in the settings.
 const REFRESH_SECONDS: u32 = 60;
 const RETRY_SECONDS: u32 = 20;
 const EXPIRE_SECONDS: u32 = 14 * 24 * 3_600;
-/// Threads that answer over UDP, an address: one answers more than a datacenter asks, and a machine has instances to run.
-const THREADS_MAX: usize = 4;
-
-/// The name server on this machine, for who wants to see how it is. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct NameServer {
-    // A leaf lock: written when the server starts, read by operators.
-    status: Arc<Mutex<Status>>,
-}
-
-/// How it is.
-#[derive(Clone, Default)]
-pub struct Status {
-    /// Where it answers.
-    pub addresses: Vec<SocketAddr>,
-    /// Where it should and does not, and why.
-    pub refused: Vec<(SocketAddr, String)>,
-    /// Why it does not run at all.
-    pub error: Option<String>,
-    /// What it has done; `None` while it does not run.
-    pub counters: Option<Arc<dns::Counters>>,
-}
-
-impl NameServer {
-    /// How it is now.
-    pub fn status(&self) -> Status {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn note(&self, status: Status) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
-    }
-}
 
 /// Follows the records and answers from them until `shutdown`. `own` is where other machines reach this one, as far as that is known.
 pub async fn serve(
     control: Control,
     settings: Settings,
     own: Option<IpAddr>,
+    seal: Option<Seal>,
     clock: Arc<dyn Clock>,
     server: NameServer,
     shutdown: Shutdown,
@@ -81,22 +55,13 @@ pub async fn serve(
     }
     // Listening begins before the first look, so that no change falls between the two.
     let mut changes = control.store.changes();
-    let mut feed = Feed::new(control.snapshot());
+    let mut feed = Feed::new(seal, control.snapshot());
     let zones = watch::Sender::new(feed.zones());
-    let (receiver, names, ended) = (zones.subscribe(), settings.names.clone(), shutdown.clone());
-    let starting = base::task::spawn("name server", async move {
-        loop {
-            let error = match start(&names, own, receiver.clone(), clock.clone(), &server, ended.clone()).await {
-                Ok(()) => return,
-                Err(error) => error,
-            };
-            tracing::warn!(error, "the name server does not run; trying again");
-            if ended.unless(clock.sleep(AGAIN)).await.is_none() {
-                return;
-            }
-        }
-    });
+    let Settings { names, file, .. } = settings;
+    let serving = Serving { names, file, own, zones: zones.subscribe(), clock, shutdown: shutdown.clone() };
+    let serving = base::task::spawn("name server", serving.keep(server));
     while let Some(change) = shutdown.unless(changes.next()).await {
+        // Keys change together with their zone.
         let concerns = |table: &str| table == NAMES.name || table == ZONES.name;
         if !change.lagged && !change.keys.iter().any(|(table, _)| concerns(table)) {
             continue;
@@ -106,58 +71,13 @@ pub async fn serve(
         zones.send_replace(feed.zones());
     }
     // It ends by the same word.
-    let _ = starting.await;
-}
-
-async fn start(
-    names: &Names,
-    own: Option<IpAddr>,
-    zones: watch::Receiver<Arc<Zones>>,
-    clock: Arc<dyn Clock>,
-    server: &NameServer,
-    shutdown: Shutdown,
-) -> Result<(), String> {
-    let policy = policy::policy(names).map_err(|error| base::errors::chain(&error));
-    let wanted = names.addresses(own);
-    let (free, refused): (Vec<_>, Vec<_>) =
-        wanted.into_iter().map(|address| (address, is_free(address))).partition(|(_, outcome)| outcome.is_ok());
-    let refused: Vec<(SocketAddr, String)> =
-        refused.into_iter().map(|(address, outcome)| (address, outcome.err().unwrap_or_default())).collect();
-    for (address, why) in &refused {
-        tracing::warn!(%address, why, "names are not answered for there; `neso doctor` says what to do");
-    }
-    let addresses: Vec<SocketAddr> = free.into_iter().map(|(address, _)| address).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-    let outcome = match (policy, addresses.is_empty()) {
-        (Err(why), _) => Err(why),
-        (Ok(_), true) => Err("nowhere to answer: every address is taken".to_owned()),
-        (Ok(policy), false) => {
-            let settings = dns::Settings { addresses, threads, limits: dns::Limits::default(), policy };
-            dns::Server::start(settings, zones, clock, shutdown).await.map_err(|error| base::errors::chain(&error))
-        }
-    };
-    match outcome {
-        Ok(running) => {
-            let addresses = running.addresses().to_vec();
-            tracing::info!(?addresses, "names are answered for");
-            server.note(Status { addresses, refused, error: None, counters: Some(running.counters()) });
-            Ok(())
-        }
-        Err(error) => {
-            server.note(Status { refused, error: Some(error.clone()), ..Status::default() });
-            Err(error)
-        }
-    }
-}
-
-/// Whether nobody listens at an address, for connections or datagrams.
-fn is_free(address: SocketAddr) -> Result<(), String> {
-    let connections = TcpListener::bind(address).map(drop);
-    connections.and_then(|()| UdpSocket::bind(address).map(drop)).map_err(|error| error.to_string())
+    let _ = serving.await;
 }
 
 /// The zones as they are, and what they were made of.
 struct Feed {
+    /// What opens keys; none where there is no authority's key, and so no zone that is signed.
+    seal: Option<Seal>,
     snapshot: Snapshot,
     served: BTreeMap<String, Served>,
 }
@@ -167,13 +87,32 @@ type Touched = BTreeMap<String, Option<Arc<Entry<Published>>>>;
 
 struct Served {
     head: ZoneHead,
+    signing: Option<Signing>,
     view: View,
     zone: Zone,
 }
 
+/// The keys of a zone, as they are recorded and as they sign.
+#[derive(Clone)]
+struct Signing {
+    record: Arc<Entry<ZoneKeys>>,
+    keys: Arc<[ZoneKey]>,
+}
+
+/// A zone's records as they are to be served.
+struct Wanted<'a> {
+    snapshot: &'a Snapshot,
+    apex: &'a str,
+    serial: u32,
+    /// When it got that serial, seconds.
+    at_s: u64,
+    head: &'a ZoneHead,
+    signing: Option<Signing>,
+}
+
 impl Feed {
-    fn new(snapshot: Snapshot) -> Self {
-        let mut feed = Self { snapshot: snapshot.clone(), served: BTreeMap::new() };
+    fn new(seal: Option<Seal>, snapshot: Snapshot) -> Self {
+        let mut feed = Self { seal, snapshot: snapshot.clone(), served: BTreeMap::new() };
         feed.follow(&snapshot, None);
         feed
     }
@@ -188,26 +127,30 @@ impl Feed {
         let mut before = std::mem::take(&mut self.served);
         for record in snapshot.scan(&ZONES) {
             let Some(head) = &record.head else { continue };
-            let served = match before.remove(&record.apex) {
+            let old = before.remove(&record.apex);
+            let wanted = self.signing(snapshot, &record.apex, old.as_ref()).map(|signing| Wanted {
+                snapshot,
+                apex: &record.apex,
+                serial: record.serial,
+                at_s: u64::try_from(record.changed_at.0 / 1_000).unwrap_or(0),
+                head,
+                signing,
+            });
+            let served = wanted.and_then(|wanted| match old {
                 Some(old) if old.head == *head && old.zone.serial() == record.serial => Ok(old),
-                Some(old) if old.head == *head => {
+                Some(old) if wanted.follows(&old) => {
                     let names = touched.as_ref().map(|touched| touched.get(record.apex.as_str()));
-                    let changes = match names {
-                        Some(names) => changes(snapshot, &record.apex, head, &old.zone, names),
-                        None => differences(snapshot, &record.apex, head, &old.zone),
-                    };
-                    let next = changes.and_then(|changes| old.zone.with(record.serial, &changes).map_err(said));
-                    next.map(|zone| Served { zone, ..old }).or_else(|why| {
+                    wanted.after(&old, names).or_else(|why| {
                         tracing::error!(
                             zone = record.apex,
                             why,
                             "a zone did not follow from the one before; it is read anew"
                         );
-                        load(snapshot, &record.apex, head, record.serial)
+                        wanted.load()
                     })
                 }
-                _ => load(snapshot, &record.apex, head, record.serial),
-            };
+                _ => wanted.load(),
+            });
             match served {
                 Ok(served) => {
                     self.served.insert(record.apex.clone(), served);
@@ -216,6 +159,19 @@ impl Feed {
             }
         }
         self.snapshot = snapshot.clone();
+    }
+
+    /// The keys a zone is signed with: those it had, where they are the same.
+    fn signing(&self, snapshot: &Snapshot, apex: &str, old: Option<&Served>) -> Result<Option<Signing>, String> {
+        let Some(record) = snapshot.get(&ZONE_KEYS, apex) else { return Ok(None) };
+        if let Some(held) = old.and_then(|old| old.signing.as_ref())
+            && held.record.value == record.value
+        {
+            return Ok(Some(held.clone()));
+        }
+        let seal = self.seal.as_ref().ok_or("it is signed, and this machine has no key of the authority")?;
+        let keys = seal.open_all(&record)?.into();
+        Ok(Some(Signing { record, keys }))
     }
 
     /// What a change of records may concern, by zone.
@@ -233,6 +189,51 @@ impl Feed {
             }
         }
         touched
+    }
+}
+
+impl Wanted<'_> {
+    /// Whether it can be made of what was served before by changing names.
+    fn follows(&self, old: &Served) -> bool {
+        old.head == *self.head && old.signing.is_some() == self.signing.is_some()
+    }
+
+    /// It, after what was served before. `names` are those that may have changed; all when that is not known.
+    fn after(&self, old: &Served, names: Option<Option<&Touched>>) -> Result<Served, String> {
+        let Self { snapshot, apex, head, .. } = *self;
+        let changes = match names {
+            Some(names) => changes(snapshot, apex, head, &old.zone, names)?,
+            None => differences(snapshot, apex, head, &old.zone)?,
+        };
+        let zone = match &self.signing {
+            None => old.zone.with(self.serial, &changes).map_err(said)?,
+            Some(signing) => dns::sign(&old.zone, &changes, self.serial, &signing.keys, self.at_s).map_err(said)?,
+        };
+        Ok(Served { head: head.clone(), signing: self.signing.clone(), view: old.view.clone(), zone })
+    }
+
+    /// It, as the records say, without what led to it.
+    fn load(&self) -> Result<Served, String> {
+        let Self { snapshot, apex, head, .. } = *self;
+        let primary = head.name_servers.first().ok_or("it has no name server")?;
+        let soa = Soa {
+            primary: parse(primary)?,
+            mailbox: parse(&head.hostmaster)?,
+            refresh_s: REFRESH_SECONDS,
+            retry_s: RETRY_SECONDS,
+            expire_s: EXPIRE_SECONDS,
+            negative_s: head.ttl_seconds,
+            ttl_s: head.ttl_seconds,
+        };
+        let mut zone = Zone::load(parse(apex)?, soa, self.serial, content(snapshot, apex, head)?, []).map_err(said)?;
+        if let Some(signing) = &self.signing {
+            zone = dns::sign_whole(&zone, &signing.keys, self.at_s).map_err(said)?;
+        }
+        let view = match head.clients.is_empty() {
+            true => View::Everybody,
+            false => View::Networks(head.clients.clone().into()),
+        };
+        Ok(Served { head: head.clone(), signing: self.signing.clone(), view, zone })
     }
 }
 
@@ -269,32 +270,11 @@ fn differences(snapshot: &Snapshot, apex: &str, head: &ZoneHead, zone: &Zone) ->
 }
 
 fn push_change(changes: &mut Vec<Change>, zone: &Zone, name: Name, mut after: Vec<Rrset>) {
-    let before = zone.rrsets(&name).to_vec();
+    let before = zone.unsigned(&name);
     after.sort_by_key(Rrset::kind);
     if before != after {
         changes.push(Change { name, before, after });
     }
-}
-
-/// A zone as the records say, without what led to it.
-fn load(snapshot: &Snapshot, apex: &str, head: &ZoneHead, serial: u32) -> Result<Served, String> {
-    let name = parse(apex)?;
-    let primary = head.name_servers.first().ok_or("it has no name server")?;
-    let soa = Soa {
-        primary: parse(primary)?,
-        mailbox: parse(&head.hostmaster)?,
-        refresh_s: REFRESH_SECONDS,
-        retry_s: RETRY_SECONDS,
-        expire_s: EXPIRE_SECONDS,
-        negative_s: head.ttl_seconds,
-        ttl_s: head.ttl_seconds,
-    };
-    let zone = Zone::load(name, soa, serial, content(snapshot, apex, head)?, []).map_err(said)?;
-    let view = match head.clients.is_empty() {
-        true => View::Everybody,
-        false => View::Networks(head.clients.clone().into()),
-    };
-    Ok(Served { head: head.clone(), view, zone })
 }
 
 /// Every name of a zone, its apex and its name servers among them.
@@ -348,5 +328,7 @@ fn said(error: impl std::error::Error) -> String {
     base::errors::chain(&error)
 }
 
+#[cfg(test)]
+mod rolls;
 #[cfg(test)]
 mod tests;

@@ -43,7 +43,10 @@ use crate::{
     },
     meters::Meters,
     monitoring::FollowFleet,
-    names::NameServer,
+    names::{
+        NameServer,
+        keys::{Seal, TendKeys},
+    },
     nodelink,
     ops::{self, Ops},
     pki::{self, Pki, PkiError},
@@ -142,7 +145,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let mut loops = Loops::new(clock.clone());
     control::loops::add_all(&mut loops, &control);
     let certificates = doors.certificates(&settings, clock.clone());
-    let (name_server, zones) = answer_names(&settings, &pki, &control, clock.clone(), &shutdown);
+    let (name_server, zones) = answer_names(&settings, &pki, &control, &mut loops, clock.clone(), &shutdown);
     loops.add(RenewCertificates(certificates.clone()));
     loops.add(FollowFleet::new(control.clone(), settings.clone()));
     let news = [
@@ -400,17 +403,24 @@ pub(crate) fn control_config(settings: &Settings, pki: &Pki, images_dir: PathBuf
     }
 }
 
-/// Answers for names, also while the store takes nothing.
+/// Answers for names, and keeps what they are signed with, also while the store takes nothing.
 fn answer_names(
     settings: &Settings,
     pki: &Pki,
     control: &Control,
+    loops: &mut Loops,
     clock: Arc<dyn Clock>,
     shutdown: &Shutdown,
 ) -> (NameServer, JoinHandle<()>) {
+    let seal = Seal::of_authority(&pki.ca.key);
+    let seal = seal.inspect_err(|why| tracing::error!(why, "zones cannot be signed here")).ok();
+    if let Some(seal) = &seal {
+        loops.add(TendKeys::new(control, seal.clone()));
+    }
     let server = NameServer::default();
     let own = own_address(settings, control, pki.server_id);
-    let zones = crate::names::serve(control.clone(), settings.clone(), own, clock, server.clone(), shutdown.clone());
+    let (control, settings, shutdown) = (control.clone(), settings.clone(), shutdown.clone());
+    let zones = crate::names::serve(control, settings, own, seal, clock, server.clone(), shutdown);
     (server, base::task::spawn("zones", zones))
 }
 

@@ -46,6 +46,9 @@ pub const DEFAULT_FILE: &str = "etc/neso/neso.toml";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    /// Where they were read from, if from a file.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// What this datacenter is called.
     pub datacenter: Datacenter,
     /// Directories.
@@ -201,7 +204,9 @@ impl Settings {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text).map_err(|why| SettingsError::Invalid { path: path.to_owned(), why })
+        let mut settings = Self::parse(&text).map_err(|why| SettingsError::Invalid { path: path.to_owned(), why })?;
+        settings.file = Some(path.to_owned());
+        Ok(settings)
     }
 
     /// Reads and checks a text.

@@ -26,6 +26,7 @@ use crate::{
     time::Timestamp,
 };
 
+pub mod dnssec;
 pub mod reverse;
 pub mod tags;
 mod wanted;
@@ -126,6 +127,16 @@ pub struct ZoneHead {
     /// Who may ask; everybody when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<IpNet>,
+    /// Whether it is to be signed: see [`dnssec`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed: bool,
+}
+
+impl ZoneHead {
+    /// The longest that anything in it may be remembered, seconds.
+    pub fn longest_ttl_seconds(&self) -> u32 {
+        self.ttl_seconds.max(self.ns_ttl_seconds)
+    }
 }
 
 /// Which way a zone leads.

@@ -5,9 +5,10 @@
 //! ```
 //! What there should be is decided in [`model::names`]. The first headnode's publisher ([`publish`]) compares it with what is recorded and commits
 //! what differs together with the zones' next serials: one record an instance, so that a member of a large service changes as little as any
-//! other. Who serves names puts the records of one snapshot together ([`content`], [`data_of`]); so two headnodes with the same serial have
+//! other. Keys of zones that are signed are records as well ([`keys`]). Who serves names puts the records of one snapshot together ([`content`], [`data_of`]); so two headnodes with the same serial have
 //! the same content.
 
+pub mod keys;
 mod publish;
 mod zones;
 
@@ -46,6 +47,8 @@ pub struct NamesConfig {
     pub ns_ttl_seconds: u32,
     /// Whether addresses lead back to names.
     pub reverse: bool,
+    /// Whether the zones of addresses are signed.
+    pub signed: bool,
     /// Whether instances of new accounts have names unless their owner says otherwise.
     pub new_accounts: bool,
 }
@@ -61,6 +64,8 @@ pub struct ZoneConfig {
     pub clients: Vec<IpNet>,
     /// Whole names of its name servers when they are others than [`NamesConfig::name_servers`].
     pub name_servers: Vec<String>,
+    /// Whether it is signed.
+    pub signed: bool,
 }
 
 /// Stands for the networks that no zone lists.
@@ -76,6 +81,7 @@ impl Default for NamesConfig {
             ttl_seconds: 30,
             ns_ttl_seconds: 3_600,
             reverse: true,
+            signed: false,
             new_accounts: false,
         }
     }
@@ -89,6 +95,7 @@ impl NamesConfig {
             networks: vec![REST.to_owned()],
             clients: Vec::new(),
             name_servers: Vec::new(),
+            signed: false,
         };
         Self { zones: vec![zone], ..Self::default() }
     }

@@ -41,6 +41,7 @@ pub(super) fn wanted(config: &NamesConfig, snapshot: &Snapshot) -> BTreeMap<Stri
             ttl_seconds: config.ttl_seconds,
             ns_ttl_seconds: config.ns_ttl_seconds,
             clients: Vec::new(),
+            signed: config.signed,
         };
         // One that the operator names is the operator's.
         zones.entry(apex).or_insert(head);
@@ -69,6 +70,7 @@ fn head(config: &NamesConfig, zone: &ZoneConfig, snapshot: &Snapshot, addresses:
         ttl_seconds: config.ttl_seconds,
         ns_ttl_seconds: config.ns_ttl_seconds,
         clients: zone.clients.clone(),
+        signed: zone.signed,
     }
 }
 

@@ -258,6 +258,7 @@ async fn zones_list_networks_and_end_without_forgetting_their_serial() {
         networks: networks.iter().map(|network| (*network).to_owned()).collect(),
         clients: Vec::new(),
         name_servers: vec!["ns1.example".to_owned()],
+        signed: false,
     };
     let listed = NamesConfig {
         zones: vec![zone("pub.example", &["external"]), zone(ZONE, &["*"]), zone("none.example", &["nowhere"])],

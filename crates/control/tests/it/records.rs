@@ -79,6 +79,7 @@ async fn every_table_reads_what_was_ever_written() {
     check(&tables::INSTANCES, &mut seen);
     check(&tables::NAMES, &mut seen);
     check(&tables::ZONES, &mut seen);
+    check(&tables::ZONE_KEYS, &mut seen);
     check(&tables::SERVERS, &mut seen);
     check(&tables::INVITES, &mut seen);
     check(&tables::CLAIMS, &mut seen);

@@ -12,7 +12,7 @@ use dns::{Change, Data, Duty, Policy, Signing, Zone, ZoneKey, is_due, sign, sign
 use crate::{
     dig::raw,
     secondaries::{Kind, Secondary, following, free_port},
-    server::{PATIENCE, Running, address, name, set, soa},
+    server::{PATIENCE, Running, address, name, set, soa, until},
     transfers::{SECRET, records, rule},
 };
 
@@ -177,6 +177,13 @@ async fn takes_differences(kind: Kind) {
     let counters = running.server.counters();
     let sent = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     assert!(sent(&counters.transfers_differences) >= 5, "{counters:?}");
+    let serial = Some(zone.serial());
+    until("the secondary is known as it is", async || {
+        let peers = running.server.peers();
+        // The last that went to this address is what we fetched ourselves to compare it.
+        peers.len() == 1 && (peers[0].has, peers[0].told, peers[0].was_whole) == (serial, serial, Some(true))
+    })
+    .await;
     secondary.stop().await;
 }
 

@@ -24,6 +24,7 @@ fn head(ttl_seconds: u32) -> ZoneHead {
         ttl_seconds,
         ns_ttl_seconds: 3_600,
         clients: Vec::new(),
+        signed: false,
     }
 }
 
@@ -89,7 +90,7 @@ async fn a_feed_that_follows_is_one_made_anew() {
     println!("chance begins at {}", chance.0);
     let ids: Vec<InstanceId> = (1..=6).map(InstanceId::from_random).collect();
     let mut changes = store.changes();
-    let mut feed = Feed::new(store.snapshot());
+    let mut feed = Feed::new(None, store.snapshot());
     let first = feed.served[APEXES[0]].zone.clone();
     for step in 0..200_u32 {
         let snapshot = store.snapshot();
@@ -117,7 +118,7 @@ async fn a_feed_that_follows_is_one_made_anew() {
         let change = changes.next().await;
         let keys = (chance.below(10) > 0).then_some(change.keys.as_slice());
         feed.follow(&change.snapshot, keys);
-        assert_eq!(read(&feed), read(&Feed::new(store.snapshot())), "step {step}");
+        assert_eq!(read(&feed), read(&Feed::new(None, store.snapshot())), "step {step}");
     }
     assert_eq!(first.serial(), 100, "a zone that is held stays as it was");
 }
@@ -126,7 +127,7 @@ async fn a_feed_that_follows_is_one_made_anew() {
 async fn differences_lead_from_serial_to_serial() {
     let store = store().await;
     let mut changes = store.changes();
-    let mut feed = Feed::new(store.snapshot());
+    let mut feed = Feed::new(None, store.snapshot());
     let id = InstanceId::from_random(1);
     for step in 1..=3_u8 {
         let snapshot = store.snapshot();
@@ -153,7 +154,7 @@ async fn differences_lead_from_serial_to_serial() {
 #[tokio::test]
 async fn clients_see_their_zones_and_a_zone_that_ends_is_gone() {
     let store = store().await;
-    let mut feed = Feed::new(store.snapshot());
+    let mut feed = Feed::new(None, store.snapshot());
     let seen = |feed: &Feed, client: &str| {
         let apex: Name = APEXES[0].parse().expect("a name");
         feed.zones().get(&apex, client.parse().expect("an address")).is_some()

@@ -2,17 +2,28 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{get, post},
 };
-use control::{Scope, names, networks};
+use control::{
+    Error, Scope,
+    names::{self, keys},
+    networks,
+};
 use dns::{Counters, KINDS_COUNTED, Outcome};
-use opsapi::names::{NAMES_SHOWN_MAX, NameServerView, RefusedAddress, ZoneContent, ZoneView, listed};
+use model::time::Timestamp;
+use opsapi::names::{
+    KeyView, KeysChange, NAMES_SHOWN_MAX, NameServerView, PeerView, RefusedAddress, SignedZone, ZoneContent, ZoneView,
+    listed,
+};
 
 use super::{Answer, Ops};
 
@@ -21,6 +32,8 @@ pub(super) fn routes() -> Router<Ops> {
         .route("/v1/names/zones", get(zones))
         .route("/v1/names/zones/{apex}", get(zone))
         .route("/v1/names/server", get(server))
+        .route("/v1/names/dnssec", get(signed))
+        .route("/v1/names/dnssec/{apex}", post(change_keys))
 }
 
 async fn zones(State(ops): State<Ops>) -> Answer<Vec<ZoneView>> {
@@ -38,14 +51,57 @@ async fn zones(State(ops): State<Ops>) -> Answer<Vec<ZoneView>> {
 }
 
 async fn zone(State(ops): State<Ops>, Path(apex): Path<String>) -> Answer<ZoneContent> {
-    let (zone, content) = names::show(&ops.control, apex.trim_end_matches('.').to_ascii_lowercase().as_str())?;
+    let (zone, content) = names::show(&ops.control, &called(&apex))?;
     let count = content.len();
     let names = content.into_iter().take(NAMES_SHOWN_MAX).collect();
     Ok(Json(ZoneContent { zone: zone.value.clone(), names, count }))
 }
 
+async fn signed(State(ops): State<Ops>) -> Answer<Vec<SignedZone>> {
+    Ok(Json(keys::signed(&ops.control).into_iter().map(view).collect()))
+}
+
+async fn change_keys(
+    State(ops): State<Ops>,
+    Path(apex): Path<String>,
+    Json(change): Json<KeysChange>,
+) -> Answer<SignedZone> {
+    let apex = called(&apex);
+    match change {
+        KeysChange::Roll(role) => keys::roll(&ops.control, &apex, role).await?,
+        KeysChange::Parent(has) => keys::parent(&ops.control, &apex, has).await?,
+    }
+    let signed = keys::signed(&ops.control).into_iter().find(|signed| signed.zone.apex == apex);
+    Ok(Json(view(signed.ok_or_else(|| Error::not_found("signed zone", &apex))?)))
+}
+
+/// A zone's name as it is recorded.
+fn called(apex: &str) -> String {
+    apex.trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn view(signed: keys::SignedZone) -> SignedZone {
+    let record = signed.keys.as_ref();
+    let keys = record.iter().flat_map(|record| &record.keys).map(|key| KeyView {
+        role: key.role,
+        tag: key.tag,
+        stage: key.stage,
+        since: key.since,
+        parent_record: key.parent_record.clone(),
+    });
+    SignedZone {
+        apex: signed.zone.apex.clone(),
+        wanted: signed.is_wanted(),
+        keys: keys.collect(),
+        waits_for: record.and_then(|record| record.waits_for(signed.is_wanted())),
+    }
+}
+
 async fn server(State(ops): State<Ops>) -> Answer<NameServerView> {
-    let (status, settings) = (ops.names.status(), &ops.settings.names.shared);
+    let status = ops.names.status();
+    // What is followed now; what the settings said at the start as long as nothing is.
+    let settings = status.said.clone().unwrap_or_else(|| Arc::new(ops.settings.names.shared.clone()));
+    let zones = names::list(&ops.control).into_iter().map(|view| (view.zone.apex.clone(), view.zone.serial)).collect();
     let transfers = settings.transfers.iter().map(|transfer| match &transfer.key {
         Some(key) => format!("{} with key {key}", transfer.network),
         None => transfer.network.to_string(),
@@ -58,7 +114,21 @@ async fn server(State(ops): State<Ops>) -> Answer<NameServerView> {
         counters: status.counters.map(|counters| read(&counters)).unwrap_or_default(),
         transfers: transfers.collect(),
         notify: settings.notify.iter().map(|notify| notify.address).collect(),
+        peers: status.running.iter().flat_map(|running| running.peers()).map(|peer| shown(&zones, peer)).collect(),
     }))
+}
+
+fn shown(zones: &BTreeMap<String, u32>, peer: dns::Peer) -> PeerView {
+    let zone = peer.zone.to_string();
+    PeerView {
+        address: peer.client,
+        current: zones.get(&zone).copied(),
+        zone,
+        has: peer.has,
+        asked_at: peer.asked_at_s.map(|seconds| Timestamp(i64::try_from(seconds).unwrap_or(0).saturating_mul(1_000))),
+        was_whole: peer.was_whole,
+        told: peer.told,
+    }
 }
 
 /// The counters by names, those that are 0 left out.

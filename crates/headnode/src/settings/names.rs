@@ -60,6 +60,8 @@ pub struct SharedNames {
     pub ns_ttl_seconds: u32,
     /// Whether addresses lead back to names.
     pub reverse: bool,
+    /// Whether zones are signed unless they say otherwise (DNSSEC).
+    pub dnssec: bool,
     /// Most equal answers a second to one client over UDP; 0 is no limit.
     pub answers_per_second: u32,
     /// The zones; one with every network when there are none.
@@ -91,6 +93,9 @@ pub struct NamesZone {
     /// Its name servers when they are others than those of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub name_servers: Vec<String>,
+    /// Whether it is signed when others are not, or not when others are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dnssec: Option<bool>,
 }
 
 /// A key both sides of a transfer know.
@@ -147,6 +152,7 @@ impl Default for SharedNames {
             ttl_seconds,
             ns_ttl_seconds,
             reverse,
+            dnssec: false,
             answers_per_second: 200,
             zones: Vec::new(),
             keys: Vec::new(),
@@ -243,11 +249,15 @@ impl Names {
             networks: zone.networks.clone(),
             clients: zone.clients.clone(),
             name_servers: lower(&zone.name_servers),
+            signed: zone.dnssec.unwrap_or(shared.dnssec),
         });
         let zones: Vec<ZoneConfig> = match (shared.enabled, shared.zones.is_empty()) {
             (false, _) => Vec::new(),
             (true, false) => zones.collect(),
-            (true, true) => NamesConfig::one(self.usual_zone(datacenter)).zones,
+            (true, true) => {
+                let usual = NamesConfig::one(self.usual_zone(datacenter)).zones;
+                usual.into_iter().map(|zone| ZoneConfig { signed: shared.dnssec, ..zone }).collect()
+            }
         };
         NamesConfig {
             zones,
@@ -256,6 +266,7 @@ impl Names {
             ttl_seconds: shared.ttl_seconds,
             ns_ttl_seconds: shared.ns_ttl_seconds,
             reverse: shared.reverse,
+            signed: shared.dnssec,
             new_accounts: shared.new_accounts,
         }
     }
@@ -309,7 +320,7 @@ mod tests {
         let settings = read(
             "[names]\nnew_accounts = true\nname_servers = [\"NS1.example.com\"]\n\
              [[names.zones]]\nname = \"Cns.Example.com\"\nnetworks = [\"external\"]\n\
-             [[names.zones]]\nname = \"in.example.com\"\nclients = [\"10.0.0.0/8\"]\nname_servers = [\"ns9.example.com\"]\n\
+             [[names.zones]]\nname = \"in.example.com\"\ndnssec = true\nclients = [\"10.0.0.0/8\"]\nname_servers = [\"ns9.example.com\"]\n\
              [[names.keys]]\nname = \"t\"\nfile = \"/etc/t\"\n\
              [[names.transfers]]\nnetwork = \"192.0.2.0/24\"\nkey = \"t\"\n\
              [[names.notify]]\naddress = \"192.0.2.1:53\"\n",
@@ -323,6 +334,10 @@ mod tests {
             (&vec!["external".to_owned()], &vec![REST.to_owned()])
         );
         assert_eq!(config.zones[1].name_servers, ["ns9.example.com"]);
+        assert_eq!((config.zones[0].signed, config.zones[1].signed, config.signed), (false, true, false));
+        let all = read("[names]\ndnssec = true").unwrap();
+        let all = all.names.config(&all.datacenter);
+        assert!(all.zones[0].signed && all.signed);
         assert_eq!(config.name_servers, ["ns1.example.com"]);
         assert!(config.new_accounts);
         assert_eq!(read("[names]\nenabled = false").map(|s| s.names.config(&s.datacenter).zones), Ok(Vec::new()));

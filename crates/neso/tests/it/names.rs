@@ -65,6 +65,18 @@ impl Server {
         answer.iter().next().and_then(|line| line.split(' ').nth(2)?.parse().ok()).unwrap_or(0)
     }
 
+    /// Whether `delv` can check an address of a name from the zone's key on.
+    fn validated(self, anchor: &str, name: &str) -> bool {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("anchors");
+        fs::write(&file, anchor).expect("the key is written");
+        let mut command = Command::new("delv");
+        command.args([&format!("@{}", self.0.ip()), "-p", &self.0.port().to_string(), "-a"]).arg(&file);
+        command.arg(format!("+root={ZONE}")).args([name, "A"]).stdin(Stdio::null());
+        let output = command.output().expect("`delv` runs; it is in bind9-dnsutils as `dig` is");
+        String::from_utf8_lossy(&output.stdout).contains("; fully validated")
+    }
+
     /// A whole zone but its own record, in order.
     fn whole(self, zone: &str) -> BTreeSet<String> {
         let lines = self.dig(&["+noall", "+answer", "+onesoa", zone, "AXFR"]);
@@ -230,12 +242,15 @@ fn two_headnodes_answer_the_same_and_silence_empties_services() {
     let Some(cluster) = Cluster::start(1) else { return };
     let prepared = |datacenter: &mut Datacenter| {
         settings(datacenter);
+        let path = datacenter.root().join(headnode::settings::DEFAULT_FILE);
+        let text = fs::read_to_string(&path).expect("settings");
+        fs::write(&path, signed(text)).expect("settings are written");
         cluster.keep(datacenter);
     };
     let Some(datacenter) = Datacenter::start_after(prepared) else { return };
     let all = addresses(&create(&datacenter, "web", "www:80"));
     let mut second = Second::start(&datacenter, &cluster);
-    second.change_settings(&datacenter, open);
+    second.change_settings(&datacenter, |text| signed(open(text)));
     let (one, other) = (Server::of(&datacenter.settings()), Server::of(&second.settings()));
     assert_ne!(one.0, other.0);
     let service = of("www.svc.demo");
@@ -252,6 +267,8 @@ fn two_headnodes_answer_the_same_and_silence_empties_services() {
             && zones.0 == zones.1
             && zones.0.len() > 5
     };
+    datacenter.wait("both to have the same", same);
+    keys_are_known(&datacenter, one, other, &service);
     datacenter.wait("both to have the same", same);
 
     // The machine is silent: its agent is stopped where it stands, the instance runs on.
@@ -275,9 +292,49 @@ fn two_headnodes_answer_the_same_and_silence_empties_services() {
     signal(first, "-CONT");
     datacenter.wait("the first to follow", || one.serial(ZONE) >= serial && one.ask(&of("db.svc.demo"), "A") == all);
     datacenter.wait("both to have the same", same);
+    assert!(one.validated(&anchor(&datacenter), &of("db.svc.demo")), "what the other published is signed as well");
     datacenter.good(&["instance", "delete", "-w", "web"]);
     datacenter.wait_idle();
     datacenter.assert_clean();
+}
+
+/// Settings by which zones are signed.
+fn signed(text: String) -> String {
+    let signed = text.replacen("\ndnssec = false\n", "\ndnssec = true\n", 1);
+    assert_ne!(signed, text);
+    signed
+}
+
+/// The KSK for the parent zone, as `delv` takes it.
+fn anchor(datacenter: &Datacenter) -> String {
+    anchor_with(datacenter, str::to_owned)
+}
+
+/// The same with another digest.
+fn anchor_with(datacenter: &Datacenter, digest: impl Fn(&str) -> String) -> String {
+    let zones = datacenter.json(&["adm", "-j", "names", "dnssec", ZONE]);
+    let record = zones[0]["keys"][0]["parent_record"].as_str().expect("a record for the parent").to_owned();
+    let words: Vec<&str> = record.split(' ').collect();
+    let digest = digest(words[6]);
+    format!("trust-anchors {{ {ZONE}. static-ds {} {} {} \"{digest}\"; }};\n", words[3], words[4], words[5])
+}
+
+/// Both sign with the same keys, everybody can check it, and a new key is shown by both.
+fn keys_are_known(datacenter: &Datacenter, one: Server, other: Server, service: &str) {
+    let keys = |server: Server| server.ask(ZONE, "DNSKEY");
+    datacenter.wait("both to show the keys", || keys(one).len() == 2 && keys(one) == keys(other));
+    for server in [one, other] {
+        assert!(server.validated(&anchor(datacenter), service));
+    }
+    let other_key = anchor_with(datacenter, |digest| digest.chars().rev().collect());
+    assert!(!one.validated(&other_key, service), "with another key");
+    datacenter.good(&["adm", "names", "dnssec", ZONE, "--roll", "zsk"]);
+    datacenter.wait("both to show the next key", || keys(one).len() == 3 && keys(one) == keys(other));
+    assert!(other.validated(&anchor(datacenter), service));
+    let tag = datacenter.json(&["adm", "-j", "names", "dnssec", ZONE])[0]["keys"][0]["tag"].to_string();
+    let early = datacenter.run(&["adm", "names", "dnssec", ZONE, "--parent-has", &tag]);
+    let words = String::from_utf8_lossy(&early.stderr).into_owned();
+    assert!(!early.status.success() && words.contains("is too new"), "{words}");
 }
 
 fn signal(pid: u32, signal: &str) {
