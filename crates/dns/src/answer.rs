@@ -45,6 +45,8 @@ struct Lookup<'a, 'w, 'b> {
     kind: Kind,
     signed: bool,
     turn: u16,
+    /// Names that were answered for by one that stands for many, where it has to be shown that they are not there.
+    made: Vec<Vec<u8>>,
     writer: &'w mut Writer<'b>,
 }
 
@@ -105,7 +107,7 @@ fn refusal(query: &Query<'_>) -> Option<Outcome> {
 
 fn from_zone(zone: &Zone, query: &Query<'_>, writer: &mut Writer<'_>) -> Outcome {
     let signed = query.edns.is_some_and(|edns| edns.dnssec);
-    let mut lookup = Lookup { zone, kind: query.kind, signed, turn: query.head.id, writer };
+    let mut lookup = Lookup { zone, kind: query.kind, signed, turn: query.head.id, made: Vec::new(), writer };
     match lookup.follow(query.name.as_wire()) {
         Ok(outcome) => outcome,
         Err(Full) => {
@@ -129,10 +131,12 @@ impl<'a> Lookup<'a, '_, '_> {
                     return self.refer(cut, servers);
                 }
                 // What lies beyond is not ours; a resolver goes on from the alias.
+                self.show_made()?;
                 return Ok(Outcome::Good);
             }
             self.writer.set_authoritative();
-            let Some(node) = zone.node(name) else {
+            let Some(node) = zone.node(name).or_else(|| zone.wildcard(name)) else {
+                self.show_made()?;
                 self.deny(name)?;
                 return Ok(Outcome::NoSuchName);
             };
@@ -146,14 +150,17 @@ impl<'a> Lookup<'a, '_, '_> {
                 }
                 Some(rrset) => {
                     self.put(name, alias.is_none(), rrset)?;
+                    self.note_made(name);
                     let target = rrset.data().next().unwrap_or_default();
                     if !name::is_under(target, zone.apex().as_wire()) {
+                        self.show_made()?;
                         return Ok(Outcome::Good);
                     }
                     alias = Some(target);
                 }
             }
         }
+        self.show_made()?;
         Ok(Outcome::Good)
     }
 
@@ -169,13 +176,35 @@ impl<'a> Lookup<'a, '_, '_> {
             kind => node.rrset(kind),
         };
         match rrset {
-            None => self.deny(name),
+            None => {
+                self.show_made()?;
+                self.deny(name)
+            }
             Some(rrset) => {
                 self.put(name, is_asked, rrset)?;
+                self.note_made(name);
+                self.show_made()?;
                 self.add_addresses(rrset);
                 Ok(())
             }
         }
+    }
+
+    /// Notes a name that was answered for, if that was by one that stands for many.
+    fn note_made(&mut self, name: &[u8]) {
+        if self.signed && self.zone.has_wildcards() && self.zone.node(name).is_none() {
+            self.made.push(name.to_vec());
+        }
+    }
+
+    /// Shows that names that were answered for by one that stands for many are not there themselves. After all answers.
+    fn show_made(&mut self) -> Result<(), Full> {
+        for name in std::mem::take(&mut self.made) {
+            if let Some((owner, rrset)) = self.zone.denial(&name) {
+                self.writer.put(Section::Authority, owner.as_wire(), rrset, u32::MAX, true)?;
+            }
+        }
+        Ok(())
     }
 
     fn put(&mut self, name: &[u8], is_asked: bool, rrset: &Rrset) -> Result<(), Full> {
@@ -268,7 +297,7 @@ impl<'a> Lookup<'a, '_, '_> {
         }
         // Nor is there anything that stands for all names there.
         let above = upwards(name, zone.apex()).find(|above| zone.node(above).is_some()).unwrap_or(apex);
-        let any = [&[1, b'*'], above].concat();
+        let any = [name::ANY, above].concat();
         match zone.denial(&any).filter(|(other, _)| *other != owner) {
             None => Ok(()),
             Some((owner, rrset)) => self.writer.put(Section::Authority, owner.as_wire(), rrset, u32::MAX, true),

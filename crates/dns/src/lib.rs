@@ -14,7 +14,7 @@
 //!
 //! Signing is a function from zone to zone ([`sign`]): the server itself holds no zone's key.
 //!
-//! What is not here: resolving for others, zone files, changes by the protocol's UPDATE, wildcards.
+//! What is not here: resolving for others, zone files, changes by the protocol's UPDATE.
 
 mod answer;
 mod counters;

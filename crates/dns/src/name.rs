@@ -15,6 +15,8 @@ use domain::{
 pub(crate) const NAME_MAX: usize = 255;
 /// Bytes of a label at most.
 const LABEL_MAX: usize = 63;
+/// The label that stands for many names, as on the wire.
+pub(crate) const ANY: &[u8] = &[1, b'*'];
 
 /// A whole name, in lower case. A clone costs a pointer. Ordered by its bytes; see [`Name::canonical_cmp`] for DNSSEC's order.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,6 +99,11 @@ impl Name {
     /// How many labels it has; the root has none.
     pub fn label_count(&self) -> usize {
         label_count(&self.0)
+    }
+
+    /// Whether it stands for all names below the one above it that are not there: its first label is `*`.
+    pub fn is_wildcard(&self) -> bool {
+        self.0.starts_with(ANY)
     }
 
     /// Its labels, the leftmost first.

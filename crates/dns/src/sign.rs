@@ -228,11 +228,13 @@ impl Work<'_> {
     }
 
     fn signature(&self, name: &Name, rrset: &Rrset, key: &ZoneKey, begins_s: u64) -> Result<Vec<u8>, KeyError> {
+        // The star is not counted: so those who check see that the name they asked for was made from it.
+        let labels = name.label_count() - usize::from(name.is_wildcard());
         let (kind, ttl) = (Rtype::from_int(rrset.kind().0), Ttl::from_secs(rrset.ttl_s()));
         let signature = ProtoRrsig::new(
             kind,
             SecurityAlgorithm::from_int(key.signing().number()),
-            u8::try_from(name.label_count()).unwrap_or(u8::MAX),
+            u8::try_from(labels).unwrap_or(u8::MAX),
             ttl,
             Timestamp::from(time(begins_s + VALIDITY_S)),
             Timestamp::from(time(begins_s.saturating_sub(BEFORE_S))),

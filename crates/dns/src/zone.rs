@@ -114,6 +114,8 @@ struct Inner {
     names: usize,
     /// Names below the apex with name servers of their own.
     cuts: usize,
+    /// Names with records that stand for many: their first label is `*`.
+    wildcards: usize,
     /// Of a signed zone: the names that say which is next.
     order: Order,
     history: VecDeque<Arc<Past>>,
@@ -140,6 +142,7 @@ impl Zone {
             nodes,
             names: 0,
             cuts: 0,
+            wildcards: 0,
             order: Order::default(),
             history: VecDeque::new(),
             history_changes: 0,
@@ -288,6 +291,22 @@ impl Zone {
         self.0.nodes.get(wire)
     }
 
+    /// What stands for a name that is not there: `*` below the nearest name above it that is (RFC 4592).
+    pub(crate) fn wildcard(&self, wire: &[u8]) -> Option<&Node> {
+        if !self.has_wildcards() {
+            return None;
+        }
+        let above = upwards(wire, &self.0.apex).skip(1).find(|above| self.0.nodes.contains_key(*above))?;
+        let any = [name::ANY, above].concat();
+        // A name that only has names below it stands for nothing.
+        self.0.nodes.get(any.as_slice()).filter(|node| !node.rrsets().is_empty())
+    }
+
+    /// Whether any name stands for many.
+    pub(crate) fn has_wildcards(&self) -> bool {
+        self.0.wildcards > 0
+    }
+
     /// The name servers of a name, with the name as the zone has it.
     pub(crate) fn servers(&self, wire: &[u8]) -> Option<(&[u8], &Rrset)> {
         let (name, node) = self.0.nodes.get_key_value(wire)?;
@@ -332,6 +351,9 @@ impl Inner {
         let (was_cut, is_cut) = (is_cut(&before), is_cut(&after));
         self.names = self.names + usize::from(!after.is_empty()) - usize::from(!before.is_empty());
         self.cuts = self.cuts + usize::from(is_cut) - usize::from(was_cut);
+        if name.is_wildcard() {
+            self.wildcards = self.wildcards + usize::from(!after.is_empty()) - usize::from(!before.is_empty());
+        }
         if after.is_empty() {
             self.take(name);
         } else {

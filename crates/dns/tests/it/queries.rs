@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use dns::{Limits, Outcome, Policy, RateLimit, View, Zones};
+use dns::{Change, Limits, Outcome, Policy, RateLimit, View, Zones};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
@@ -98,6 +98,35 @@ async fn what_is_not_ours_is_refused_in_the_protocols_way() {
     assert!(!referred.has_flag("aa"));
     assert_eq!(referred.authority, ["sub.example. 3600 NS ns.sub.example."]);
     assert_eq!(referred.additional, ["ns.sub.example. 3600 A 192.0.2.53"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_star_stands_for_what_is_not_there() {
+    let running = Running::start(zone(), Policy::default()).await;
+    let at = running.address();
+    let asked = async |question: &str| {
+        let answer = dig(at, question).await;
+        (answer.status.clone(), answer.answer.clone())
+    };
+    let none = |status: &str| (status.to_owned(), Vec::<String>::new());
+    assert_eq!(asked("x.many.example A").await, none("NXDOMAIN"));
+    let any = Change { name: name("*.many.example"), before: vec![], after: vec![address(9)] };
+    let one = Change { name: name("a.b.many.example"), before: vec![], after: vec![address(8)] };
+    running.change(2, &[any.clone(), one.clone()]);
+    let is = |text: &str, last: u8| ("NOERROR".to_owned(), vec![format!("{text}. 30 A 192.0.2.{last}")]);
+    assert_eq!(asked("x.many.example A").await, is("x.many.example", 9));
+    assert_eq!(asked("x.y.many.example A +tcp").await, is("x.y.many.example", 9));
+    assert_eq!(asked("*.many.example A").await, is("*.many.example", 9));
+    assert_eq!(asked("x.many.example AAAA").await, none("NOERROR"));
+    // What is there is itself, also when it only has names below it; and below it the star is not reached.
+    assert_eq!(asked("a.b.many.example A").await, is("a.b.many.example", 8));
+    assert_eq!(asked("b.many.example A").await, none("NOERROR"));
+    assert_eq!(asked("x.b.many.example A").await, none("NXDOMAIN"));
+    assert_eq!(asked("many.example AAAA").await, none("NOERROR"));
+    assert_eq!(asked("x.example A").await, none("NXDOMAIN"));
+    let back = |change: Change| Change { before: change.after, after: change.before, ..change };
+    running.change(3, &[back(any), back(one)]);
+    assert_eq!(asked("x.many.example A").await, none("NXDOMAIN"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

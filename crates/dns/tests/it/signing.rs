@@ -109,6 +109,33 @@ async fn a_signed_zone_is_good_with_either_way_of_signing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_star_stands_for_is_shown_to_be_so() {
+    let keys = [key(Signing::Ed25519)];
+    let star = Change {
+        name: name("*.stars.example"),
+        before: Vec::new(),
+        after: vec![address(9), set(30, &[Data::Txt(vec![b"any".to_vec()])])],
+    };
+    let alias = Change {
+        name: name("*.alias-stars.example"),
+        before: Vec::new(),
+        after: vec![set(30, &[Data::Cname(name("www.example"))])],
+    };
+    let one = change("one.stars.example", &[], &[8]);
+    let signed = sign(&plain(), &[star, alias, one], 2, &keys, now_s()).unwrap();
+    let running = Running::start(signed, open()).await;
+    verify(&running).await;
+    for question in ["x.stars.example A", "x.y.stars.example TXT", "one.stars.example A", "x.alias-stars.example A"] {
+        let text = judged(&running, &keys[0], question).await;
+        assert!(text.contains("; fully validated"), "{question}: {text}");
+    }
+    for question in ["x.stars.example AAAA", "stars.example A", "x.one.stars.example A", "one.stars.example TXT"] {
+        let text = judged(&running, &keys[0], question).await;
+        assert!(text.contains("; negative response, fully validated"), "{question}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_signs_what_it_touches_and_the_zone_stays_good() {
     let keys = [key(Signing::Ed25519)];
     let mut zone = sign(&plain(), &[], 2, &keys, now_s()).unwrap();
