@@ -11,6 +11,7 @@ use cloudapi::signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim};
 use headnode::{
     backup::file::{self, Item},
     cloudapi::Params,
+    cmon,
 };
 use host::{
     archive::{self, Member, MemberKind, Sink},
@@ -33,7 +34,7 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("archive", archive),
     ("authorization", authorization),
     ("backup", backup),
@@ -44,6 +45,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("key_id", key_id),
     ("manifest", manifest),
     ("metadata_frame", metadata_frame),
+    ("monitor", monitor),
     ("params", params),
     ("presigned", presigned),
     ("public_key", public_key),
@@ -144,6 +146,17 @@ pub fn firewall_rule(bytes: &[u8]) {
 pub fn key_id(bytes: &[u8]) {
     if let Ok(id) = KeyId::parse(text(bytes)) {
         assert!(!id.login.is_empty() && !id.key.is_empty());
+    }
+}
+
+/// What a watcher shows and whom it asks for: a certificate, or a host's name.
+pub fn monitor(bytes: &[u8]) {
+    if let Ok(certificate) = cmon::certificate::Certificate::read(bytes) {
+        assert!(!certificate.login.is_empty());
+        let _ = (certificate.key_id(), certificate.is_alive(NOW));
+    }
+    if let Some(cmon::host::Asked::Id { instance, server }) = cmon::host::read(text(bytes)) {
+        assert_eq!(instance.to_string(), server.to_string());
     }
 }
 

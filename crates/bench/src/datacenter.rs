@@ -136,6 +136,32 @@ impl Datacenter {
         self.wait(id, "deleted").await.map(drop)
     }
 
+    /// Runs one of our commands as the tenant.
+    pub(crate) fn as_tenant(&self, arguments: &[&str]) -> Result<(), String> {
+        let signer = self.signer()?;
+        let mut command = Command::new(&self.neso);
+        command
+            .arg("--root")
+            .arg(&self.root)
+            .args(arguments)
+            .env("HOME", self.root.join("home"))
+            .env("TRITON_URL", self.settings.cloudapi_url())
+            .env("TRITON_ACCOUNT", &self.settings.first_run.tenant)
+            .env("TRITON_KEY_ID", &signer.fingerprint_md5)
+            .env("TRITON_TLS_INSECURE", "1");
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("`neso {}` ended with {status}", arguments.join(" "))) }
+    }
+
+    /// A directory for a benchmark's own files.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.root
+    }
+
+    fn signer(&self) -> Result<Signer, String> {
+        signer(&self.settings, &self.root)
+    }
+
     /// Process id of the headnode or the node.
     pub(crate) fn pid(&self, process: &str) -> Result<u32, String> {
         let file = self.settings.paths.run.join(format!("{process}.pid"));
@@ -216,9 +242,13 @@ fn run(neso: &Path, root: &Path, arguments: &[&str]) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("`neso {}` ended with {status}", arguments.join(" "))) }
 }
 
-fn client(settings: &Settings, root: &Path) -> Result<Client, String> {
+fn signer(settings: &Settings, root: &Path) -> Result<Signer, String> {
     let directory = settings.first_run.key_directory.clone().unwrap_or_else(|| root.join("ssh"));
-    let signer = Signer::from_file(&directory.join("id_neso")).map_err(|error| error.to_string())?;
+    Signer::from_file(&directory.join("id_neso")).map_err(|error| error.to_string())
+}
+
+fn client(settings: &Settings, root: &Path) -> Result<Client, String> {
+    let signer = signer(settings, root)?;
     let profile = Profile {
         name: "bench".to_owned(),
         url: settings.cloudapi_url(),

@@ -10,6 +10,7 @@
 )]
 
 mod api;
+mod cmon;
 mod coldstart;
 mod create;
 mod datacenter;
@@ -35,6 +36,7 @@ type Bench = (&'static str, fn() -> Result<Vec<Section>, String>);
 
 const BENCHES: &[Bench] = &[
     ("api", api::measure),
+    ("cmon", cmon::measure),
     ("coldstart", coldstart::measure),
     ("create", create::measure),
     ("density", density::measure),

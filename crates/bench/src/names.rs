@@ -67,7 +67,7 @@ pub(crate) fn measure() -> Result<Vec<Section>, String> {
 }
 
 async fn all(count: usize) -> Result<Vec<Section>, String> {
-    let place = Place::filled(count).await?;
+    let place = Place::filled(count, ACCOUNTS).await?;
     let before = resident_mib()?;
     let begun = Instant::now();
     let done = names::publish_all(&place.control).await.map_err(text)?;
@@ -141,11 +141,11 @@ fn milliseconds(since: Instant) -> f64 {
 }
 
 /// A datacenter of records.
-struct Place {
-    control: Control,
+pub(crate) struct Place {
+    pub(crate) control: Control,
     settings: Settings,
     instances: Vec<(InstanceId, AccountId)>,
-    logins: BTreeMap<AccountId, String>,
+    pub(crate) logins: BTreeMap<AccountId, String>,
     directory: PathBuf,
     _trigger: Trigger,
 }
@@ -158,7 +158,8 @@ impl Drop for Place {
 }
 
 impl Place {
-    async fn filled(count: usize) -> Result<Self, String> {
+    /// `count` instances of `owners` accounts.
+    pub(crate) async fn filled(count: usize, owners: usize) -> Result<Self, String> {
         let directory = std::env::temp_dir().join(format!("neso-bench-names-{}", std::process::id()));
         fs::create_dir_all(&directory).map_err(text)?;
         let mut settings = Settings::parse(&Settings::generate(Some(&directory)).map_err(text)?)?;
@@ -166,7 +167,7 @@ impl Place {
         settings.names.shared.answers_per_second = 0;
         let (control, trigger) = start(&directory).await?;
         let mut logins = BTreeMap::new();
-        for number in 0..ACCOUNTS {
+        for number in 0..owners {
             let login = format!("tenant{number}");
             let new = NewAccount { login: login.clone(), ..NewAccount::default() };
             logins.insert(accounts::create(&control, new).await.map_err(text)?.id, login);

@@ -23,6 +23,7 @@ pub mod firewall;
 pub mod headnodes;
 pub mod images;
 pub mod instances;
+pub mod metrics;
 pub mod names;
 pub mod networks;
 pub mod packages;

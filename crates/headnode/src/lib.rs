@@ -1,11 +1,12 @@
 //! The headnode: every control-plane part of one machine in one process.
 //!
-//! [`settings`] says where everything lies, [`pki`] makes who is who, [`run`] opens the store and puts three listeners in
-//! front of `control`: CloudAPI for tenants ([`cloudapi`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
+//! [`settings`] says where everything lies, [`pki`] makes who is who, [`run`] opens the store and puts four listeners in
+//! front of `control`: CloudAPI for tenants ([`cloudapi`]), the container monitor ([`cmon`]), the node link ([`nodelink`]) and the ops API ([`ops`]). The
 //! process holds no state of its own ([`members`] keep it where there are several headnodes): kill it at any moment and start it again.
 
 pub mod backup;
 pub mod cloudapi;
+pub mod cmon;
 pub mod copies;
 pub mod disk;
 pub mod inquiries;

@@ -15,6 +15,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -61,6 +62,15 @@ impl Limits {
         streams: 200,
         drain: Duration::from_secs(2),
     };
+    /// Container monitor: each Prometheus holds a connection for every instance it watches.
+    pub const WATCHERS: Self = Self {
+        connections: 32_768,
+        strangers: Some(256),
+        handshake: Duration::from_secs(10),
+        headers: Duration::from_secs(120),
+        streams: 100,
+        drain: Duration::from_secs(2),
+    };
     /// Ops API: a few people and their scripts.
     pub const OPERATORS: Self = Self {
         connections: 128,
@@ -72,7 +82,7 @@ impl Limits {
     };
 }
 
-/// A stranger's connection to the node link is good for two requests and ends then.
+/// A stranger's connection is good for a few requests and ends then.
 const STRANGER_LIFE: Duration = Duration::from_secs(60);
 
 /// Wait after a failed accept, e.g. when the process has no file descriptors left.
@@ -81,7 +91,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is under way when the listener's certificate is renewed gets this long: an image may be on its way.
 const RENEWAL_DRAIN: Duration = Duration::from_secs(1_800);
 
-/// Serves `router` until `shutdown`. Requests carry [`ConnectInfo`] and, when the client showed a certificate, [`Peer`].
+/// The certificate a client showed, for who judges it request by request.
+#[derive(Clone)]
+pub struct Shown(pub Arc<[u8]>);
+
+/// Serves `router` until `shutdown`. Requests carry [`ConnectInfo`] and, when the client showed a certificate, [`Shown`]; where only the
+/// datacenter's own are taken, also [`Peer`].
 pub async fn serve(
     name: &'static str,
     listener: TcpListener,
@@ -146,9 +161,11 @@ impl Connection {
         let mut config = self.tls.subscribe();
         let acceptor = TlsAcceptor::from(config.borrow_and_update().clone());
         let stream = timeout(self.limits.handshake, acceptor.accept(stream)).await??;
-        let peer = peer_of(&stream);
+        let shown = shown(&stream);
+        let own = shown.as_ref().filter(|_| self.tls.shows_own());
+        let peer = own.and_then(|shown| Peer::of(&CertificateDer::from(&*shown.0)));
         // Members' slots must not go to those who only knock.
-        let stranger = match (&peer, &self.strangers) {
+        let stranger = match (&shown, &self.strangers) {
             (None, Some(strangers)) => Some(strangers.clone().try_acquire_owned()?),
             _ => None,
         };
@@ -158,6 +175,9 @@ impl Connection {
             request.extensions_mut().insert(ConnectInfo(remote));
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(peer.clone());
+            }
+            if let Some(shown) = &shown {
+                request.extensions_mut().insert(shown.clone());
             }
             request.map(axum::body::Body::new)
         });
@@ -189,7 +209,7 @@ impl Connection {
     }
 }
 
-fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
+fn shown(stream: &TlsStream<TcpStream>) -> Option<Shown> {
     let (_, session) = stream.get_ref();
-    Peer::of(session.peer_certificates()?.first()?)
+    Some(Shown(Arc::from(session.peer_certificates()?.first()?.as_ref())))
 }

@@ -1,7 +1,7 @@
 //! Certificates: one authority per datacenter, and what it signs.
 //!
 //! ```text
-//! data/pki/ca.{pem,key} ──signs──► server.{pem,key}    CloudAPI, node link, ops API (names and addresses)
+//! data/pki/ca.{pem,key} ──signs──► server.{pem,key}    CloudAPI, node link, ops API, container monitor (names and addresses)
 //!                       ├────────► node.{pem,key}      CN = server id, OU = node
 //!                       └────────► operator.{pem,key}  CN = login,     OU = operator   (in paths.operator)
 //! ```
@@ -267,7 +267,10 @@ impl Leaf {
             ["localhost", "127.0.0.1", "::1", nodeapi::HEADNODE_NAME].map(str::to_owned).into();
         names.extend(settings.listen.names.iter().cloned());
         let listen = &settings.listen;
-        for address in [listen.cloudapi, listen.node_link, listen.ops] {
+        for monitor in settings.monitor_names() {
+            names.extend([format!("*.{monitor}"), monitor]);
+        }
+        for address in [listen.cloudapi, listen.node_link, listen.ops, settings.monitor_address()] {
             if !address.ip().is_unspecified() {
                 names.insert(address.ip().to_string());
             }

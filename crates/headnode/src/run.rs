@@ -33,6 +33,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::{
     backup::{KeepOthers, Offers, TakeBackups},
     cloudapi,
+    cmon::{self, Monitor},
     inquiries::Inquiries,
     listen::{self, Limits},
     members::{
@@ -192,8 +193,9 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let watch = async { majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await };
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let routers = Routers {
-        tenants: tenants_router(&control, &settings, requests),
+        tenants: tenants_router(&control, &settings, requests, sockets.cmon.is_some()),
         nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shown, shutdown.clone()),
+        watchers: watchers_router(&control, &pki, &ops)?,
         operators: ops::router(ops),
     };
     let serving = serve(sockets, doors, routers, zones, &shutdown);
@@ -221,6 +223,7 @@ struct Routers {
     tenants: Router,
     nodes: Router,
     operators: Router,
+    watchers: Router,
 }
 
 /// Serves until shutdown.
@@ -236,6 +239,11 @@ async fn serve(
         serve("cloudapi", sockets.cloudapi, doors.tenants, routers.tenants, Limits::TENANTS),
         serve("node link", sockets.node_link, doors.nodes, routers.nodes, Limits::NODES),
         serve("ops", sockets.ops, doors.members, routers.operators, Limits::OPERATORS),
+        async {
+            if let Some(socket) = sockets.cmon {
+                serve("cmon", socket, doors.watchers, routers.watchers, Limits::WATCHERS).await;
+            }
+        },
     );
     // A task that panicked has been logged by its name.
     let _ = zones.await;
@@ -319,6 +327,7 @@ struct Doors {
     tenants: TlsSource,
     nodes: TlsSource,
     members: TlsSource,
+    watchers: TlsSource,
 }
 
 impl Doors {
@@ -327,6 +336,7 @@ impl Doors {
             tenants: TlsSource::open(pki, ClientCertificates::NotAsked)?,
             nodes: TlsSource::open(pki, ClientCertificates::Optional)?,
             members: TlsSource::open(pki, ClientCertificates::Required)?,
+            watchers: TlsSource::open(pki, ClientCertificates::Any)?,
         })
     }
 
@@ -338,14 +348,23 @@ impl Doors {
             tenants: self.tenants.clone(),
             nodes: self.nodes.clone(),
             members: self.members.clone(),
+            watchers: self.watchers.clone(),
         })
     }
 }
 
+/// The container monitor's routes. It asks machines together with the ops API.
+fn watchers_router(control: &Control, pki: &Pki, ops: &Ops) -> Result<Router, PkiError> {
+    let telemetry = Some(ops.telemetry().clone());
+    Ok(cmon::router(Monitor::new(control.clone(), ops.meters.clone(), pki.authority()?, telemetry)))
+}
+
 /// CloudAPI's routes.
-fn tenants_router(control: &Control, settings: &Settings, requests: Requests) -> Router {
+fn tenants_router(control: &Control, settings: &Settings, requests: Requests, has_monitor: bool) -> Router {
     let url = settings.cloudapi_url();
     let mut options = cloudapi::Options::new(&settings.datacenter.name, &url);
+    let monitor = settings.monitor_url().filter(|_| has_monitor);
+    options.services.extend(monitor.map(|url| ("cmon".to_owned(), url)));
     settings.cloudapi.apply(&mut options);
     options.requests = requests;
     cloudapi::router(control.clone(), options)
@@ -445,6 +464,7 @@ struct Sockets {
     cloudapi: TcpListener,
     node_link: TcpListener,
     ops: TcpListener,
+    cmon: Option<TcpListener>,
 }
 
 impl Sockets {
@@ -456,6 +476,15 @@ impl Sockets {
             cloudapi: bind("CloudAPI", settings.listen.cloudapi).await?,
             node_link: bind("the node link", settings.listen.node_link).await?,
             ops: bind("the ops API", settings.listen.ops).await?,
+            cmon: match settings.listen.cmon {
+                Some(address) => Some(bind("the container monitor", address).await?),
+                // A file of an older release: nobody has chosen the port, so what else has it stops nothing.
+                None => {
+                    let address = settings.monitor_address();
+                    let refused = |error: &std::io::Error| tracing::warn!(%address, %error, "there is no container monitor; set listen.cmon in the settings");
+                    TcpListener::bind(address).await.inspect_err(refused).ok()
+                }
+            },
         })
     }
 }

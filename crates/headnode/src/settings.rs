@@ -123,6 +123,9 @@ pub struct Listen {
     pub node_link: SocketAddr,
     /// Ops API, mutual TLS: what `neso adm` talks to.
     pub ops: SocketAddr,
+    /// Container monitor, TLS with certificates of tenants: what their Prometheus talks to. Files of older releases do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmon: Option<SocketAddr>,
     /// Further host names and addresses the CloudAPI certificate is valid for.
     #[serde(default)]
     pub names: Vec<String>,
@@ -298,6 +301,23 @@ impl Settings {
         (self.pool.directory.is_none() && self.pool.device.is_none()).then(|| self.paths.data.join("pool.img"))
     }
 
+    /// Where the container monitor listens.
+    pub fn monitor_address(&self) -> SocketAddr {
+        self.listen.cmon.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, MONITOR_PORT)))
+    }
+
+    /// Names of the container monitor: one in each zone of instances' names, or where that zone would be.
+    pub fn monitor_names(&self) -> Vec<String> {
+        let zones = self.names.apexes(&self.datacenter).into_iter();
+        let names = zones.map(|apex| format!("{}.{apex}", model::names::MONITOR_LABEL));
+        names.filter(|name| model::names::check_name(name).is_ok()).collect()
+    }
+
+    /// URL of the container monitor, by its first name.
+    pub fn monitor_url(&self) -> Option<String> {
+        Some(format!("https://{}:{}", self.monitor_names().first()?, self.monitor_address().port()))
+    }
+
     /// URL tenants on this machine use.
     pub fn cloudapi_url(&self) -> String {
         let address = self.listen.cloudapi;
@@ -308,6 +328,8 @@ impl Settings {
     }
 }
 
+/// Triton's port of the container monitor, which Prometheus takes for granted.
+const MONITOR_PORT: u16 = 9_163;
 /// Longest prefix of interface names: they have 15 characters, of which an Ethernet address and a letter take 13.
 const LINK_PREFIX_MAX: usize = 2;
 /// User ids of one zone.
@@ -335,6 +357,7 @@ struct Choice {
     cloudapi: SocketAddr,
     node_link: SocketAddr,
     ops: SocketAddr,
+    cmon: SocketAddr,
     names_listen: Option<SocketAddr>,
     link_prefix: String,
     nft_table: String,
@@ -360,6 +383,7 @@ impl Choice {
             cloudapi: any(8443),
             node_link: any(8444),
             ops: local(8445),
+            cmon: any(MONITOR_PORT),
             names_listen: None,
             link_prefix: "n".into(),
             nft_table: "neso".into(),
@@ -377,7 +401,7 @@ impl Choice {
         root.hash(&mut hasher);
         let hash = hasher.finish();
         let tag = format!("{:04x}", hash & 0xffff);
-        let [cloudapi, node_link, ops, names] = free_ports()?;
+        let [cloudapi, node_link, ops, cmon, names] = free_ports()?;
         let slot = |second: u8| {
             move |third: u64| {
                 let third = u8::try_from((hash / 7 + third * 16) & 0xf0).unwrap_or(0);
@@ -399,6 +423,7 @@ impl Choice {
             cloudapi,
             node_link,
             ops,
+            cmon,
             names_listen: Some(names),
             link_prefix: link_prefix(hash),
             nft_table: format!("neso_{tag}"),
@@ -426,6 +451,7 @@ impl Choice {
             cloudapi = self.cloudapi,
             node_link = self.node_link,
             ops = self.ops,
+            cmon = self.cmon,
             names_listen = match self.names_listen {
                 Some(address) => format!("listen = [\"{address}\"]"),
                 None => "# listen = [\"127.0.0.1:53\", \"10.0.0.1:53\"]".to_owned(),
@@ -460,13 +486,13 @@ fn quoted(path: &Path) -> String {
     toml::Value::String(path.to_string_lossy().into_owned()).to_string()
 }
 
-/// Four different ports nobody listens on now. Held until all are known, so that they differ.
-fn free_ports() -> Result<[SocketAddr; 4], SettingsError> {
+/// Different ports nobody listens on now. Held until all are known, so that they differ.
+fn free_ports() -> Result<[SocketAddr; 5], SettingsError> {
     let choose = |error: io::Error| SettingsError::Choose { what: "a free port", why: error.to_string() };
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held = [bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?, bind().map_err(choose)?];
-    let [a, b, c, d] = held.each_ref().map(|listener| listener.local_addr().map_err(choose));
-    Ok([a?, b?, c?, d?])
+    let held = (0..5).map(|_| bind().map_err(choose)).collect::<Result<Vec<_>, _>>()?;
+    let address = |at: usize| held[at].local_addr().map_err(choose);
+    Ok([address(0)?, address(1)?, address(2)?, address(3)?, address(4)?])
 }
 
 fn choose_subnet(candidates: &[Ipv4Net], taken: &[Ipv4Net]) -> Result<Ipv4Net, SettingsError> {
@@ -513,6 +539,17 @@ mod tests {
         assert_ne!(one.kernel.link_prefix, two.kernel.link_prefix);
         assert_ne!(one.kernel.nft_table, two.kernel.nft_table);
         assert_ne!(one.listen.cloudapi, one.listen.ops);
+        assert_ne!(Some(one.listen.ops), one.listen.cmon);
+        assert_eq!(machine.monitor_url().as_deref(), Some("https://cmon.dc-1.neso.internal:9163"));
+    }
+
+    #[test]
+    fn files_of_older_releases_have_a_monitor() {
+        let text = Settings::generate(None).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("cmon = ")).collect();
+        let old = Settings::parse(&lines.join("\n")).unwrap();
+        assert_eq!(old.listen.cmon, None);
+        assert_eq!(old.monitor_address(), Settings::parse(&text).unwrap().monitor_address());
     }
 
     #[test]

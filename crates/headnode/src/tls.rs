@@ -9,6 +9,7 @@ use model::time::Timestamp;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     server::{
         WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -37,6 +38,8 @@ pub enum ClientCertificates {
     Optional,
     /// Nobody connects without one that the datacenter's authority signed.
     Required,
+    /// Anybody may connect, with any certificate whose key they have: each request decides what it is worth.
+    Any,
 }
 
 /// Why TLS could not be set up.
@@ -52,23 +55,31 @@ pub enum TlsError {
 
 /// The configuration of a listener, replaceable while it runs.
 #[derive(Clone)]
-pub struct TlsSource(watch::Sender<Arc<ServerConfig>>);
+pub struct TlsSource {
+    config: watch::Sender<Arc<ServerConfig>>,
+    clients: ClientCertificates,
+}
 
 impl TlsSource {
     /// Reads the certificate files.
     pub fn open(pki: &Pki, clients: ClientCertificates) -> Result<Self, TlsError> {
-        Ok(Self(watch::Sender::new(Arc::new(build(pki, clients)?))))
+        Ok(Self { config: watch::Sender::new(Arc::new(build(pki, clients)?)), clients })
     }
 
     /// Reads the files again. Connections that are open are told to come again.
-    pub fn reload(&self, pki: &Pki, clients: ClientCertificates) -> Result<(), TlsError> {
-        self.0.send_replace(Arc::new(build(pki, clients)?));
+    pub fn reload(&self, pki: &Pki) -> Result<(), TlsError> {
+        self.config.send_replace(Arc::new(build(pki, self.clients)?));
         Ok(())
+    }
+
+    /// Whether a certificate that a client showed is one of the datacenter's own for certain.
+    pub fn shows_own(&self) -> bool {
+        self.clients != ClientCertificates::Any
     }
 
     /// What a new connection uses, and news of its replacement.
     pub fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
-        self.0.subscribe()
+        self.config.subscribe()
     }
 }
 
@@ -84,6 +95,8 @@ pub struct Certificates {
     pub nodes: TlsSource,
     /// Listeners that require one.
     pub members: TlsSource,
+    /// The container monitor.
+    pub watchers: TlsSource,
 }
 
 impl Certificates {
@@ -99,9 +112,9 @@ impl Certificates {
 
     fn hand_over(&self, (pki, made): (Pki, Made)) -> Result<Vec<String>, TlsError> {
         if !made.0.is_empty() {
-            self.tenants.reload(&pki, ClientCertificates::NotAsked)?;
-            self.nodes.reload(&pki, ClientCertificates::Optional)?;
-            self.members.reload(&pki, ClientCertificates::Required)?;
+            for source in [&self.tenants, &self.nodes, &self.members, &self.watchers] {
+                source.reload(&pki)?;
+            }
         }
         Ok(made.0)
     }
@@ -116,6 +129,7 @@ fn build(pki: &Pki, clients: ClientCertificates) -> Result<ServerConfig, TlsErro
         .map_err(|error| library(&error))?;
     let builder = match clients {
         ClientCertificates::NotAsked => builder.with_no_client_auth(),
+        ClientCertificates::Any => builder.with_client_cert_verifier(Arc::new(AnyCertificate(provider))),
         ClientCertificates::Optional | ClientCertificates::Required => {
             let authority = pki.authority()?;
             let mut roots = RootCertStore::empty();
@@ -191,5 +205,51 @@ impl ClientCertVerifier for AlsoEnded {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
+    }
+}
+
+/// Takes every certificate whose private key the client has. Who that is, and for how long, is decided by whoever answers.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ClientCertVerifier for AnyCertificate {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    /// None, so that clients show what they have.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

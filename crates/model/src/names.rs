@@ -4,6 +4,7 @@
 //! <alias|id>.inst.<login|account id>.<datacenter>.<suffix>     A AAAA TXT        whatever runs in it
 //! <service>.svc.<login|account id>.<datacenter>.<suffix>       A AAAA TXT SRV    those of its members that run
 //! _acme-challenge.<any of these>                               TXT
+//! <instance id|machine id>.cmon.<datacenter>.<suffix>          A AAAA            the headnodes, who are asked what it uses
 //! 7.2.80.10.in-addr.arpa                                       PTR
 //! ```
 //! [`tags`] reads what tenants say of names in tags and metadata, [`Plan`] says which networks are in which zone, [`Subject::parts`] works
@@ -33,6 +34,8 @@ mod wanted;
 
 pub use self::wanted::{Plan, Subject, label_of, label_owner, merged, suffixes};
 
+/// Label of the container monitor in every zone that leads to addresses; each headnode is one. Below it stands the id of what is watched.
+pub const MONITOR_LABEL: &str = "cmon";
 /// Characters of a label at most.
 pub const LABEL_MAX: usize = 63;
 /// Characters of a name at most, without the dot at its end.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{instance::TagValue, names};
+use crate::{instance::TagValue, metrics::groups, names};
 
 /// Characters of an instance's name at most: 189 as Triton allows, 63 where the name becomes a DNS label.
 pub const ALIAS_MAX: usize = 189;
@@ -127,12 +127,13 @@ pub fn check_tag_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<()
 fn check_known_tag(key: &str, value: &TagValue) -> Result<(), String> {
     match (key, value) {
         ("triton.cns.disable" | "triton.placement.exclude_virtual_servers", TagValue::Bool(_))
-        | ("triton.cmon.groups" | "triton.network.public", TagValue::Text(_)) => Ok(()),
+        | ("triton.network.public", TagValue::Text(_)) => Ok(()),
+        (groups::TAG, TagValue::Text(text)) => groups::read(text).map(|_| ()),
         ("triton.cns.services" | "triton.cns.reverse_ptr", TagValue::Text(text)) => names::tags::check_tag(key, text),
         ("triton.cns.disable" | "triton.placement.exclude_virtual_servers", _) => {
             Err("must be true or false".to_owned())
         }
-        ("triton.cns.services" | "triton.cns.reverse_ptr" | "triton.cmon.groups" | "triton.network.public", _) => {
+        ("triton.cns.services" | "triton.cns.reverse_ptr" | groups::TAG | "triton.network.public", _) => {
             Err("must be a text".to_owned())
         }
         _ if key.starts_with("triton.") => {
@@ -218,6 +219,10 @@ mod tests {
         assert!(why.contains("service \"web\" has port \"http\""), "{why}");
         assert!(check("triton.cns.reverse_ptr", text("mail.example.com")).is_ok());
         assert!(check("triton.cns.reverse_ptr", text("mail_1.example.com")).is_err());
+        assert!(check(groups::TAG, text("web,db_2")).is_ok());
+        let (tag, why) = check(groups::TAG, text("web,db 2")).expect_err("no group");
+        assert!(tag == "tag.triton.cmon.groups" && why.contains("group \"db 2\""), "{tag}: {why}");
+        assert!(check(groups::TAG, TagValue::Bool(true)).is_err());
         let too_long = TagValue::Text("x".repeat(TAG_VALUE_MAX_BYTES + 1));
         assert_eq!(check("x", too_long).expect_err("too long").0, "tag.x");
     }

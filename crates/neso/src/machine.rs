@@ -85,7 +85,10 @@ pub(crate) async fn run_agent(place: &Place, settings: &Settings, shutdown: Shut
         nic_tags: settings.fabric.nic_tags.clone(),
         role,
         headnode: facts,
-        headnode_listens: vec![settings.listen.cloudapi, settings.listen.node_link, settings.listen.ops],
+        headnode_listens: {
+            let listen = &settings.listen;
+            [listen.cloudapi, listen.node_link, listen.ops].into_iter().chain(listen.cmon).collect()
+        },
         ..AgentConfig::new(member.server_id, settings.node_dir(), settings.paths.run.join("control"))
     };
     Agent::new(host, link, config, Arc::new(SystemClock)).run(shutdown).await?;

@@ -14,6 +14,7 @@ use headnode::{
     monitoring,
 };
 use model::time::Timestamp;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
 use crate::{
@@ -46,12 +47,21 @@ pub(crate) fn headnode(place: &Place, supervised: bool) -> Outcome {
         return Err(Failure::new("this machine is a node of a datacenter and runs no headnode")
             .mend("`neso adm ha add`, typed at a headnode, makes it one"));
     }
+    open_many_files();
     let runtime = runtime(HEADNODE_THREADS, "headnode")?;
     let outcome = cli::on(&runtime, |shutdown| async move {
         end_with(headnode::run(settings, Arc::new(SystemClock), shutdown), supervised).await
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// Each connection is a file, and a Prometheus holds one for every instance it watches; shells let a process have a thousand.
+fn open_many_files() {
+    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        tracing::warn!(%error, most, "failed to allow more open files");
+    }
 }
 
 /// `neso node`.

@@ -197,6 +197,11 @@ impl Client {
         self.get("", &[]).await
     }
 
+    /// URL of every service by name.
+    pub async fn services(&self) -> Result<BTreeMap<String, String>, ClientError> {
+        self.get("/services", &[]).await
+    }
+
     /// All keys.
     pub async fn keys(&self) -> Result<Vec<Key<'static>>, ClientError> {
         self.get("/keys", &[]).await

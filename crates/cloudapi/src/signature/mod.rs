@@ -25,7 +25,7 @@ use http::{HeaderMap, Method, Version};
 pub use date::{http_date, parse_date};
 pub use key_id::KeyId;
 pub use presigned::presign;
-pub use public_key::{Algorithm, Hash, InvalidKey, PublicKey};
+pub use public_key::{Algorithm, Hash, InvalidKey, Numbers, PublicKey};
 pub(crate) use public_key::{der_integer, der_sequence, ecdsa_to_der, ssh_string};
 
 use crate::error::Code;

@@ -8,7 +8,10 @@ use std::{fmt, sync::OnceLock};
 
 use aws_lc_rs::signature::{self as lc, ParsedPublicKey, VerificationAlgorithm};
 use md5::{Digest as _, Md5};
-use ssh_key::{EcdsaCurve, public::KeyData};
+use ssh_key::{
+    EcdsaCurve,
+    public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey},
+};
 
 use super::SignatureError;
 
@@ -85,6 +88,22 @@ pub enum InvalidKey {
     Kind(String),
 }
 
+/// The numbers of a public key, as certificates have them.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// RSA: both big-endian.
+    Rsa {
+        /// The modulus.
+        modulus: &'a [u8],
+        /// The public exponent.
+        exponent: &'a [u8],
+    },
+    /// A point of a NIST curve as SEC 1 writes it; its length tells the curve.
+    Ecdsa(&'a [u8]),
+    /// Ed25519.
+    Ed25519(&'a [u8]),
+}
+
 /// A public key.
 pub struct PublicKey {
     material: Material,
@@ -136,6 +155,23 @@ impl PublicKey {
         }
         let key = ssh_key::PublicKey::from_openssh(text.trim()).map_err(|_| InvalidKey::Text)?;
         Self::from_key_data(key.key_data())
+    }
+
+    /// From the numbers of a certificate's key.
+    pub fn from_numbers(numbers: Numbers<'_>) -> Result<Self, InvalidKey> {
+        let number = |bytes| ssh_key::Mpint::from_positive_bytes(bytes).map_err(|_| InvalidKey::Text);
+        let data = match numbers {
+            Numbers::Rsa { modulus, exponent } => {
+                KeyData::Rsa(RsaPublicKey { e: number(exponent)?, n: number(modulus)? })
+            }
+            Numbers::Ecdsa(point) => {
+                KeyData::Ecdsa(EcdsaPublicKey::from_sec1_bytes(point).map_err(|_| InvalidKey::Text)?)
+            }
+            Numbers::Ed25519(bytes) => {
+                KeyData::Ed25519(Ed25519PublicKey(bytes.try_into().map_err(|_| InvalidKey::Text)?))
+            }
+        };
+        Self::from_key_data(&data)
     }
 
     /// From a key that was read elsewhere.

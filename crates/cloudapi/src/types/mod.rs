@@ -7,6 +7,7 @@ pub mod account;
 pub mod firewall;
 pub mod image;
 pub mod machine;
+pub mod monitor;
 pub mod network;
 pub mod package;
 pub mod service;

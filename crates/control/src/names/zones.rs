@@ -8,7 +8,7 @@ use std::{
 use model::{
     headnode::Stage,
     id::{NetworkId, PoolId},
-    names::{Data, Group, ZoneHead, ZoneKind, reverse},
+    names::{Data, Group, MONITOR_LABEL, ZoneHead, ZoneKind, reverse},
     network::Network,
 };
 use store::Snapshot;
@@ -24,9 +24,8 @@ const REVERSE_MAX: usize = 4_096;
 /// The zones that there should be, by name.
 pub(super) fn wanted(config: &NamesConfig, snapshot: &Snapshot) -> BTreeMap<String, ZoneHead> {
     let mut zones = BTreeMap::new();
-    let addresses = headnodes(snapshot);
     for zone in &config.zones {
-        let head = head(config, zone, snapshot, &addresses);
+        let head = head(config, zone, snapshot);
         zones.insert(zone.apex.clone(), head);
     }
     let (true, Some(first)) = (config.reverse, config.zones.first()) else { return zones };
@@ -49,24 +48,27 @@ pub(super) fn wanted(config: &NamesConfig, snapshot: &Snapshot) -> BTreeMap<Stri
     zones
 }
 
-fn head(config: &NamesConfig, zone: &ZoneConfig, snapshot: &Snapshot, addresses: &BTreeSet<IpAddr>) -> ZoneHead {
+fn head(config: &NamesConfig, zone: &ZoneConfig, snapshot: &Snapshot) -> ZoneHead {
     let name_servers = servers(config, zone);
     let own = format!("{SERVER_LABEL}.{}", zone.apex);
-    let data: Vec<Data> = addresses
-        .iter()
-        .map(|address| match address {
-            IpAddr::V4(address) => Data::A(*address),
-            IpAddr::V6(address) => Data::Aaaa(*address),
-        })
-        .collect();
-    let is_here = name_servers.contains(&own) && !data.is_empty();
-    let glue = is_here.then(|| Group { names: vec![SERVER_LABEL.to_owned()], shared: false, data });
+    let mut glue = Vec::new();
+    if name_servers.contains(&own) {
+        glue.push(Group {
+            names: vec![SERVER_LABEL.to_owned()],
+            shared: false,
+            data: addresses(snapshot, Asked::Names),
+        });
+    }
+    // Whoever watches an instance asks the monitor by the instance's id.
+    let monitor = vec![format!("*.{MONITOR_LABEL}"), MONITOR_LABEL.to_owned()];
+    glue.push(Group { names: monitor, shared: false, data: addresses(snapshot, Asked::Monitor) });
+    glue.retain(|group| !group.data.is_empty());
     ZoneHead {
         kind: ZoneKind::Forward,
         networks: networks(zone, snapshot),
         hostmaster: hostmaster(config, &zone.apex),
         name_servers,
-        glue: glue.into_iter().collect(),
+        glue,
         ttl_seconds: config.ttl_seconds,
         ns_ttl_seconds: config.ns_ttl_seconds,
         clients: zone.clients.clone(),
@@ -87,11 +89,30 @@ fn hostmaster(config: &NamesConfig, apex: &str) -> String {
     config.hostmaster.clone().unwrap_or_else(|| format!("hostmaster.{apex}"))
 }
 
+/// What headnodes are asked for.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// By name servers of others, and by guests.
+    Names,
+    /// By tenants, who reach `CloudAPI`.
+    Monitor,
+}
+
 /// Where headnodes are reached, as far as they say addresses and not names.
-fn headnodes(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+fn addresses(snapshot: &Snapshot, asked: Asked) -> Vec<Data> {
     let serving = snapshot.scan(&HEADNODES).filter(|headnode| headnode.stage != Stage::Leaving);
-    let addresses = serving.filter_map(|headnode| headnode.node_link.parse::<SocketAddr>().ok());
-    addresses.map(|address| address.ip()).filter(|address| !address.is_unspecified()).collect()
+    let address = |text: &str| text.parse::<SocketAddr>().ok().map(|at| at.ip()).filter(|ip| !ip.is_unspecified());
+    let found: BTreeSet<IpAddr> = serving
+        .filter_map(|headnode| match asked {
+            Asked::Names => address(&headnode.node_link),
+            Asked::Monitor => address(&headnode.cloudapi).or_else(|| address(&headnode.node_link)),
+        })
+        .collect();
+    let data = found.into_iter().map(|address| match address {
+        IpAddr::V4(address) => Data::A(address),
+        IpAddr::V6(address) => Data::Aaaa(address),
+    });
+    data.collect()
 }
 
 /// The networks a zone lists; `None` for the one with the rest.

@@ -34,7 +34,7 @@ mod routes;
 mod service;
 mod services;
 mod tags;
-mod throttle;
+pub(crate) mod throttle;
 mod version;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -31,7 +31,7 @@ impl Default for Rate {
 
 /// Endpoints that are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Group {
+pub(crate) enum Group {
     Account,
     Audit,
     Changefeed,
@@ -40,6 +40,7 @@ pub(super) enum Group {
     Datasets,
     Keys,
     Machines,
+    Monitor,
     Networks,
     Nics,
     Packages,
@@ -50,19 +51,19 @@ pub(super) enum Group {
     Volumes,
 }
 
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     rate: Option<Rate>,
     /// Tokens, and when they were counted (milliseconds since 1970). Leaf data: held for a few instructions.
     buckets: Mutex<HashMap<(AccountId, Group), (f64, i64)>>,
 }
 
 impl Throttle {
-    pub(super) fn new(rate: Option<Rate>) -> Self {
+    pub(crate) fn new(rate: Option<Rate>) -> Self {
         Self { rate, buckets: Mutex::default() }
     }
 
     /// Takes a token; `Err` is the number of seconds after which there is one again.
-    pub(super) fn admit(&self, account: AccountId, group: Group, now_ms: i64) -> Result<(), u64> {
+    pub(crate) fn admit(&self, account: AccountId, group: Group, now_ms: i64) -> Result<(), u64> {
         let Some(rate) = self.rate else {
             return Ok(());
         };

@@ -271,6 +271,14 @@ impl Names {
         }
     }
 
+    /// The zones with names of instances; without names, the one there would be.
+    pub(super) fn apexes(&self, datacenter: &Datacenter) -> Vec<String> {
+        match self.shared.zones.as_slice() {
+            [] => vec![self.usual_zone(datacenter)],
+            zones => zones.iter().map(|zone| zone.name.to_ascii_lowercase()).collect(),
+        }
+    }
+
     /// The zone there is when the file says none.
     fn usual_zone(&self, datacenter: &Datacenter) -> String {
         let label = model::names::label_of(&datacenter.name);

@@ -84,7 +84,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     // Its clock is set.
     clock.set(here.0);
     let (pki, _) = pki::renew(&settings, here).unwrap();
-    tls.reload(&pki, ClientCertificates::Optional).unwrap();
+    tls.reload(&pki).unwrap();
     let (door, hello) = Door::open(&address, fingerprint, here).await.unwrap();
     assert_eq!(hello.datacenter, settings.datacenter.name);
     let (_, token) = servers::invite(&control, NewInvite { hours: 1, ..NewInvite::default() }).await.unwrap();

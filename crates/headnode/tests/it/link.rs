@@ -175,7 +175,7 @@ async fn renewed_certificates_are_used_without_a_restart() {
     assert_eq!(made.0.len(), 3);
     let (new_server, new_node) = (pki.server.serial().unwrap(), pki.node.serial().unwrap());
     assert!(new_server != old_server && new_node != old_node);
-    headnode.tls.reload(&pki, ClientCertificates::Required).unwrap();
+    headnode.tls.reload(&pki).unwrap();
     assert_eq!(shown_by(&authority, headnode.address).await, new_server);
     // The node has not heard yet: it comes again with what it has.
     client.report(&report()).await.unwrap();

@@ -4,6 +4,7 @@
 //! `neso up` share; `show` makes tables. Names, short ids and ids are accepted wherever an object is named, as triton does.
 
 pub(crate) mod call;
+mod cert;
 mod find;
 pub(crate) mod nouns;
 mod show;
@@ -145,6 +146,8 @@ enum Verb {
         #[arg(long, value_name = "MAC=IPV6,…", value_parser = wishes::addresses6)]
         set: Option<(MacAddr, Vec<Ipv6Addr>)>,
     },
+    /// Make a certificate for the container monitor, and a configuration of Prometheus that watches the account's instances with it.
+    Cert(cert::Cert),
     /// List images that can be used.
     Images,
     /// List packages that can be used.
@@ -199,6 +202,9 @@ struct On {
 
 /// Runs it.
 pub(crate) async fn run(command: Command) -> Outcome {
+    if let Verb::Cert(cert) = &command.verb {
+        return cert::run(command.profile.as_deref(), Output { json: command.json }, cert).await;
+    }
     let tenant = Tenant::of_profile(command.profile.as_deref()).await?;
     let outcome = ask(&tenant, Output { json: command.json }, command.verb).await;
     crate::answer::note_if_stale(tenant.client.stale());
@@ -257,6 +263,8 @@ async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
             }
             show::nics(output, &tenant.client.nics(machine.id).await?)
         }
+        // It needs the key itself, and is done before.
+        Verb::Cert(_) => Ok(()),
         Verb::Images => show::images(output, &tenant.client.images(&[]).await?),
         Verb::Packages => show::packages(output, &tenant.client.packages(&[]).await?),
         Verb::Networks => show::networks(output, &tenant.client.networks().await?),

@@ -73,7 +73,7 @@ fn generate(comment: &str) -> Outcome<(String, String)> {
     Ok((key.to_openssh(LineEnding::LF)?.to_string(), key.public_key().to_openssh()?))
 }
 
-fn write(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     let _ = fs::remove_file(path);
     fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(content)
 }

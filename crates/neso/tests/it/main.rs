@@ -24,6 +24,7 @@ mod lies;
 mod life;
 mod limits;
 mod member;
+mod monitor;
 mod monitoring;
 mod names;
 mod network;

@@ -151,6 +151,9 @@ fn answered(datacenter: &Datacenter, server: Server, web: &Value) {
     assert_eq!(server.dig(&["+short", "+tcp", &own, "AAAA"]), [six]);
     assert_eq!(server.ask(ZONE, "NS"), set(&[&format!("ns.{ZONE}.")]));
     assert!(!server.ask(&of("ns"), "A").is_empty(), "the name server itself has an address");
+    let monitors = server.ask(&of("cmon"), "A");
+    assert!(!monitors.is_empty(), "the container monitor has an address");
+    assert_eq!(server.ask(&of(&format!("{id}.cmon")), "A"), monitors);
     assert_eq!(
         (server.status(&of("nobody.inst.demo")), server.status("example.org")),
         ("NXDOMAIN".into(), "REFUSED".into())
@@ -229,7 +232,8 @@ fn killed(datacenter: &Datacenter, server: Server, web: &Value) {
     datacenter.wait("its names to go", || server.status(&own) == "NXDOMAIN" && server.status(&service) == "NXDOMAIN");
     datacenter.wait("its address to have no name", || server.dig(&["+short", "-x", address]).is_empty());
     datacenter.good(&["instance", "delete", "-w", "three"]);
-    datacenter.wait("only the name server to be left", || server.whole(ZONE).len() == 2);
+    // NS, the name server's address, the container monitor's, and that of whatever it is asked for.
+    datacenter.wait("only the headnode's own names to be left", || server.whole(ZONE).len() == 4);
     datacenter.wait_idle();
     datacenter.assert_clean();
 }

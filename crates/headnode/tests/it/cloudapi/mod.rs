@@ -3,6 +3,7 @@
 mod changes;
 mod fabrics;
 mod fwrules;
+mod monitor;
 mod repeats;
 mod shapes;
 mod stage;
