@@ -19,7 +19,7 @@ use crate::datacenter::Datacenter;
 /// A machine is missed after half a minute, and the alert waits for one more.
 const ALERT_PATIENCE: Duration = Duration::from_secs(300);
 /// Families that one headnode with its store in a file does not have, or only after something happened.
-const ELSEWHERE: [&str; 2] = ["neso_member_", "neso_headnode_clock_offset_seconds"];
+const ELSEWHERE: [&str; 3] = ["neso_member_", "neso_headnode_clock_offset_seconds", "neso_headnode_behind_seconds"];
 
 /// Asks Prometheus' API.
 fn ask(port: u16, path: &str) -> Value {
