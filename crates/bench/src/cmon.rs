@@ -151,7 +151,7 @@ async fn watch(count: usize) -> Result<Vec<Section>, String> {
     Ok(vec![
         Section {
             about: format!(
-                "A machine with {} running instances, each scraped every 15 s by Debian's Prometheus over TLS with a tenant's certificate,                  for {} s. Percent of one CPU.",
+                "A machine with {} running instances, each scraped every 15 s by Debian's Prometheus over TLS with a tenant's certificate, for {} s. Percent of one CPU.",
                 names.len(),
                 WINDOW.as_secs()
             ),

@@ -94,12 +94,13 @@ pub(super) async fn run(profile: Option<&str>, output: Output, cert: &Cert) -> O
 fn place(url: &str, profile: &Profile) -> Outcome<Place> {
     let wrong = || Failure::new(format!("the datacenter says its container monitor is at `{url}`, which is no URL"));
     let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let authority = profile.ca_file.as_ref().map(std::path::absolute).transpose()?;
+    // A profile that takes any certificate may name authorities for something else.
+    let authority = profile.ca_file.as_ref().filter(|_| !profile.insecure);
     Ok(Place {
         host: uri.host().ok_or_else(wrong)?.to_owned(),
         port: uri.port_u16().unwrap_or(9_163),
-        insecure: profile.insecure && authority.is_none(),
-        authority,
+        authority: authority.map(std::path::absolute).transpose()?,
+        insecure: profile.insecure,
     })
 }
 
@@ -136,6 +137,26 @@ fn prometheus(login: &str, place: &Place, files: &Files) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_profile_trusts_is_trusted() {
+        let mut profile = Profile {
+            name: "env".to_owned(),
+            url: "https://127.0.0.1:8443".to_owned(),
+            account: "demo".to_owned(),
+            act_as: None,
+            key_id: String::new(),
+            insecure: false,
+            ca_file: Some("/etc/ca.pem".into()),
+        };
+        let read = |profile: &Profile| {
+            let place = place("https://cmon.example:9163", profile).unwrap();
+            (place.authority, place.insecure)
+        };
+        assert_eq!(read(&profile), (Some("/etc/ca.pem".into()), false));
+        profile.insecure = true;
+        assert_eq!(read(&profile), (None, true));
+    }
 
     #[test]
     fn the_configuration_says_where_and_with_what() {
