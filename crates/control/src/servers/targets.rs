@@ -3,9 +3,6 @@
 //! The document of a machine is made of parts, one per instance. One task follows the store's changes and makes only the
 //! parts anew that a change touches; a part that comes out as it was (a fact was written, nothing else) changes nothing.
 //!
-//! A machine that says by digest which document it holds is told only what is new in the next one ([`model::delta`]). For that the
-//! last few documents it was sent are kept; they share their parts, so each costs a few pointers per instance.
-//!
 //! The generation of a document is the revision of the change that last altered its content. After a restart it begins at the
 //! highest revision of any record that goes into it. That is never less than before: whenever a record leaves a document, the
 //! same commit writes one that stays (the machine's own when an instance is given back, the account's when a key goes).
@@ -13,29 +10,21 @@
 //! The firewall's part ([`super::walls`]) is followed in the same step; a machine that filters anything begins after a restart at the
 //! store's own revision, because the addresses it was told may have come from records that are gone.
 //!
-//! What settings and the program itself put in a document has no revision. So each machine's first word after a restart is held
-//! against the document of the same generation; where the contents differ, the machine's base is raised, and with it the generation.
-//!
-//! Several headnodes make the same document of the same records, but not always under the same number: one that has just started counts a
-//! document from a later revision, and one that hears of several changes at once counts it from the last of them. A machine that moves between them is told nothing twice that matters: who holds a higher number holds the same
-//! content or a newer one. While their settings or programs differ, so do their documents; a machine then keeps
-//! the one it was told last, and each headnode raises a machine's generation for that once at most, so that they do not raise for ever.
-//!
 //! A machine whose record says that the store was restored ([`crate::rebuild`]) is told nothing until that is over.
 //!
 //! After a store was restored from an older copy, machines have seen generations that this history will make again for other
 //! content. So each machine's generations are revisions plus a base, which its record holds and which only rises.
 
+mod asked;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use base::{shutdown::Shutdown, watch};
 use model::{
     compile,
-    delta::{Held, TargetDelta, TargetNews},
     id::{AccountId, FirewallRuleId, ImageId, InstanceId, NetworkId, ServerId},
     instance::Instance,
     network::Network,
@@ -44,7 +33,7 @@ use model::{
     server::Server,
     target::{ImageTarget, NetworkTarget, Target, ZoneTarget},
 };
-use store::{Entry, Snapshot, Transaction};
+use store::{Entry, Snapshot};
 
 use super::{
     peers::{self, Peers},
@@ -52,7 +41,7 @@ use super::{
 };
 
 use crate::{
-    Control, ControlConfig, Error, Result,
+    Control, ControlConfig,
     accounts::keys,
     firewall::{Enforcement, Subject},
     headnodes,
@@ -62,8 +51,7 @@ use crate::{
     },
 };
 
-/// Documents a machine was sent that are kept. It holds the last, or the one before while that is on its way.
-const SENT_MAX: usize = 4;
+pub use asked::{watch_news, watch_target};
 
 /// The documents of all machines.
 #[derive(Debug)]
@@ -172,50 +160,6 @@ pub fn target_for(config: &ControlConfig, snapshot: &Snapshot, server: ServerId)
     targets.target(server)
 }
 
-/// Waits until the document of `server` is newer than generation `have`, and returns it; `None` when that takes longer than
-/// [`nodeapi::LONG_POLL_SECONDS`].
-pub async fn watch_target(control: &Control, server: ServerId, have: u64) -> Result<Option<Target>> {
-    if control.snapshot().get(&SERVERS, &server.to_string()).is_none() {
-        return Err(Error::not_found("server", server));
-    }
-    let mut generation = control.targets.subscribe(server);
-    let newer = generation.wait_for(|generation| *generation > have);
-    tokio::select! {
-        biased;
-        known = newer => match known {
-            Ok(_) => {}
-            Err(_) => return Err(Error::not_found("server", server)),
-        },
-        () = control.clock.sleep(Duration::from_secs(nodeapi::LONG_POLL_SECONDS)) => return Ok(None),
-    }
-    Ok(control.targets.target(server))
-}
-
-/// The same for a machine that may know the document before: then only what is new.
-pub async fn watch_news(control: &Control, server: ServerId, held: Held) -> Result<Option<TargetNews>> {
-    let again = control.headnodes.me().is_some() && control.headnodes.agree(&control.snapshot());
-    if control.targets.is_other(server, held, again) {
-        raise_generation(control, server).await?;
-        control.targets.note_compared(server);
-    }
-    let target = watch_target(control, server, held.generation).await?;
-    Ok(target.map(|target| control.targets.news(target, held.digest)))
-}
-
-/// Counts a machine's generations from one higher, because what it holds under its newest one is not what that stands for now.
-async fn raise_generation(control: &Control, id: ServerId) -> Result<()> {
-    control
-        .store
-        .update(|snapshot| {
-            let server = snapshot.get(&SERVERS, &id.to_string()).ok_or_else(|| Error::not_found("server", id))?;
-            let raised = Server { generation_base: server.generation_base.saturating_add(1), ..server.value.clone() };
-            Ok::<_, Error>((Transaction::new().may_use_reserve().replace(&SERVERS, &server, raised), ()))
-        })
-        .await?;
-    tracing::info!(server = %id, "settings or program make another document of the same records: the machine is told");
-    Ok(())
-}
-
 // === impl Targets ===
 
 impl Targets {
@@ -320,57 +264,6 @@ impl Targets {
             headnode: machine.role.clone().map(Box::new),
             headnodes: state.headnodes.clone(),
         })
-    }
-
-    /// The shortest form of `target` for a machine that holds the document with digest `held`.
-    fn news(&self, target: Target, held: Option<Digest>) -> TargetNews {
-        let digest = target.digest();
-        let base = match held {
-            // The same under an older number.
-            Some(held) if held == digest => Some(target.clone()),
-            Some(held) => {
-                let state = self.lock();
-                let mut sent = state.machines.get(&target.server).into_iter().flat_map(|machine| &machine.sent);
-                sent.find(|(sent, _)| *sent == held).map(|(_, target)| target.clone())
-            }
-            None => None,
-        };
-        let news = match base {
-            Some(base) => TargetNews::Delta(Box::new(TargetDelta::between(&base, &target))),
-            None => TargetNews::Whole(target.clone()),
-        };
-        if let Some(machine) = self.lock().machines.get_mut(&target.server) {
-            machine.sent_generation = target.generation;
-            machine.sent.retain(|(sent, _)| *sent != digest);
-            machine.sent.push_back((digest, target));
-            if machine.sent.len() > SENT_MAX {
-                machine.sent.pop_front();
-            }
-        }
-        news
-    }
-
-    /// Whether a machine holds another document than ours under the same generation, or under a later one of which we have seen all that led
-    /// to it. True until [`Targets::note_compared`]; after that, where it may be looked at `again`, when it comes from another headnode and not from here.
-    fn is_other(&self, server: ServerId, held: Held, again: bool) -> bool {
-        let is_open = |state: &State, machine: &Machine| {
-            let is_due = !machine.compared || again && machine.sent_generation != held.generation;
-            let (ours, seen) = (*machine.generation.borrow(), state.revision.saturating_add(machine.base));
-            is_due && (ours == held.generation || ours > 0 && (ours..=seen).contains(&held.generation))
-        };
-        let state = self.lock();
-        let is_open = state.machines.get(&server).is_some_and(|machine| is_open(&state, machine));
-        drop(state);
-        let Some(digest) = held.digest.filter(|_| is_open) else { return false };
-        let is_other = self.target(server).is_some_and(|target| target.digest() != digest);
-        (!is_other).then(|| self.note_compared(server));
-        is_other
-    }
-
-    fn note_compared(&self, server: ServerId) {
-        if let Some(machine) = self.lock().machines.get_mut(&server) {
-            machine.compared = true;
-        }
     }
 
     /// Instances of a machine whose records changed since this was asked last.
