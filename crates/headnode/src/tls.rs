@@ -9,7 +9,6 @@ use model::time::Timestamp;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     server::{
         WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -129,21 +128,27 @@ fn build(pki: &Pki, clients: ClientCertificates) -> Result<ServerConfig, TlsErro
         .map_err(|error| library(&error))?;
     let builder = match clients {
         ClientCertificates::NotAsked => builder.with_no_client_auth(),
-        ClientCertificates::Any => builder.with_client_cert_verifier(Arc::new(AnyCertificate(provider))),
-        ClientCertificates::Optional | ClientCertificates::Required => {
+        ClientCertificates::Optional | ClientCertificates::Required | ClientCertificates::Any => {
             let authority = pki.authority()?;
             let mut roots = RootCertStore::empty();
             roots.add(authority.clone()).map_err(|error| library(&error))?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = match clients == ClientCertificates::Optional {
-                true => {
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let takes = match clients {
+                ClientCertificates::Optional => {
                     chain.push(authority);
-                    let strict = verifier.allow_unauthenticated().build().map_err(|error| library(&error))?;
-                    Arc::new(AlsoEnded(strict))
+                    Some(Takes::Ended)
                 }
-                false => verifier.build().map_err(|error| library(&error))?,
+                ClientCertificates::Any => Some(Takes::All),
+                ClientCertificates::NotAsked | ClientCertificates::Required => None,
             };
-            builder.with_client_cert_verifier(verifier)
+            if takes.is_some() {
+                verifier = verifier.allow_unauthenticated();
+            }
+            let strict = verifier.build().map_err(|error| library(&error))?;
+            builder.with_client_cert_verifier(match takes {
+                Some(takes) => Arc::new(Lenient { strict, takes }),
+                None => strict,
+            })
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| library(&error))?;
@@ -151,21 +156,56 @@ fn build(pki: &Pki, clients: ClientCertificates) -> Result<ServerConfig, TlsErro
     Ok(config)
 }
 
-/// Verifies certificates that have ended as of the moment they did: everything else about them must be right.
-#[derive(Debug)]
-struct AlsoEnded(Arc<dyn ClientCertVerifier>);
+/// What is taken that is refused otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// A certificate that has ended, verified as of the moment it did: everything else about it must be right.
+    Ended,
+    /// Every certificate. Who that is, and for how long, is decided by whoever answers.
+    All,
+}
 
-impl ClientCertVerifier for AlsoEnded {
+/// Verifies certificates, or that there is none, as `strict` does, but for what it takes. That the client has the private key is proved always.
+#[derive(Debug)]
+struct Lenient {
+    strict: Arc<dyn ClientCertVerifier>,
+    takes: Takes,
+}
+
+impl Lenient {
+    fn verify_as_it_ended(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        use rustls::CertificateError::{Expired, ExpiredContext};
+        let strict = self.strict.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) = &strict else { return strict };
+        let Some(ends_at) = pki::Peer::of(end_entity).map(|peer| peer.ends_at) else { return strict };
+        let then = Duration::from_secs(u64::try_from(ends_at.0 / 1_000).unwrap_or(0));
+        match now.as_secs().saturating_sub(then.as_secs()) <= ENDED_MAX_SECONDS {
+            true => self.strict.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(then)),
+            false => strict,
+        }
+    }
+}
+
+impl ClientCertVerifier for Lenient {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.strict.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.strict.client_auth_mandatory()
     }
 
+    /// None where all are taken, so that clients show what they have.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        match self.takes {
+            Takes::Ended => self.strict.root_hint_subjects(),
+            Takes::All => &[],
+        }
     }
 
     fn verify_client_cert(
@@ -174,14 +214,9 @@ impl ClientCertVerifier for AlsoEnded {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        use rustls::CertificateError::{Expired, ExpiredContext};
-        let strict = self.0.verify_client_cert(end_entity, intermediates, now);
-        let Err(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) = &strict else { return strict };
-        let Some(ends_at) = pki::Peer::of(end_entity).map(|peer| peer.ends_at) else { return strict };
-        let then = Duration::from_secs(u64::try_from(ends_at.0 / 1_000).unwrap_or(0));
-        match now.as_secs().saturating_sub(then.as_secs()) <= ENDED_MAX_SECONDS {
-            true => self.0.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(then)),
-            false => strict,
+        match self.takes {
+            Takes::Ended => self.verify_as_it_ended(end_entity, intermediates, now),
+            Takes::All => Ok(ClientCertVerified::assertion()),
         }
     }
 
@@ -191,7 +226,7 @@ impl ClientCertVerifier for AlsoEnded {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.strict.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -200,56 +235,10 @@ impl ClientCertVerifier for AlsoEnded {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.strict.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Takes every certificate whose private key the client has. Who that is, and for how long, is decided by whoever answers.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ClientCertVerifier for AnyCertificate {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    /// None, so that clients show what they have.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.strict.supported_verify_schemes()
     }
 }
