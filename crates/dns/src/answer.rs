@@ -37,6 +37,8 @@ pub(crate) struct Answered {
     pub(crate) len: usize,
     pub(crate) outcome: Outcome,
     pub(crate) truncated: bool,
+    /// The name is not there itself: one that stands for many was asked for it.
+    pub(crate) by_star: bool,
 }
 
 /// What a set of records is said about.
@@ -47,6 +49,8 @@ struct Lookup<'a, 'w, 'b> {
     turn: u16,
     /// Names that were answered for by one that stands for many, where it has to be shown that they are not there.
     made: Vec<Vec<u8>>,
+    /// Whether any name was.
+    by_star: bool,
     writer: &'w mut Writer<'b>,
 }
 
@@ -54,22 +58,22 @@ struct Lookup<'a, 'w, 'b> {
 pub(crate) fn answer(asked: Asked<'_>, query: &Query<'_>, buffer: &mut [u8]) -> Answered {
     let limit = limit(asked, query, buffer.len());
     let mut writer = Writer::new(buffer, limit, asked.reserved, query.head, query.question, query.edns);
-    let outcome = match refusal(query) {
-        Some(outcome) => outcome,
+    let (outcome, by_star) = match refusal(query) {
+        Some(outcome) => (outcome, false),
         None => match asked.zones.find(query.name.as_wire(), asked.client) {
-            None => Outcome::Refused,
+            None => (Outcome::Refused, false),
             Some(zone) => from_zone(zone, query, &mut writer),
         },
     };
     let truncated = writer.is_truncated();
-    Answered { len: writer.finish(outcome), outcome, truncated }
+    Answered { len: writer.finish(outcome), outcome, truncated, by_star }
 }
 
 /// Writes an answer without records.
 pub(crate) fn short(asked: Asked<'_>, query: &Query<'_>, outcome: Outcome, buffer: &mut [u8]) -> Answered {
     let limit = limit(asked, query, buffer.len());
     let writer = Writer::new(buffer, limit, asked.reserved, query.head, query.question, query.edns);
-    Answered { len: writer.finish(outcome), outcome, truncated: false }
+    Answered { len: writer.finish(outcome), outcome, truncated: false, by_star: false }
 }
 
 /// Turns an answer into one that says that the whole is had over TCP; as short as the question.
@@ -77,7 +81,7 @@ pub(crate) fn cut(asked: Asked<'_>, query: &Query<'_>, buffer: &mut [u8]) -> Ans
     let limit = limit(asked, query, buffer.len());
     let mut writer = Writer::new(buffer, limit, 0, query.head, query.question, query.edns);
     writer.truncate();
-    Answered { len: writer.finish(Outcome::Good), outcome: Outcome::Good, truncated: true }
+    Answered { len: writer.finish(Outcome::Good), outcome: Outcome::Good, truncated: true, by_star: false }
 }
 
 fn limit(asked: Asked<'_>, query: &Query<'_>, room: usize) -> usize {
@@ -105,16 +109,16 @@ fn refusal(query: &Query<'_>) -> Option<Outcome> {
     KINDS_NOT_ASKED.contains(&query.kind.0).then_some(Outcome::NotImplemented)
 }
 
-fn from_zone(zone: &Zone, query: &Query<'_>, writer: &mut Writer<'_>) -> Outcome {
+/// The outcome, and whether a name that stands for many answered.
+fn from_zone(zone: &Zone, query: &Query<'_>, writer: &mut Writer<'_>) -> (Outcome, bool) {
     let signed = query.edns.is_some_and(|edns| edns.dnssec);
-    let mut lookup = Lookup { zone, kind: query.kind, signed, turn: query.head.id, made: Vec::new(), writer };
-    match lookup.follow(query.name.as_wire()) {
-        Ok(outcome) => outcome,
-        Err(Full) => {
-            lookup.writer.truncate();
-            Outcome::Good
-        }
-    }
+    let turn = query.head.id;
+    let mut lookup = Lookup { zone, kind: query.kind, signed, turn, made: Vec::new(), by_star: false, writer };
+    let outcome = lookup.follow(query.name.as_wire()).unwrap_or_else(|Full| {
+        lookup.writer.truncate();
+        Outcome::Good
+    });
+    (outcome, lookup.by_star)
 }
 
 impl<'a> Lookup<'a, '_, '_> {
@@ -135,7 +139,12 @@ impl<'a> Lookup<'a, '_, '_> {
                 return Ok(Outcome::Good);
             }
             self.writer.set_authoritative();
-            let Some(node) = zone.node(name).or_else(|| zone.wildcard(name)) else {
+            let node = zone.node(name).or_else(|| {
+                let star = zone.wildcard(name);
+                self.by_star |= star.is_some();
+                star
+            });
+            let Some(node) = node else {
                 self.show_made()?;
                 self.deny(name)?;
                 return Ok(Outcome::NoSuchName);
@@ -310,12 +319,13 @@ pub(crate) fn serial(asked: Asked<'_>, query: &Query<'_>, buffer: &mut [u8]) -> 
     let limit = limit(asked, query, buffer.len());
     let mut writer = Writer::new(buffer, limit, asked.reserved, query.head, query.question, query.edns);
     let Some(zone) = asked.zones.find(query.name.as_wire(), asked.client) else {
-        return Answered { len: writer.finish(Outcome::Refused), outcome: Outcome::Refused, truncated: false };
+        let outcome = Outcome::Refused;
+        return Answered { len: writer.finish(outcome), outcome, truncated: false, by_star: false };
     };
     writer.set_authoritative();
     if writer.put(Section::Answer, zone.apex().as_wire(), zone.soa_rrset(), u32::MAX, false).is_err() {
         writer.truncate();
     }
     let truncated = writer.is_truncated();
-    Answered { len: writer.finish(Outcome::Good), outcome: Outcome::Good, truncated }
+    Answered { len: writer.finish(Outcome::Good), outcome: Outcome::Good, truncated, by_star: false }
 }

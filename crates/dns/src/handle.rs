@@ -78,7 +78,7 @@ impl Context<'_> {
         self.counters.answered(self.transport, None, outcome);
         let room = buffer.len().max(HEADER);
         let len = crate::write::Writer::new(buffer, room, 0, head, &[], None).finish(outcome);
-        Some(Answered { len, outcome, truncated: false })
+        Some(Answered { len, outcome, truncated: false, by_star: false })
     }
 
     pub(crate) fn asked(&self, reserved: usize) -> Asked<'_> {

@@ -15,11 +15,17 @@ use crate::{hash::NameHash, settings::RateLimit};
 const BUCKETS: usize = 1 << 16;
 const SECOND_US: u64 = 1_000_000;
 
+/// Answers a second for names below stars, in limits.
+const STAR_SHARE: u64 = 16;
+
 /// What an answer says, as far as the limit is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Says<'a> {
     /// What a name has, or that it has nothing of a kind.
     Name(&'a [u8]),
+    /// What a star has, for a name that is not there itself: one for all of them too, with room for [`STAR_SHARE`] times as many, since whoever
+    /// watches many instances asks for as many names below one.
+    Star,
     /// That there is no such name: one for all names, since they are easily invented.
     NoSuchName,
     /// Anything that is wrong.
@@ -50,7 +56,8 @@ impl Limiter {
 
     /// Judges an answer at `now_us`, any clock that only grows.
     pub(crate) fn judge(&self, limit: RateLimit, client: IpAddr, says: Says<'_>, now_us: u64) -> Verdict {
-        let cost_us = SECOND_US / u64::from(limit.per_second.max(1));
+        let share = if says == Says::Star { STAR_SHARE } else { 1 };
+        let cost_us = SECOND_US / u64::from(limit.per_second.max(1)) / share;
         let bucket = &self.buckets[self.place(client, says)];
         let paid = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |until_us| {
             let until_us = until_us.max(now_us);
@@ -73,6 +80,7 @@ impl Limiter {
             Says::Name(name) => hasher.write(name),
             Says::NoSuchName => hasher.write_usize(1),
             Says::Error => hasher.write_usize(2),
+            Says::Star => hasher.write_usize(3),
         }
         usize::try_from(hasher.finish() % BUCKETS as u64).unwrap_or(0)
     }
@@ -105,6 +113,15 @@ mod tests {
             assert_eq!(judge(near, Says::Name(b"a"), 9_000_000), Verdict::Send);
         }
         assert_ne!(judge(near, Says::Name(b"a"), 9_000_000), Verdict::Send);
+    }
+
+    #[test]
+    fn what_a_star_answers_is_one_for_all_names() {
+        let (limiter, limit) = (Limiter::new(), RateLimit { per_second: 10, slip: 0 });
+        let client = [192, 0, 2, 1].into();
+        let sent = (0..1_000).filter(|_| limiter.judge(limit, client, Says::Star, 0) == Verdict::Send).count();
+        assert_eq!(sent, 160);
+        assert_eq!(limiter.judge(limit, client, Says::NoSuchName, 0), Verdict::Send);
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Worker {
         };
         let Some(limit) = context.policy.rate else { return Some(answered.len) };
         let says = match (answered.outcome, &query) {
+            (Outcome::Good, Some(_)) if answered.by_star => Says::Star,
             (Outcome::Good, Some(query)) => Says::Name(query.name.as_wire()),
             (Outcome::NoSuchName, _) => Says::NoSuchName,
             _ => Says::Error,

@@ -55,7 +55,9 @@ pub async fn serve(
     }
     // Listening begins before the first look, so that no change falls between the two.
     let mut changes = control.store.changes();
-    let mut feed = Feed::new(seal, control.snapshot());
+    // A zone with many names takes a while to sign, during which others have their turn.
+    let snapshot = control.snapshot();
+    let mut feed = base::task::blocking("zones", move || Feed::new(seal, snapshot)).await;
     let zones = watch::Sender::new(feed.zones());
     let Settings { names, file, .. } = settings;
     let serving = Serving { names, file, own, zones: zones.subscribe(), clock, shutdown: shutdown.clone() };
@@ -66,8 +68,12 @@ pub async fn serve(
         if !change.lagged && !change.keys.iter().any(|(table, _)| concerns(table)) {
             continue;
         }
-        let keys = (!change.lagged).then_some(change.keys.as_slice());
-        feed.follow(&change.snapshot, keys);
+        feed = base::task::blocking("zones", move || {
+            let keys = (!change.lagged).then_some(change.keys.as_slice());
+            feed.follow(&change.snapshot, keys);
+            feed
+        })
+        .await;
         zones.send_replace(feed.zones());
     }
     // It ends by the same word.
@@ -80,6 +86,8 @@ struct Feed {
     seal: Option<Seal>,
     snapshot: Snapshot,
     served: BTreeMap<String, Served>,
+    /// Zones that cannot be, and why, as it was logged.
+    unanswered: BTreeMap<String, String>,
 }
 
 /// Names whose answers may be others than before, each with the record it is found in when no other instance has it.
@@ -112,7 +120,7 @@ struct Wanted<'a> {
 
 impl Feed {
     fn new(seal: Option<Seal>, snapshot: Snapshot) -> Self {
-        let mut feed = Self { seal, snapshot: snapshot.clone(), served: BTreeMap::new() };
+        let mut feed = Self { seal, snapshot: snapshot.clone(), served: BTreeMap::new(), unanswered: BTreeMap::new() };
         feed.follow(&snapshot, None);
         feed
     }
@@ -125,9 +133,16 @@ impl Feed {
     fn follow(&mut self, snapshot: &Snapshot, keys: Option<&[(&'static str, Arc<str>)]>) {
         let touched = keys.map(|keys| self.touched(snapshot, keys));
         let mut before = std::mem::take(&mut self.served);
+        let known = std::mem::take(&mut self.unanswered);
         for record in snapshot.scan(&ZONES) {
             let Some(head) = &record.head else { continue };
-            let old = before.remove(&record.apex);
+            let old = match before.remove(&record.apex) {
+                Some(old) if old.head == *head && old.zone.serial() == record.serial => {
+                    self.served.insert(record.apex.clone(), old);
+                    continue;
+                }
+                old => old,
+            };
             let wanted = self.signing(snapshot, &record.apex, old.as_ref()).map(|signing| Wanted {
                 snapshot,
                 apex: &record.apex,
@@ -137,7 +152,6 @@ impl Feed {
                 signing,
             });
             let served = wanted.and_then(|wanted| match old {
-                Some(old) if old.head == *head && old.zone.serial() == record.serial => Ok(old),
                 Some(old) if wanted.follows(&old) => {
                     let names = touched.as_ref().map(|touched| touched.get(record.apex.as_str()));
                     wanted.after(&old, names).or_else(|why| {
@@ -155,7 +169,12 @@ impl Feed {
                 Ok(served) => {
                     self.served.insert(record.apex.clone(), served);
                 }
-                Err(why) => tracing::error!(zone = record.apex, why, "a zone cannot be answered for"),
+                Err(why) => {
+                    if known.get(&record.apex) != Some(&why) {
+                        tracing::error!(zone = record.apex, why, "a zone cannot be answered for");
+                    }
+                    self.unanswered.insert(record.apex.clone(), why);
+                }
             }
         }
         self.snapshot = snapshot.clone();

@@ -3,7 +3,7 @@
 //! A zone's keys change in one commit with its serial, so that every headnode signs the same content with the same keys. A zone in which nothing
 //! changes gets a new serial twice a day: whoever serves it signs anew what is due then.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use model::names::{
     Zone,
@@ -51,19 +51,21 @@ pub fn signed(control: &Control) -> Vec<SignedZone> {
 
 /// Asks for a new key in the place of the one a zone has.
 pub async fn roll(control: &Control, apex: &str, role: KeyRole) -> Result<()> {
-    change(control, apex, |keys| Ok(keys.rolling(role))).await
+    change(control, apex, |keys, _| Ok(keys.rolling(role))).await
 }
 
 /// Takes an operator's word of which key a zone's parent names.
 pub async fn parent(control: &Control, apex: &str, has: ParentHas) -> Result<()> {
     let now = control.now();
-    change(control, apex, |keys| keys.told(has, now).map_err(Error::Conflict)).await
+    change(control, apex, |keys, wanted| keys.told(has, wanted, now).map_err(Error::Conflict)).await
 }
 
-async fn change(control: &Control, apex: &str, next: impl Fn(&ZoneKeys) -> Result<ZoneKeys>) -> Result<()> {
+/// `next` is given a zone's keys, and whether it is to be signed.
+async fn change(control: &Control, apex: &str, next: impl Fn(&ZoneKeys, bool) -> Result<ZoneKeys>) -> Result<()> {
     let decide = |snapshot: &Snapshot| {
         let entry = snapshot.get(&ZONE_KEYS, apex).ok_or_else(|| Error::not_found("signed zone", apex))?;
-        let keys = next(&entry)?;
+        let zone = snapshot.get(&ZONES, apex);
+        let keys = next(&entry, zone.is_some_and(|zone| zone.head.as_ref().is_some_and(|head| head.signed)))?;
         let transaction = Transaction::new();
         // What it signs with stays the same until the keys are tended.
         Ok::<_, Error>((
@@ -74,20 +76,18 @@ async fn change(control: &Control, apex: &str, next: impl Fn(&ZoneKeys) -> Resul
     control.store.update(decide).await.map(|_| ())
 }
 
-/// Looks at the keys of all zones, and does what is due. Returns the zones that changed.
+/// Looks at the keys of all zones, and does what is due. Returns the zones that changed, or the first error: one zone keeps no other from its turn.
 pub async fn tend(control: &Control, maker: &dyn KeyMaker) -> Result<Vec<String>> {
-    let snapshot = control.snapshot();
-    let kept = snapshot.scan(&ZONE_KEYS).map(|keys| keys.apex.clone());
-    let wanted = signed(control).into_iter().map(|signed| signed.zone.apex.clone());
-    let apexes: BTreeSet<String> = kept.chain(wanted).collect();
-    let mut changed = Vec::new();
-    for apex in apexes {
-        let (_, has_changed) = control.store.update(|snapshot| decide(control, maker, snapshot, &apex)).await?;
-        if has_changed {
-            changed.push(apex);
+    let (mut changed, mut failed) = (Vec::new(), None);
+    for signed in signed(control) {
+        let apex = &signed.zone.apex;
+        match control.store.update(|snapshot| decide(control, maker, snapshot, apex)).await {
+            Ok((_, true)) => changed.push(apex.clone()),
+            Ok((_, false)) => {}
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    Ok(changed)
+    failed.map_or(Ok(changed), Err)
 }
 
 /// What is due in one zone, and whether anything is.
@@ -110,7 +110,10 @@ fn decide(control: &Control, maker: &dyn KeyMaker, snapshot: &Snapshot, apex: &s
             Step::Make(role) => {
                 let made = maker.make(apex, role);
                 let made = made.map_err(|why| Error::Unavailable(format!("no key for {apex} can be made: {why}")))?;
-                keys = keys.with(role, made, now);
+                // Signatures, parents and operators know a key by its tag alone; of two with one tag the second is made again.
+                if !keys.keys.iter().any(|key| key.tag == made.tag) {
+                    keys = keys.with(role, made, now);
+                }
             }
         }
     }

@@ -8,14 +8,18 @@ use std::{
 use base::clock::{ManualClock, SystemClock};
 use control::{
     ControlConfig,
-    names::{NamesConfig, ZoneConfig, keys as kept, publish_all},
+    names::{
+        NamesConfig, ZoneConfig,
+        keys::{self as kept, KeyMaker},
+        publish_all,
+    },
     tables::ZONE_KEYS,
 };
 use model::{
     id::InstanceId,
     names::{
         Data as Answer,
-        dnssec::{KeyRole, KeyStage, ParentHas, RENEW_MS},
+        dnssec::{KeyRole, KeyStage, MadeKey, ParentHas, RENEW_MS},
     },
 };
 use store::{Store, Transaction, memory::Memory};
@@ -247,6 +251,35 @@ async fn signatures_are_renewed_although_nothing_changes() {
     let after = begins(world.zone());
     assert!(before.iter().all(|(name, at)| after[name] > *at), "{before:?} {after:?}");
     world.judge().await;
+}
+
+/// Makes a key with a tag that another has, once.
+struct Repeating {
+    seal: Seal,
+    tag: u16,
+    made: std::sync::atomic::AtomicUsize,
+}
+
+impl KeyMaker for Repeating {
+    fn make(&self, apex: &str, role: KeyRole) -> Result<MadeKey, String> {
+        let made = self.seal.make(apex, role)?;
+        match self.made.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Ok(MadeKey { tag: self.tag, ..made }),
+            _ => Ok(made),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_with_the_tag_of_another_is_made_again() {
+    let mut world = World::new(true).await;
+    world.after(HOUR).await;
+    let tag = world.tag(KeyRole::Zsk, KeyStage::Signing);
+    kept::roll(&world.control, APEX, KeyRole::Zsk).await.unwrap();
+    let maker = Repeating { seal: world.seal.clone(), tag, made: Default::default() };
+    kept::tend(&world.control, &maker).await.unwrap();
+    assert_eq!(maker.made.into_inner(), 2);
+    assert_ne!(world.tag(KeyRole::Zsk, KeyStage::Announced), tag);
 }
 
 #[tokio::test]

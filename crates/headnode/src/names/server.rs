@@ -5,7 +5,7 @@
 //! stays. Everything else in the settings counts from the next start on.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -90,14 +90,10 @@ impl Serving {
                 }
             }
             let had: Vec<SocketAddr> = running.as_ref().map(|running| running.addresses()).unwrap_or_default();
-            let missing = wanted.iter().copied().filter(|address| !had.contains(address));
-            let (free, taken): (Vec<_>, Vec<_>) =
-                missing.map(|address| (address, is_free(address))).partition(|(_, outcome)| outcome.is_ok());
-            let mut refused: Vec<(SocketAddr, String)> =
-                taken.into_iter().map(|(address, outcome)| (address, outcome.err().unwrap_or_default())).collect();
+            let mut refused: Vec<(SocketAddr, String)> = Vec::new();
             // Without a policy it is not known who may have zones.
             if let Some(policy) = &followed {
-                for (address, _) in free {
+                for address in wanted.iter().copied().filter(|address| !had.contains(address)) {
                     if let Err(why) = self.listen(&mut running, policy, address).await {
                         refused.push((address, why));
                     }
@@ -173,14 +169,10 @@ fn read_shared(file: &Path) -> Result<SharedNames, String> {
     Settings::load(file).map(|settings| settings.names.shared).map_err(|error| base::errors::chain(&error))
 }
 
-/// Whether nobody listens at an address, for connections or datagrams.
-fn is_free(address: SocketAddr) -> Result<(), String> {
-    let connections = TcpListener::bind(address).map(drop);
-    connections.and_then(|()| UdpSocket::bind(address).map(drop)).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
     use base::clock::SystemClock;
     use dns::{Data, Rrset, Soa, View, Zone};
 
@@ -203,6 +195,21 @@ mod tests {
         let servers = Rrset::new(30, &[Data::Ns(name("ns.example"))]).unwrap();
         let zone = Zone::load(name("example"), soa, 7, [(name("example"), vec![servers])], []).unwrap();
         Arc::new(Zones::new([(View::Everybody, zone)]))
+    }
+
+    const NO_ERROR: u8 = 0;
+    const REFUSED: u8 = 5;
+
+    /// The outcome of asking for the whole zone.
+    fn asked_for_all(address: SocketAddr) -> u8 {
+        use std::io::{Read as _, Write as _};
+        let question = b"\x00\x07\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x00\x00\xfc\x00\x01";
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&[&(question.len() as u16).to_be_bytes(), question.as_slice()].concat()).unwrap();
+        let mut head = [0; 6];
+        stream.read_exact(&mut head).unwrap();
+        head[5] & 0x0f
     }
 
     async fn until(what: &str, so: impl Fn() -> bool) {
@@ -243,6 +250,7 @@ mod tests {
         })
         .await;
 
+        assert_eq!(asked_for_all(addresses[1]), REFUSED);
         let with = |more: &str| text.replace("\n[first_run]", &format!("\n{more}\n[first_run]"));
         std::fs::write(&file, with("[[names.transfers]]\nnetwork = \"127.0.0.0/8\"")).unwrap();
         let transfers = || server.status().said.map_or(0, |said| said.transfers.len());
@@ -258,6 +266,7 @@ mod tests {
         })
         .await;
         assert_eq!(transfers(), 1, "and what was right stays");
+        assert_eq!(asked_for_all(addresses[1]), NO_ERROR);
         assert!(server.status().running.is_some());
         drop(sender);
         trigger.fire();

@@ -184,6 +184,9 @@ impl Names {
                 "names.listen must name each address by itself, not {address}: an answer leaves from the address that was asked"
             ));
         }
+        if let Some(address) = self.listen.iter().flatten().find(|address| address.port() == 0) {
+            return Err(format!("names.listen must name a port, 53 as a rule: {address} does not"));
+        }
         let ttls = [("ttl_seconds", shared.ttl_seconds), ("ns_ttl_seconds", shared.ns_ttl_seconds)];
         if let Some((field, ttl)) = ttls.into_iter().find(|(_, ttl)| *ttl > TTL_MAX_SECONDS) {
             return Err(format!("names.{field} must be {TTL_MAX_SECONDS} at most, not {ttl}"));
@@ -356,6 +359,7 @@ mod tests {
         for (names, word) in [
             ("[names]\nlissen = []", "names.lissen"),
             ("[names]\nlisten = [\"0.0.0.0:53\"]", "names.listen must name each address"),
+            ("[names]\nlisten = [\"127.0.0.1:0\"]", "names.listen must name a port"),
             ("[names]\nttl_seconds = 9999999", "names.ttl_seconds"),
             ("[names]\nname_servers = [\"a_b\"]", "names.name_servers"),
             ("[names]\n[[names.zones]]\nname = \"a..b\"", "names.zones"),

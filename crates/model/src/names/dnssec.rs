@@ -125,8 +125,9 @@ pub fn step(keys: &ZoneKeys, wanted: bool, ttl_seconds: u32, now: Timestamp) -> 
     if !wanted {
         // Without signatures a zone whose parent names a key is bad for everybody who checks.
         let is_needed = keys.keys.iter().filter(|key| key.role == KeyRole::Ksk).any(|key| match key.stage {
-            KeyStage::Announced | KeyStage::Offered => false,
-            KeyStage::Signing => true,
+            KeyStage::Announced => false,
+            // Whoever was asked to put it into the parent may have done so, and not said it.
+            KeyStage::Offered | KeyStage::Signing => true,
             KeyStage::Leaving => !for_ms(key, PARENT_MS),
         });
         return if is_needed { Step::Rest } else { Step::End };
@@ -191,13 +192,15 @@ impl ZoneKeys {
         next
     }
 
-    /// After word of what the parent has; or why that cannot be.
-    pub fn told(&self, parent: ParentHas, now: Timestamp) -> Result<Self, String> {
+    /// After word of what the parent has; or why that cannot be. `wanted`: whether the zone is to be signed; while it is, a key that is offered goes on
+    /// being so.
+    pub fn told(&self, parent: ParentHas, wanted: bool, now: Timestamp) -> Result<Self, String> {
         let mut next = self.clone();
         let ParentHas::Key(tag) = parent else {
             for at in 0..next.keys.len() {
                 let key = &next.keys[at];
-                if key.role == KeyRole::Ksk && key.stage == KeyStage::Signing {
+                let is_named = key.stage == KeyStage::Signing || key.stage == KeyStage::Offered && !wanted;
+                if key.role == KeyRole::Ksk && is_named {
                     next.advance(at, KeyStage::Leaving, now);
                 }
             }
@@ -223,7 +226,7 @@ impl ZoneKeys {
     pub fn waits_for(&self, wanted: bool) -> Option<String> {
         let find = |stage| self.keys.iter().find(|key| key.role == KeyRole::Ksk && key.stage == stage);
         if !wanted {
-            let key = find(KeyStage::Signing)?;
+            let key = find(KeyStage::Signing).or_else(|| find(KeyStage::Offered))?;
             return Some(format!(
                 "take key {} out of the parent zone, then say `neso adm names dnssec {} --parent-has none`",
                 key.tag, self.apex
@@ -324,11 +327,11 @@ mod tests {
         assert_eq!(world.after(0), "1KskAnnounced 2ZskSigning", "one is on its way already");
         assert!(world.keys.rolls.is_empty());
         let now = |world: &World| Timestamp(world.now);
-        let why = world.keys.told(ParentHas::Key(1), now(&world)).unwrap_err();
+        let why = world.keys.told(ParentHas::Key(1), true, now(&world)).unwrap_err();
         assert!(why.contains("too new"), "{why}");
         assert_eq!(world.after(KNOWN_MS), "1KskOffered 2ZskSigning");
         assert!(world.keys.waits_for(true).is_some_and(|text| text.contains("--parent-has 1")));
-        world.keys = world.keys.told(ParentHas::Key(1), now(&world)).unwrap();
+        world.keys = world.keys.told(ParentHas::Key(1), true, now(&world)).unwrap();
         assert_eq!(world.after(0), "1KskSigning 2ZskSigning");
         assert_eq!(world.keys.waits_for(true), None);
         assert!(world.keys.waits_for(false).is_some_and(|text| text.contains("--parent-has none")));
@@ -336,10 +339,10 @@ mod tests {
         assert_eq!(world.after(0), "1KskSigning 2ZskSigning 3KskAnnounced");
         assert_eq!(world.after(KNOWN_MS), "1KskSigning 2ZskSigning 3KskOffered");
         assert_eq!(world.after(10 * DAY_MS), "1KskSigning 2ZskSigning 3KskOffered", "whoever forgets loses nothing");
-        world.keys = world.keys.told(ParentHas::Key(3), now(&world)).unwrap();
+        world.keys = world.keys.told(ParentHas::Key(3), true, now(&world)).unwrap();
         assert_eq!(world.after(PARENT_MS), "1KskLeaving 2ZskSigning 3KskSigning");
         assert_eq!(world.after(KNOWN_MS), "2ZskSigning 3KskSigning");
-        assert!(world.keys.told(ParentHas::Key(1), now(&world)).is_err());
+        assert!(world.keys.told(ParentHas::Key(1), true, now(&world)).is_err());
     }
 
     #[test]
@@ -349,15 +352,35 @@ mod tests {
         assert!(world.ended, "the parent never named one");
         let mut world = World::new();
         world.after(KNOWN_MS);
-        world.keys = world.keys.told(ParentHas::Key(1), Timestamp(world.now)).unwrap();
+        world.keys = world.keys.told(ParentHas::Key(1), true, Timestamp(world.now)).unwrap();
         world.now += 100 * DAY_MS;
         world.settle(false);
         assert!(!world.ended);
-        world.keys = world.keys.told(ParentHas::None, Timestamp(world.now)).unwrap();
+        world.keys = world.keys.told(ParentHas::None, false, Timestamp(world.now)).unwrap();
         world.now += PARENT_MS - 1;
         world.settle(false);
         assert!(!world.ended, "others remember what the parent said");
         world.now += 1;
+        world.settle(false);
+        assert!(world.ended);
+    }
+
+    #[test]
+    fn a_zone_does_not_end_while_its_key_may_be_in_the_parent_unsaid() {
+        let mut world = World::new();
+        assert_eq!(world.after(KNOWN_MS), "1KskOffered 2ZskSigning");
+        assert_eq!(
+            world.keys.told(ParentHas::None, true, Timestamp(world.now)).unwrap(),
+            world.keys,
+            "it is still offered"
+        );
+        world.now += 100 * DAY_MS;
+        world.settle(false);
+        assert!(!world.ended && world.keys.waits_for(false).is_some_and(|text| text.contains("--parent-has none")));
+        world.keys = world.keys.told(ParentHas::None, false, Timestamp(world.now)).unwrap();
+        world.settle(false);
+        assert!(!world.ended, "others remember what the parent said");
+        world.now += PARENT_MS;
         world.settle(false);
         assert!(world.ended);
     }
@@ -376,7 +399,7 @@ mod tests {
                     2 => {
                         let offered = before.keys.iter().find(|key| key.stage == KeyStage::Offered);
                         let tag = offered.map_or(1, |key| key.tag);
-                        before.told(ParentHas::Key(tag), Timestamp(world.now)).unwrap_or(before)
+                        before.told(ParentHas::Key(tag), true, Timestamp(world.now)).unwrap_or(before)
                     }
                     _ => before,
                 };
