@@ -265,6 +265,22 @@ async fn equal_answers_have_a_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn names_below_a_star_have_a_limit_together() {
+    let policy = Policy { rate: Some(RateLimit { per_second: 1, slip: 0 }), ..Policy::default() };
+    let running = Running::start(zone(), policy).await;
+    running.change(2, &[Change { name: name("*.many.example"), before: vec![], after: vec![address(9)] }]);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(running.address()).await.unwrap();
+    let counters = running.server.counters();
+    for id in 0..200 {
+        socket.send(&question(id, &format!("x{id}.many.example"))).await.unwrap();
+    }
+    until("all were looked at", async || counters.udp.load(Ordering::Relaxed) == 200).await;
+    let limited = counters.limited.load(Ordering::Relaxed);
+    assert!(limited > 100, "{limited}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_in_the_next_answer_and_views_are_kept_apart() {
     let running = Running::start(zone(), Policy::default()).await;
     let at = running.address();
