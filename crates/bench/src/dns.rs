@@ -16,8 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::dns::{Change, Data, Limits, Name, Policy, Rrset, Server, Settings, Soa, View, Zone, Zones};
-use base::{clock::SystemClock, random::Chance, shutdown::Shutdown, watch};
+use ::dns::{Change, Data, Limits, Name, Policy, Rrset, Server, Settings, Signing, Soa, View, Zone, ZoneKey, Zones};
+use base::{
+    clock::{Clock as _, SystemClock},
+    random::Chance,
+    shutdown::Shutdown,
+    watch,
+};
 
 use crate::report::{Row, Section};
 
@@ -130,29 +135,56 @@ fn visible() -> Result<Section, String> {
         let len = socket.recv(&mut answer).map_err(|error| text(&error))?;
         answer[..len].last_chunk::<4>().copied().ok_or_else(|| "an answer without an address".to_owned())
     };
-    let (mut without, mut with) = (Vec::new(), Vec::new());
-    for serial in 2..2 + CHANGES {
-        let began = Instant::now();
-        ask()?;
-        without.push(began.elapsed().as_secs_f64() * 1e6);
-        let wanted = serial.to_be_bytes();
-        let after = Rrset::new(30, &[Data::A(wanted.into())]).map_err(|error| text(&error))?;
-        let change = Change { name: name.clone(), before: zone.rrsets(&name).to_vec(), after: vec![after] };
-        let began = Instant::now();
-        zone = zone.with(serial, &[change]).map_err(|error| text(&error))?;
-        zones.send_replace(Arc::new(Zones::new([(View::Everybody, zone.clone())])));
-        while ask()? != wanted {}
-        with.push(began.elapsed().as_secs_f64() * 1e6);
-    }
+    let mut without = Vec::new();
+    // The zone after a change as it is, then signed.
+    let plain = change_all(&mut zone, &name, &zones, &ask, &mut without, |zone, serial, changes| {
+        zone.with(serial, &changes).map_err(|error| text(&error))
+    })?;
+    let secret = ZoneKey::generate(Signing::Ed25519).map_err(|error| text(&error))?;
+    let keys = [ZoneKey::read(Signing::Ed25519, &secret).map_err(|error| text(&error))?];
+    let now_s = u64::try_from(SystemClock.now_ms() / 1000).unwrap_or(0);
+    zone = ::dns::sign_whole(&zone, &keys, now_s).map_err(|error| text(&error))?;
+    let signed = change_all(&mut zone, &name, &zones, &ask, &mut without, |zone, serial, changes| {
+        ::dns::sign(zone, &changes, serial, &keys, now_s).map_err(|error| text(&error))
+    })?;
+    let row = |name: &str, samples| Row { name: name.to_owned(), unit: "µs", samples: Ok(samples) };
     Ok(Section {
         about: format!(
-            "A name of {NAMES} changes: from the change at hand until an answer over UDP has it, the new zone made meanwhile. {CHANGES} changes."
+            "A name of {NAMES} changes: from the change at hand until an answer over UDP has it, the new zone made meanwhile. {CHANGES} changes each."
         ),
         rows: vec![
-            Row { name: "an answer".to_owned(), unit: "µs", samples: Ok(without) },
-            Row { name: "a change, and the answer with it".to_owned(), unit: "µs", samples: Ok(with) },
+            row("an answer", without),
+            row("a change, and the answer with it", plain),
+            row("a change of a signed zone, and the answer with it", signed),
         ],
     })
+}
+
+/// Changes one name again and again and waits for each in an answer: how long each took, microseconds; `answers` gets how long an answer alone takes.
+fn change_all(
+    zone: &mut Zone,
+    name: &Name,
+    zones: &watch::Sender<Arc<Zones>>,
+    ask: &impl Fn() -> Result<[u8; 4], String>,
+    answers: &mut Vec<f64>,
+    next: impl Fn(&Zone, u32, Vec<Change>) -> Result<Zone, String>,
+) -> Result<Vec<f64>, String> {
+    let mut took = Vec::new();
+    for _ in 0..CHANGES {
+        let began = Instant::now();
+        ask()?;
+        answers.push(began.elapsed().as_secs_f64() * 1e6);
+        let serial = zone.serial() + 1;
+        let wanted = serial.to_be_bytes();
+        let after = Rrset::new(30, &[Data::A(wanted.into())]).map_err(|error| error.to_string())?;
+        let change = Change { name: name.clone(), before: zone.unsigned(name), after: vec![after] };
+        let began = Instant::now();
+        *zone = next(zone, serial, vec![change])?;
+        zones.send_replace(Arc::new(Zones::new([(View::Everybody, zone.clone())])));
+        while ask()? != wanted {}
+        took.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(took)
 }
 
 fn note(samples: &mut Result<Vec<f64>, String>, sample: Result<f64, &String>) {

@@ -6,6 +6,9 @@
 //! signatures have no chance in them, the same content, keys and time give the same zone to the byte. So each headnode may sign by
 //! itself what all of them know, and a secondary may ask any.
 //!
+//! The time of signing goes by hours, in which nothing comes due: a zone that has been signed with the same keys in the same hour is not
+//! looked through again, and a change costs what it touches and not what the zone holds.
+//!
 //! NSEC and not NSEC3: whoever may ask can find out all names of a signed zone. Hashing them makes that slower and not
 //! impossible, and costs every denial; where names are secret, answer for them in a zone with a view.
 //!
@@ -23,7 +26,7 @@ use domain::{
 };
 
 use crate::{
-    key::{KeyError, ZoneKey},
+    key::{Duty, KeyError, ZoneKey},
     name::Name,
     order::Order,
     rrset::{Kind, Rrset, RrsetError},
@@ -32,6 +35,8 @@ use crate::{
 
 /// Seconds by which a signature begins before its period: clocks differ.
 const BEFORE_S: u64 = 3600;
+/// Seconds by which the time of signing goes on.
+const STEP_S: u64 = 3600;
 /// Seconds of a period, after which a name is signed anew.
 const PERIOD_S: u64 = 4 * 86_400;
 /// Seconds from a period's begin for which its signatures are good: what nobody renews goes bad after ten days at the earliest.
@@ -67,7 +72,16 @@ pub enum SignError {
 
 /// Whether a zone must be signed, or signed anew, although nothing in it changes.
 pub fn is_due(zone: &Zone, keys: &[ZoneKey], now_s: u64) -> bool {
-    due(zone, keys, now_s).next().is_some()
+    due(zone, keys, step(now_s)).next().is_some()
+}
+
+/// What all names of a zone have been signed with. Where it is the same, none of them is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SignedWith {
+    /// The time of signing, seconds.
+    at_s: u64,
+    /// Each key's record and what it did.
+    keys: Vec<(Vec<u8>, Duty)>,
 }
 
 /// The names that must be signed.
@@ -103,6 +117,9 @@ pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_
             return Err(SignError::Idle(what));
         }
     }
+    let now_s = step(now_s);
+    let with = SignedWith { at_s: now_s, keys: keys.iter().map(|key| (key.data().to_vec(), key.duty())).collect() };
+    let is_looked_through = zone.signed_with() == Some(&with);
     let work = Work { zone, keys, now_s };
     let mut plain: BTreeMap<Name, Vec<Rrset>> = BTreeMap::new();
     for change in changes {
@@ -110,7 +127,8 @@ pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_
         plain.insert(change.name.clone(), change.after.clone());
     }
     let apex = zone.apex();
-    for name in due(zone, keys, now_s).chain([apex]) {
+    let due = (!is_looked_through).then(|| due(zone, keys, now_s));
+    for name in due.into_iter().flatten().chain([apex]) {
         plain.entry(name.clone()).or_insert_with(|| work.plain(name));
     }
     let order = work.order(&mut plain);
@@ -124,7 +142,7 @@ pub fn sign(zone: &Zone, changes: &[Change], serial: u32, keys: &[ZoneKey], now_
     }
     let next = zone.with(serial, &signed)?;
     let own = work.signatures(apex, next.soa_rrset())?;
-    next.with_soa_signatures(&own).map_err(|source| SignError::Set(apex.clone(), source))
+    next.signed(&own, with).map_err(|source| SignError::Set(apex.clone(), source))
 }
 
 /// A whole zone, signed at its own serial. It has no differences: what led to it was another zone's.
@@ -253,6 +271,11 @@ impl Work<'_> {
         let Ok(()) = signature.compose_canonical_rdata(&mut data);
         Ok(data)
     }
+}
+
+/// The time of signing at a time.
+fn step(now_s: u64) -> u64 {
+    now_s - now_s % STEP_S
 }
 
 /// When a name's present period began.

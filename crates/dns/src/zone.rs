@@ -14,7 +14,7 @@ use crate::{
     name::{self, Name},
     order::Order,
     rrset::{Kind, Rrset, RrsetError, Soa},
-    sign,
+    sign::{self, SignedWith},
 };
 
 /// Differences a zone keeps at most: a secondary that missed more gets the whole zone.
@@ -118,6 +118,8 @@ struct Inner {
     wildcards: usize,
     /// Of a signed zone: the names that say which is next.
     order: Order,
+    /// Of a zone that was signed and not changed since otherwise: what all its names were signed with.
+    signed_with: Option<Arc<SignedWith>>,
     history: VecDeque<Arc<Past>>,
     history_changes: usize,
 }
@@ -144,6 +146,7 @@ impl Zone {
             cuts: 0,
             wildcards: 0,
             order: Order::default(),
+            signed_with: None,
             history: VecDeque::new(),
             history_changes: 0,
         };
@@ -176,6 +179,7 @@ impl Zone {
         inner.check_apex()?;
         inner.serial = serial;
         inner.soa_rrset = inner.soa.rrset(serial);
+        inner.signed_with = None;
         let difference = Difference { from: self.0.serial, to: serial, changes: changes.to_vec() };
         inner.remember(Past { difference, own: Some((self.0.soa_rrset.clone(), inner.soa_rrset.clone())) });
         Ok(Self(Arc::new(inner)))
@@ -222,15 +226,21 @@ impl Zone {
         Some(self.past(serial)?.map(|past| &past.difference))
     }
 
-    /// The same zone with signatures over its own record, which no other change keeps: what [`Zone::soa_signatures`] gave.
-    pub fn with_soa_signatures<R: AsRef<[u8]>>(&self, signatures: &[R]) -> Result<Self, RrsetError> {
+    /// The same zone, all of whose names were signed with this, with signatures over its own record, which no other change keeps.
+    pub(crate) fn signed(&self, own: &[Vec<u8>], with: SignedWith) -> Result<Self, RrsetError> {
         let mut inner = Inner::clone(&self.0);
-        inner.soa_rrset = inner.soa_rrset.with_signatures(signatures)?;
+        inner.signed_with = Some(Arc::new(with));
+        inner.soa_rrset = inner.soa_rrset.with_signatures(own)?;
         if let Some(last) = inner.history.back_mut() {
             let own = last.own.clone().map(|(before, _)| (before, inner.soa_rrset.clone()));
             *last = Arc::new(Past { difference: last.difference.clone(), own });
         }
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// What all its names were signed with, if that is known.
+    pub(crate) fn signed_with(&self) -> Option<&SignedWith> {
+        self.0.signed_with.as_deref()
     }
 
     /// The signatures over its own record.

@@ -230,14 +230,15 @@ fn what_came_before_changes_nothing() {
     let secret = ZoneKey::generate(Signing::Ed25519).unwrap();
     let keys = [ZoneKey::read(Signing::Ed25519, &secret).unwrap()];
     let (mut bare, mut zone) = (plain(), sign(&plain(), &[], 2, &keys, 1_795_000_000).unwrap());
-    let mut chance = Chance::new(11);
+    let (mut chance, mut now) = (Chance::new(11), 1_795_000_000);
     for serial in 3..60 {
         let text = format!("n{}.m{}.example", chance.bits() % 9, chance.bits() % 2);
         let before = bare.rrsets(&name(&text)).to_vec();
         let after =
             if chance.bits().is_multiple_of(3) { vec![] } else { vec![address(chance.bits().to_be_bytes()[0])] };
         let changes = [Change { name: name(&text), before, after }];
-        let now = 1_795_000_000 + u64::from(serial) * 9 * 3600;
+        // Most changes come soon after one another; now and then nothing happens for long.
+        now += if serial % 4 == 0 { 35 * 3600 } else { u64::from(chance.bits().to_be_bytes()[0]) * 11 };
         bare = bare.with(serial, &changes).unwrap();
         zone = sign(&zone, &changes, serial, &keys, now).unwrap();
         let names: Vec<_> = bare.names().map(|(name, rrsets)| (name.clone(), rrsets.to_vec())).collect();
@@ -245,6 +246,17 @@ fn what_came_before_changes_nothing() {
         let anew = sign(&loaded, &[], serial, &keys, now).unwrap();
         assert_eq!(everything(&zone), everything(&anew), "at serial {serial}");
     }
+}
+
+#[test]
+fn a_zone_that_was_changed_otherwise_is_looked_through() {
+    let keys = [key(Signing::Ed25519)];
+    let signed = sign(&plain(), &[], 2, &keys, 1_795_000_000).unwrap();
+    let other = signed.with(3, &[change("new.example", &[], &[9])]).unwrap();
+    assert!(is_due(&other, &keys, 1_795_000_000));
+    let again = sign(&other, &[], 4, &keys, 1_795_000_000).unwrap();
+    assert!(!is_due(&again, &keys, 1_795_000_000));
+    assert_eq!(signers(&again, "new.example", dns::Kind::A), [keys[0].tag()]);
 }
 
 #[test]
