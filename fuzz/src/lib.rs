@@ -7,7 +7,11 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
-use cloudapi::signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim};
+use cloudapi::{
+    signature::{Algorithm, Hash, Head, KeyId, PublicKey, claim},
+    types::changefeed::Registration,
+    websocket::{self, Decoder, Message, Side},
+};
 use headnode::{
     backup::file::{self, Item},
     cloudapi::Params,
@@ -34,10 +38,11 @@ use sha2::{Digest, Sha256};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("archive", archive),
     ("authorization", authorization),
     ("backup", backup),
+    ("changefeed", changefeed),
     ("dns_message", dns_message),
     ("echo_reply", echo_reply),
     ("firewall_log", firewall_log),
@@ -270,6 +275,38 @@ pub fn dns_message(bytes: &[u8]) {
             assert!(next.is_none(), "a conversation ends");
         }
     }
+}
+
+/// What a client of the change feed sends: frames, with a registration in them.
+pub fn changefeed(bytes: &[u8]) {
+    const MESSAGE_MAX: usize = 4_096;
+    for side in [Side::Server, Side::Client] {
+        let mut decoder = Decoder::new(side, MESSAGE_MAX);
+        'all: for piece in bytes.chunks(7) {
+            decoder.feed(piece);
+            loop {
+                match decoder.decode() {
+                    Ok(Some(message)) => heard(side, &message),
+                    Ok(None) => break,
+                    Err(_) => break 'all,
+                }
+            }
+            assert!(decoder.held() <= MESSAGE_MAX + 160);
+        }
+    }
+    if let Ok(registration) = Registration::parse(text(bytes)) {
+        assert_eq!(Registration::parse(&registration.to_text()), Ok(registration));
+    }
+}
+
+/// A message is read again as what it is.
+fn heard(side: Side, message: &Message) {
+    if let Message::Text(text) = message {
+        let _ = Registration::parse(text);
+    }
+    let mut decoder = Decoder::new(side, 1 << 16);
+    decoder.feed(&websocket::encode(message, (side == Side::Server).then_some([7, 0, 255, 1])));
+    assert_eq!(decoder.decode().as_ref(), Ok(&Some(message.clone())));
 }
 
 /// As much of the beginning as is text.

@@ -28,6 +28,7 @@ pub mod server;
 
 pub mod address;
 pub mod behind;
+pub mod changed;
 pub mod clock;
 pub mod compile;
 pub mod delta;

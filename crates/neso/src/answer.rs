@@ -22,6 +22,14 @@ pub(crate) fn print(piece: impl Display) -> io::Result<()> {
     }
 }
 
+/// As [`print`], of an answer without an end: whether anybody still reads it.
+pub(crate) fn print_more(piece: impl Display) -> io::Result<bool> {
+    match print_text(&format!("{piece}\n")) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
+    }
+}
+
 /// Says beside the answer that it may be an old one: for so long the headnode has not known.
 pub(crate) fn note_if_stale(age: Option<Duration>) {
     if let Some(age) = age {

@@ -170,6 +170,7 @@ fn run(cli: Cli) -> Outcome {
         Command::HaltInstances => small(|_| async move { down::halt_instances(&place).await }),
         Command::Restore(command) => small(|_| async move { restore::run(&place, command).await }),
         Command::Adm(command) => asking(async move { adm::run(&place, command).await }),
+        Command::Instance(command) if command.is_endless() => watching(async move { tenant::run(command).await }),
         Command::Instance(command) => asking(async move { tenant::run(command).await }),
         Command::Doctor { json } => asking(async move { doctor::run(&place, json).await }),
         Command::Account(noun) => asking(async move { nouns::account(noun).await }),
@@ -194,6 +195,11 @@ fn small<F: Future<Output = Outcome>>(command: impl FnOnce(Shutdown) -> F) -> Ou
 fn asking(command: impl Future<Output = Outcome>) -> Outcome {
     let interrupted = || Err(Failure::new("interrupted; what was already asked for goes on in the datacenter"));
     small(|shutdown| async move { shutdown.unless(command).await.unwrap_or_else(interrupted) })
+}
+
+/// Runs a command that shows what happens until whoever watches has seen enough and interrupts it.
+fn watching(command: impl Future<Output = Outcome>) -> Outcome {
+    small(|shutdown| async move { shutdown.unless(command).await.unwrap_or(Ok(())) })
 }
 
 /// Runs a command on a runtime.

@@ -71,6 +71,12 @@ pub enum ClientError {
         /// How long it had.
         seconds: u64,
     },
+    /// The change feed ended, and would again.
+    #[error("the change feed ended: {reason}")]
+    Closed {
+        /// Why, in the server's words if it said so.
+        reason: String,
+    },
     /// The server says no.
     #[error("{} ({})", body.message, body.code)]
     Refused {
@@ -108,6 +114,8 @@ impl MachineFilter {
 /// A client of one account in one datacenter.
 pub struct Client {
     http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// For connections that become something else, which HTTP/2 has another way for.
+    pub(super) http1: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     /// URL of each headnode: the first that answers is kept.
     pub(super) bases: Vec<String>,
     /// Index of the one that answered last; a hint, so relaxed ordering is enough.
@@ -152,11 +160,13 @@ impl Client {
         // Head and body leave in two writes: without this the second waits 40 ms for the other side's delayed ACK.
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
+            .with_tls_config(config.clone())
             .https_or_http()
             .enable_http1()
             .enable_http2()
-            .wrap_connector(tcp);
+            .wrap_connector(tcp.clone());
+        let only1 = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
+        let only1 = only1.wrap_connector(tcp);
         let bases: Vec<String> =
             profile.url.split(',').map(|base| base.trim().trim_end_matches('/').to_owned()).collect();
         if bases.len() > BASES_MAX {
@@ -168,6 +178,7 @@ impl Client {
         }
         Ok(Self {
             http: HyperClient::builder(TokioExecutor::new()).build(connector),
+            http1: HyperClient::builder(TokioExecutor::new()).build(only1),
             bases,
             preferred: AtomicUsize::new(0),
             account: profile.act_as.clone().unwrap_or_else(|| profile.account.clone()),
@@ -446,6 +457,23 @@ impl Client {
         self.see_through(&self.ask(method, path, query, body)).await
     }
 
+    /// An answer that was not what was hoped for, as an error.
+    pub(super) async fn refusal(url: &str, response: hyper::Response<hyper::body::Incoming>) -> ClientError {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = match Limited::new(response.into_body(), ANSWER_MAX).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(source) => return ClientError::Connect { url: url.to_owned(), source },
+        };
+        let answer = Answer { url: url.to_owned(), status, headers, body };
+        match answer.accepted() {
+            Err(error) => error,
+            Ok(answer) => {
+                let source = "it does not speak WebSocket".into();
+                ClientError::Connect { url: answer.url, source }
+            }
+        }
+    }
+
     async fn see_through(&self, ask: &Ask) -> Result<Answer, ClientError> {
         match ask.method {
             Method::GET | Method::HEAD => self.exchange(ask, None).await,
@@ -453,7 +481,7 @@ impl Client {
         }
     }
 
-    fn ask(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<Bytes>) -> Ask {
+    pub(super) fn ask(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<Bytes>) -> Ask {
         let mut target = format!("/{}{path}", utf8_percent_encode(&self.account, SEGMENT));
         for (position, (key, value)) in query.iter().enumerate() {
             target.push(if position == 0 { '?' } else { '&' });
@@ -545,7 +573,7 @@ impl Answer {
     }
 }
 
-fn failed(url: &str, error: hyper_util::client::legacy::Error) -> ClientError {
+pub(super) fn failed(url: &str, error: hyper_util::client::legacy::Error) -> ClientError {
     ClientError::Connect { url: url.to_owned(), source: Box::new(error) }
 }
 

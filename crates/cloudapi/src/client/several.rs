@@ -51,7 +51,7 @@ impl Client {
                     if !is_last && (changes_nothing || repeat::never_left(source.as_ref())) => {}
                 Err(ClientError::Timeout { .. }) if !is_last && changes_nothing => {}
                 Err(ClientError::Timeout { .. }) => {
-                    self.preferred.store((index + 1) % self.bases.len(), Ordering::Relaxed);
+                    self.prefer_after(index);
                     return outcome;
                 }
                 // It says that it has not done it, and cannot now.
@@ -62,7 +62,7 @@ impl Client {
     }
 
     /// Indexes of all headnodes, the one that answered last first; with each whether it is the last to try.
-    fn order(&self) -> Vec<(usize, bool)> {
+    pub(super) fn order(&self) -> Vec<(usize, bool)> {
         let (first, count) = (self.preferred.load(Ordering::Relaxed), self.bases.len());
         (0..count).map(|offset| ((first + offset) % count, offset + 1 == count)).collect()
     }
@@ -72,7 +72,16 @@ impl Client {
         self.bases.len() > 1
     }
 
-    fn noted(&self, index: usize, outcome: Result<Answer, ClientError>) -> Result<Answer, ClientError> {
+    /// What comes next begins at another headnode than this.
+    pub(super) fn prefer_another(&self) {
+        self.prefer_after(self.preferred.load(Ordering::Relaxed));
+    }
+
+    fn prefer_after(&self, index: usize) {
+        self.preferred.store((index + 1) % self.bases.len(), Ordering::Relaxed);
+    }
+
+    pub(super) fn noted<T>(&self, index: usize, outcome: Result<T, ClientError>) -> Result<T, ClientError> {
         if outcome.is_ok() {
             self.preferred.store(index, Ordering::Relaxed);
         }

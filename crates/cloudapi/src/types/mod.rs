@@ -4,6 +4,7 @@
 //! owned values. Field names and order are the contract's; shapes only grow, and reading tolerates unknown fields.
 
 pub mod account;
+pub mod changefeed;
 pub mod firewall;
 pub mod image;
 pub mod machine;

@@ -5,6 +5,7 @@
 //! history entry. The public state is computed, never stored.
 
 mod change;
+pub mod changes;
 mod create;
 mod delete;
 pub mod metadata;

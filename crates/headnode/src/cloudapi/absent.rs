@@ -78,11 +78,6 @@ pub(super) async fn role_tags(call: Call) -> Result<Reply, ApiError> {
     }
 }
 
-/// Changes as they happen need a connection that can carry them.
-pub(super) async fn changefeed(_call: Call) -> Result<Reply, ApiError> {
-    Err(ApiError::new(Code::UpgradeRequired, "the changefeed speaks WebSocket only"))
-}
-
 /// What only a delegated token opens.
 pub(super) async fn delegated(_call: Call) -> Result<Reply, ApiError> {
     Err(ApiError::new(Code::NotAuthorized, "this needs a delegated token"))

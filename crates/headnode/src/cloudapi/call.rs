@@ -6,7 +6,7 @@ use control::{Control, Scope};
 use model::{account::Account, id::InstanceId, instance::Caller};
 use store::Entry;
 
-use super::{CloudApi, error::ApiError, params::Params, reply::Reply, version::Version};
+use super::{CloudApi, changefeed::Upgrade, error::ApiError, params::Params, reply::Reply, version::Version};
 
 /// What a handler returns.
 pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Reply, ApiError>> + Send>>;
@@ -34,6 +34,8 @@ pub(super) struct Call {
     pub(super) params: Params,
     /// The query alone.
     pub(super) query: Params,
+    /// The connection, if it is to become something else; or why it cannot.
+    pub(super) upgrade: Option<Result<Upgrade, &'static str>>,
 }
 
 impl Call {

@@ -13,6 +13,7 @@ mod account;
 mod audit;
 mod auth;
 mod call;
+mod changefeed;
 mod create;
 mod enforced;
 mod error;
@@ -99,6 +100,7 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     keys: auth::KeyCache,
     throttle: throttle::Throttle,
+    feeds: changefeed::Feeds,
 }
 
 impl std::ops::Deref for CloudApi {
@@ -112,7 +114,13 @@ impl std::ops::Deref for CloudApi {
 /// All of CloudAPI as a service, with the manual beside it for whoever asks.
 pub fn router(control: Control, options: Options) -> Router {
     let throttle = throttle::Throttle::new(options.throttle);
-    let api = CloudApi(Arc::new(Inner { control, options, keys: auth::KeyCache::default(), throttle }));
+    let api = CloudApi(Arc::new(Inner {
+        control,
+        options,
+        keys: auth::KeyCache::default(),
+        throttle,
+        feeds: changefeed::Feeds::default(),
+    }));
     crate::manual::router().fallback(move |request| service::answer(api.clone(), request))
 }
 

@@ -161,7 +161,7 @@ impl Frame<'_> {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
             set(headers, HeaderName::from_static("content-md5"), &BASE64.encode(Md5::digest(&bytes)));
         }
-        if reply.status != StatusCode::NO_CONTENT {
+        if !matches!(reply.status, StatusCode::NO_CONTENT | StatusCode::SWITCHING_PROTOCOLS) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
         }
         for (name, value) in &reply.headers {

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     absent, account, audit,
     call::{Call, Outcome},
-    create, fabrics, fwrules, images, keys, machines, metadata, networks, nics, packages, services, tags,
+    changefeed, create, fabrics, fwrules, images, keys, machines, metadata, networks, nics, packages, services, tags,
     throttle::Group,
 };
 
@@ -172,7 +172,7 @@ routes! {
     POST "/:account/volumes/:volume" UpdateVolume Volumes absent::volume;
     DELETE "/:account/volumes/:volume" DeleteVolume Volumes absent::volume;
     GET "/:account/volumesizes" ListVolumeSizes Volumes absent::list;
-    GET "/:account/changefeed" Changefeed Changefeed absent::changefeed;
+    GET "/:account/changefeed" Changefeed Changefeed changefeed::open;
 
     PUT "/:account/:resource" SetRoleTagsOfKind Account absent::role_tags;
     PUT "/:account/:resource/:id" SetRoleTagsOfOne Account absent::role_tags;

@@ -15,12 +15,14 @@ use cloudapi::{
 use control::instances;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
     CloudApi, auth,
     call::Call,
+    changefeed::Upgrade,
     error::ApiError,
     machine_view,
     params::{BODY_MAX, Params},
@@ -38,6 +40,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Body> {
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
+    let on = parts.extensions.remove::<OnUpgrade>();
     name_host(&mut parts);
     let running = api.options.requests.begin(Door::Cloudapi);
     let version = version::negotiate(&parts.headers);
@@ -62,7 +65,7 @@ pub(super) async fn answer(api: CloudApi, request: Request<Body>) -> Response<Bo
     };
     // Also for calls that change something: what they are refused for must not be a state that is past.
     let fresh = api.control.store.fresh().await;
-    let reply = match handle(&api, &parts, found, body, version).await {
+    let reply = match handle(&api, &parts, found, Arriving { body, on }, version).await {
         Ok(reply) => reply,
         Err(ApiError::Gone(instance)) => {
             let view = instances::view(&api.control, instance);
@@ -85,11 +88,18 @@ const PUBLIC: &str = "public";
 /// Seconds after which a headnode that is not well may be asked again.
 const OUT_RETRY_SECONDS: u64 = 5;
 
+/// What comes after a request's head.
+struct Arriving {
+    body: Body,
+    /// The connection itself, where it can become something else.
+    on: Option<OnUpgrade>,
+}
+
 async fn handle(
     api: &CloudApi,
     parts: &Parts,
     found: Found,
-    body: Body,
+    arriving: Arriving,
     version: Result<Version, String>,
 ) -> Result<Reply, ApiError> {
     let path = parts.uri.path();
@@ -126,7 +136,7 @@ async fn handle(
     }
     maintenance(api, &parts.method)?;
     can_change(api, &parts.method)?;
-    let body = read(parts, body).await?;
+    let body = read(parts, arriving.body).await?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let params = Params::merge(parts.uri.query(), content_type, &body)?;
     let query = Params::merge(parts.uri.query(), None, &Bytes::new())?;
@@ -143,6 +153,7 @@ async fn handle(
         path: values,
         params,
         query,
+        upgrade: Some(Upgrade::of(&parts.headers, arriving.on)),
     };
     match named {
         Some(named) => repeat::once(named, call, route.run).await,

@@ -5,6 +5,7 @@
 
 pub(crate) mod call;
 mod cert;
+mod changes;
 mod find;
 pub(crate) mod nouns;
 mod show;
@@ -117,6 +118,8 @@ enum Verb {
         /// Id, short id or name.
         instance: String,
     },
+    /// Show changes of instances as they happen, or what has changed since an earlier look.
+    Changes(changes::Listen),
     /// List or change tags.
     Tags {
         /// Id, short id or name.
@@ -200,6 +203,13 @@ struct On {
     wait: bool,
 }
 
+impl Command {
+    /// It goes on until it is interrupted.
+    pub(crate) const fn is_endless(&self) -> bool {
+        matches!(self.verb, Verb::Changes(_))
+    }
+}
+
 /// Runs it.
 pub(crate) async fn run(command: Command) -> Outcome {
     if let Verb::Cert(cert) = &command.verb {
@@ -245,6 +255,7 @@ async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
             let id = tenant.find_id(&instance).await?;
             show::audit(output, &tenant.client.machine_audit(id).await?)
         }
+        Verb::Changes(listen) => changes::listen(tenant, output, listen).await,
         Verb::Tags { instance, changes } => tags(tenant, output, &instance, &changes).await,
         Verb::Metadata { instance, changes } => metadata(tenant, output, &instance, &changes).await,
         Verb::Nics { instance, add, remove, set } => {

@@ -137,6 +137,11 @@ impl Datacenter {
 
     /// Runs the tenants' command.
     pub(crate) fn triton_with(&self, arguments: &[&str]) -> Done {
+        run(&mut self.triton_command(arguments), PATIENCE)
+    }
+
+    /// The tenants' command, to be run in another way.
+    pub(crate) fn triton_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.triton);
         command
             .args(arguments)
@@ -144,7 +149,7 @@ impl Datacenter {
             .env("TRITON_TLS_INSECURE", "1")
             .env("HOME", self.root.join("home"));
         command.env_remove("SSH_AUTH_SOCK").env("NODE_NO_WARNINGS", "1");
-        run(&mut command, PATIENCE)
+        command
     }
 
     /// Runs it with `-j` and reads what it prints: one value, or one a line.

@@ -32,6 +32,7 @@ pub(crate) fn tell(dc: &Datacenter) {
     nics(dc, &id);
     firewall(dc, &id);
     not_here(dc, &id);
+    listening(dc, &id);
     turning_off_and_on(dc, &id);
     changing(dc, &id);
     logging_in(dc);
@@ -380,7 +381,33 @@ fn not_here(dc: &Datacenter, id: &str) {
     dc.triton(&format!("image create {id} mine 1.0.0")).refused("does not offer");
     dc.triton("volume create -n v -s 10G").refused("does not offer");
     dc.triton(&format!("instance migration begin {id}")).refused("does not offer");
-    dc.triton("changefeed").refused("BadRequest");
+}
+
+/// `triton changefeed` runs until it is interrupted; what it prints comes as things happen.
+fn listening(dc: &Datacenter, id: &str) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let heard = directory.path().join("heard");
+    let mut command = dc.triton_command(&["changefeed", "-j"]);
+    let mut child = command.stdout(fs::File::create(&heard).expect("a file")).spawn().expect("it runs");
+    let deadline = Instant::now() + KEY_PATIENCE;
+    let told = loop {
+        // It says nowhere that it listens, so that things happen until one is told.
+        dc.triton(&format!("instance tag set -w {id} heard={}", deadline.duration_since(Instant::now()).as_millis()))
+            .good();
+        let lines = fs::read_to_string(&heard).expect("what was heard");
+        if let Some(line) = lines.lines().find_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            break line;
+        }
+        assert!(Instant::now() < deadline, "nothing is told");
+    };
+    child.kill().expect("it still listens");
+    child.wait().expect("it has ended");
+    assert_eq!(told["changedResourceId"], *id);
+    assert_eq!(told["changeKind"], json!({"resource": "vm", "subResources": ["tags"]}));
+    assert_eq!(told["resourceState"], "running");
+    assert!(told["published"].as_str().is_some_and(|at| at.parse::<u64>().is_ok()) && told.get("cursor").is_none());
+    check("changefeed", &told["resourceObject"], &[("id", Kind::Uuid), ("state", Kind::Text), ("tags", Kind::Object)]);
+    dc.triton(&format!("instance tag delete -w {id} heard")).good();
 }
 
 fn tags_and_metadata(dc: &Datacenter, id: &str) {

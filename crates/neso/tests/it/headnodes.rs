@@ -1,6 +1,13 @@
 //! Two headnodes over one etcd, and a node that knows both: one is stopped where it stands, and nobody waits for it.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
 
 use crate::{
     datacenter::Datacenter,
@@ -49,6 +56,11 @@ fn one_of_two_headnodes_stops_and_nobody_waits() {
     let known = || headnode::presence::known_ops(&datacenter.settings()).len();
     datacenter.wait("the first headnode to write down where the second is", || known() == 2);
 
+    // Somebody listens to what changes, at the first headnode.
+    let both = format!("{},{}", datacenter.settings().cloudapi_url(), second.url());
+    let feed = Listener::start(&datacenter, &both);
+    datacenter.wait("the list of instances to be told", || feed.last("one").as_deref() == Some("running"));
+
     // The first is stopped where it stands. Its clients go to the other one, and so does its node.
     let pid = datacenter.pid("headnode").expect("it runs");
     signal(pid, "-STOP");
@@ -56,11 +68,13 @@ fn one_of_two_headnodes_stops_and_nobody_waits() {
     second.good(&datacenter, &["instance", "-j", "stop", "-w", "one"]);
     let console = second.run(&datacenter, &["adm", "instance", "console", "two"]);
     assert!(console.status.success(), "{}", String::from_utf8_lossy(&console.stderr));
-    // Whoever knows both addresses gets an answer without being told which one lives.
-    let both = format!("{},{}", datacenter.settings().cloudapi_url(), second.url());
+    // Whoever knows both addresses gets an answer without being told which one lives, and whoever listens is told what happened.
     let listed =
         datacenter.command(&["instance", "-j", "get", "two"]).env("TRITON_URL", &both).output().expect("it runs");
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    datacenter.wait("what happened to be told", || {
+        (feed.last("one").as_deref(), feed.last("two").as_deref()) == (Some("stopped"), Some("running"))
+    });
     let listed = datacenter.run(&["adm", "-j", "server", "list"]);
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     assert_eq!(datacenter.pid("headnode"), Some(pid), "nothing was restarted");
@@ -71,10 +85,88 @@ fn one_of_two_headnodes_stops_and_nobody_waits() {
     std::thread::sleep(Duration::from_secs(1));
     for name in ["one", "two"] {
         datacenter.good(&["instance", "delete", "-w", name]);
+        datacenter.wait("the deletion to be told", || feed.last(name).as_deref() == Some("deleted"));
     }
+    ended_and_gone_on(&datacenter, feed);
     datacenter.wait_idle();
     datacenter.assert_agreed();
     datacenter.assert_clean();
+}
+
+/// Whoever listened was told everything once; another one begins where it ended.
+fn ended_and_gone_on(datacenter: &Datacenter, mut feed: Listener) {
+    assert_eq!(feed.count("list"), 1, "nothing was begun again");
+    // What flows write behind a deletion touches nothing that is told; the next place is behind it too.
+    datacenter.wait_idle();
+    let places = feed.count("current");
+    datacenter.wait("a place behind all that happened", || feed.count("current") > places);
+    feed.stop();
+    // Another one begins where it ended, and has nothing to tell; before the beginning there is everything, deleted ones too.
+    let cursor = feed.cursor();
+    let told = datacenter.good(&["instance", "changes", "-j", "--once", "--since", &cursor]);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let told = datacenter.good(&["instance", "changes", "--once", "--since", &format!("0-{}", after_dash(&cursor))]);
+    assert!(told.contains("  one  deleted  ") && told.contains("  two  deleted  "), "{told}");
+}
+
+/// `neso instance changes`, while other things happen.
+struct Listener {
+    child: Child,
+    heard: PathBuf,
+}
+
+impl Listener {
+    fn start(datacenter: &Datacenter, urls: &str) -> Self {
+        let heard = datacenter.root().join("heard");
+        let file = fs::File::create(&heard).expect("a file for what is heard");
+        let mut command = datacenter.command(&["instance", "changes", "-j", "--since", ""]);
+        let child = command.env("TRITON_URL", urls).stdin(Stdio::null()).stdout(file).spawn().expect("it runs");
+        Self { child, heard }
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let heard = fs::read_to_string(&self.heard).expect("what was heard");
+        // The last line may be under way.
+        heard.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The state of an instance as it was told last.
+    fn last(&self, name: &str) -> Option<String> {
+        let lines = self.lines();
+        let last = lines.iter().rev().find(|line| line["resourceObject"]["name"] == name)?;
+        Some(last["resourceState"].as_str().expect("a state").to_owned())
+    }
+
+    /// How many notes of a kind were told.
+    fn count(&self, event: &str) -> usize {
+        self.lines().iter().filter(|line| line["event"] == event).count()
+    }
+
+    /// From where on another one goes on.
+    fn cursor(&self) -> String {
+        let lines = self.lines();
+        let last = lines.iter().rev().find_map(|line| line["cursor"].as_str());
+        last.expect("a cursor was told").to_owned()
+    }
+
+    /// As Ctrl-C does: whoever has seen enough made no mistake.
+    fn stop(&mut self) {
+        signal(self.child.id(), "-INT");
+        let ended = self.child.wait().expect("it ends");
+        assert!(ended.success(), "{ended}");
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // It may have been stopped before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn after_dash(cursor: &str) -> &str {
+    cursor.split_once('-').expect("a cursor has two parts").1
 }
 
 fn signal(pid: u32, signal: &str) {

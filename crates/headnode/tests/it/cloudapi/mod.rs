@@ -1,5 +1,6 @@
 //! CloudAPI over the real control plane on a store in memory, with requests signed by real keys.
 
+mod changefeed;
 mod changes;
 mod fabrics;
 mod fwrules;

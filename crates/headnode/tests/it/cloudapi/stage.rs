@@ -28,12 +28,14 @@ use store::{Store, memory::Memory};
 use tower::ServiceExt as _;
 
 /// Tue, 24 Nov 2026 15:06:00 GMT.
-const NOW_MS: i64 = 1_795_532_760_000;
+pub(super) const NOW_MS: i64 = 1_795_532_760_000;
 pub(super) const IMAGE: &str = "6f1a0ad3-0f4a-4a63-9d3c-5d8b5f1f6a01";
 
 pub(super) struct Stage {
     pub(super) control: Control,
     pub(super) clock: Arc<ManualClock>,
+    /// What keeps the records; another headnode may use it too.
+    pub(super) engine: Arc<Memory>,
     pub(super) router: Router,
     pub(super) external: String,
     pub(super) private: String,
@@ -94,7 +96,8 @@ impl Stage {
     pub(super) async fn with(change: impl FnOnce(&mut Options)) -> Self {
         let images_dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(NOW_MS));
-        let store = Store::open(Arc::new(Memory::new()), control::schema()).await.unwrap();
+        let engine = Arc::new(Memory::new());
+        let store = Store::open(engine.clone(), control::schema()).await.unwrap();
         let (trigger, shutdown): (Trigger, Shutdown) = Shutdown::new();
         let mut config = ControlConfig::new("home-1", images_dir.path());
         config.placement.headnode_takes_instances = true;
@@ -121,6 +124,7 @@ impl Stage {
             router: router(control.clone(), options),
             control,
             clock,
+            engine,
             external: String::new(),
             private: String::new(),
             server,
