@@ -30,6 +30,9 @@ pub enum AskError {
     /// It answered that it cannot.
     #[error("{0}")]
     Refused(String),
+    /// It answered, and not what was asked; it may be asked again.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Who asks and who is asked. Clones share it.
@@ -70,6 +73,7 @@ impl Inquiries {
         let _open = Open { inquiries: self, server, id };
         match tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS), receiver).await {
             Ok(Ok(Answer::Refused { why })) => Err(AskError::Refused(why)),
+            Ok(Ok(Answer::Failed { why })) => Err(AskError::Failed(why)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) | Err(_) => Err(AskError::Silent(server)),
         }

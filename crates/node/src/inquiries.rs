@@ -120,7 +120,8 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
         Question::Meters => meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read)))),
         Question::Told { instances } => told(&shared.target(), &instances),
-        Question::Rules { after } => rules(&shared.target(), after),
+        // Not in the words of an agent that does not know the question: what it holds would be taken for nothing.
+        Question::Rules { after } => Ok(rules(&shared.target(), after).unwrap_or_else(|why| Answer::Failed { why })),
         Question::Unknown => {
             Err("this machine's agent is older than the headnode and does not know the question".into())
         }

@@ -127,6 +127,11 @@ pub enum Answer {
         /// In words.
         why: String,
     },
+    /// It knows the question and failed to answer it; it may be asked again. A headnode of an earlier release hears nothing.
+    Failed {
+        /// In words.
+        why: String,
+    },
 }
 
 /// A piece of a console log.

@@ -238,7 +238,7 @@ impl From<AskError> for Refusal {
     fn from(error: AskError) -> Self {
         let (status, code) = match &error {
             AskError::Busy(_) | AskError::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
-            AskError::Refused(_) => (StatusCode::CONFLICT, "Conflict"),
+            AskError::Refused(_) | AskError::Failed(_) => (StatusCode::CONFLICT, "Conflict"),
         };
         Self::new(status, code, error.to_string())
     }
