@@ -15,7 +15,8 @@ use crate::{Client, Error};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rebuild {
-    /// Go on although some instances cannot be adopted: their machines are told again, and these are left alone, without firewall.
+    /// Go on although some instances cannot be adopted, which are left alone then, without firewall, or some machines did not say which rules they hold.
+    /// Of these, those that do not answer at all are told nothing until they do.
     #[serde(default)]
     pub leave: bool,
 }
@@ -50,6 +51,9 @@ pub struct WaitingServer {
     pub brought: bool,
     /// It has spoken since.
     pub has_spoken: bool,
+    /// Why it did not say now which rules of the firewall it holds, where it should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unheard: Option<String>,
 }
 
 /// An instance that a machine has and no record knew.

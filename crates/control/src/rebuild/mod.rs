@@ -26,6 +26,8 @@ mod adopt;
 mod missing;
 mod rules;
 
+use std::collections::BTreeSet;
+
 use model::{
     id::{InstanceId, ServerId},
     instance::{AuditEntry, Caller, Instance, Wanted},
@@ -118,7 +120,7 @@ pub(crate) async fn compare(control: &Control, id: ServerId, report: &Report) ->
             .await?;
     }
     if is_at_rest(&control.snapshot(), control.config.asks_for_rules) {
-        go_on(control).await?;
+        go_on(control, None).await?;
     }
     Ok(())
 }
@@ -143,7 +145,6 @@ fn mark_lost(snapshot: &Snapshot, some: &[InstanceId], report: &Report, now: Tim
 
 /// Whether every machine that holds something up has spoken, and nothing is left to decide.
 fn is_at_rest(snapshot: &Snapshot, asks_for_rules: bool) -> bool {
-    let has_no_rules = |restored: Restored| !asks_for_rules || restored.rules == Some(0);
     // One without instances, like the machine of a headnode that was lost, may be gone for good.
     let is_needed = |server: &Entry<Server>| {
         !(server.headnode || server.headnode_role.is_some())
@@ -151,22 +152,32 @@ fn is_at_rest(snapshot: &Snapshot, asks_for_rules: bool) -> bool {
     };
     snapshot.scan(&SERVERS).all(|server| match server.restored {
         None => true,
-        Some(restored) if restored.compared => restored.strangers == 0 && has_no_rules(restored),
+        Some(restored) if restored.compared => is_settled(restored, asks_for_rules),
         Some(_) => !is_needed(&server),
     })
 }
 
-/// Tells every machine again that has spoken since the restore, from above what it has seen. Those that have not stay silent until they
-/// do. Returns how many.
-pub async fn go_on(control: &Control) -> Result<usize> {
-    let compared = |server: &Server| server.restored.is_some_and(|restored| restored.compared);
+/// Whether nothing is left to decide of what a machine has that has spoken.
+fn is_settled(restored: Restored, asks_for_rules: bool) -> bool {
+    restored.strangers == 0 && (!asks_for_rules || restored.rules == Some(0))
+}
+
+/// Tells machines again that have spoken since the restore, from above what each has seen: those in `looked_at`, of which somebody knows all that they
+/// have; else those of which nothing is left to decide. All others are told nothing until their turn comes. Returns how many.
+pub async fn go_on(control: &Control, looked_at: Option<&BTreeSet<ServerId>>) -> Result<usize> {
+    let is_ready = |server: &Server, restored: Restored| match looked_at {
+        Some(looked_at) => looked_at.contains(&server.id),
+        None => is_settled(restored, control.config.asks_for_rules),
+    };
+    let is_meant =
+        |server: &Server| server.restored.is_some_and(|restored| restored.compared && is_ready(server, restored));
     let snapshot = control.snapshot();
-    let servers: Vec<ServerId> = snapshot.scan(&SERVERS).filter(|server| compared(server)).map(|it| it.id).collect();
+    let servers: Vec<ServerId> = snapshot.scan(&SERVERS).filter(|server| is_meant(server)).map(|it| it.id).collect();
     for id in &servers {
         control
             .store
             .update(|snapshot| {
-                let Some(entry) = snapshot.get(&SERVERS, &id.to_string()).filter(|entry| compared(entry)) else {
+                let Some(entry) = snapshot.get(&SERVERS, &id.to_string()).filter(|entry| is_meant(entry)) else {
                     return Ok::<_, Error>((Transaction::new(), ()));
                 };
                 let heard = control.nodes.heard(*id).map_or(0, |heard| heard.target_seen);

@@ -88,7 +88,7 @@ pub async fn rules_compared(control: &Control, server: ServerId, unknown: usize)
         })
         .await?;
     if is_at_rest(&control.snapshot(), control.config.asks_for_rules) {
-        go_on(control).await?;
+        go_on(control, None).await?;
     }
     Ok(())
 }

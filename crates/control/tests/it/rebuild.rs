@@ -1,7 +1,10 @@
 //! After a restore: what the machine has and the backup does not know is adopted, what the backup knows and the machine has not
 //! is marked, and nothing changes on the machine.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use control::{
     Scope,
@@ -231,6 +234,29 @@ async fn nothing_goes_on_before_rules_were_asked_for() {
     machine.fetch(&world).await;
 }
 
+/// What others have decided is no word on a machine that nobody has looked at.
+#[tokio::test]
+async fn only_those_go_on_that_somebody_has_looked_at() {
+    let world = World::with(Choices { asks_for_rules: true, ..Choices::default() }).await;
+    let control = &world.control;
+    let mut machine = Machine::new(&world);
+    world.running(&mut machine, "web").await;
+    restored(&world).await;
+    machine.report(&world).await;
+    let (nobody, all) = (BTreeSet::new(), BTreeSet::from([world.server]));
+    for rules in [None, Some(1)] {
+        if let Some(rules) = rules {
+            rebuild::rules_compared(control, world.server, rules).await.expect("noted");
+        }
+        for looked_at in [None, Some(&nobody)] {
+            assert_eq!(rebuild::go_on(control, looked_at).await.expect("nothing to do"), 0, "{rules:?} {looked_at:?}");
+        }
+        hears_nothing(&world, &machine).await;
+    }
+    assert_eq!(rebuild::go_on(control, Some(&all)).await.expect("it goes on"), 1);
+    machine.fetch(&world).await;
+}
+
 /// A machine that spoke once before it had looked at itself is not taken at its word.
 #[tokio::test]
 async fn a_first_word_without_a_document_is_not_the_last() {
@@ -326,7 +352,8 @@ async fn a_datacenter_that_knows_nothing_is_made_again_of_a_machine() {
     assert!(snapshot.get(&NETWORKS, &world.network.to_string()).is_some());
     let package = told(&machine, id).zone.package.expect("a package");
     assert!(!snapshot.get(&PACKAGES, &package.to_string()).expect("its package").active);
-    assert_eq!(rebuild::go_on(&empty.control).await.expect("it goes on"), 1);
+    let looked_at = BTreeSet::from([world.server]);
+    assert_eq!(rebuild::go_on(&empty.control, Some(&looked_at)).await.expect("it goes on"), 1);
     let have = before.generation;
     let target = servers::watch_target(&empty.control, world.server, have).await.expect("known").expect("newer");
     assert_eq!(target.zones, before.zones);

@@ -11,7 +11,8 @@ pub(crate) struct Command {
     /// Carry it out. Without this, only what would be done is shown.
     #[arg(long)]
     yes: bool,
-    /// Go on although some instances cannot be adopted: they run on, but nobody knows them and no firewall filters them.
+    /// Go on although some instances cannot be adopted: they run on, but nobody knows them and no firewall filters them. Machines that do not answer
+    /// are told nothing until they do.
     #[arg(long, requires = "yes")]
     leave: bool,
 }
@@ -111,8 +112,23 @@ fn summary(view: &RebuildView) -> String {
     if !silent.is_empty() {
         lines.push(format!("Not heard of since, and told nothing until then: {}.", silent.join(", ")));
     }
+    let unheard: Vec<String> = view
+        .waiting
+        .iter()
+        .filter_map(|server| Some(format!("{} ({})", server.hostname, server.unheard.as_ref()?)))
+        .collect();
+    if !unheard.is_empty() {
+        lines.push(format!(
+            "Did not say now which rules of the firewall they hold, some of which nobody else may know: {}.",
+            unheard.join("; ")
+        ));
+    }
     match (view.waiting.iter().filter(|server| server.has_spoken).count(), view.done) {
         (0, _) => {}
+        (count, true) if !unheard.is_empty() => lines.push(format!(
+            "{count} machines are told nothing until all have said it: run it again when they answer. --leave goes on with the others, and leaves those that \
+             do not answer as they are until they do."
+        )),
         (count, true) if refused + rules_refused > 0 => lines.push(format!(
             "{count} machines are told nothing until what stands in the way is gone, or --leave leaves that alone."
         )),
@@ -131,4 +147,33 @@ fn summary(view: &RebuildView) -> String {
             .to_owned(),
     );
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{id::ServerId, time::Timestamp};
+    use opsapi::WaitingServer;
+
+    use super::*;
+
+    #[test]
+    fn who_did_not_say_what_it_holds_is_named() {
+        let waiting = |hostname: &str, unheard: Option<&str>| WaitingServer {
+            server: ServerId::random(),
+            hostname: hostname.to_owned(),
+            taken_at: Timestamp(1),
+            brought: false,
+            has_spoken: true,
+            unheard: unheard.map(str::to_owned),
+        };
+        let said = |waiting| summary(&RebuildView { waiting, done: true, ..RebuildView::default() });
+        let text = said(vec![waiting("cn-1", None), waiting("cn-2", Some("it is silent"))]);
+        assert!(text.contains("cn-2 (it is silent)") && !text.contains("cn-1 ("), "{text}");
+        assert!(
+            text.contains("2 machines are told nothing until all have said it") && text.contains("--leave"),
+            "{text}"
+        );
+        let text = said(vec![waiting("cn-1", None)]);
+        assert!(text.contains("run it again in a moment") && !text.contains("--leave"), "{text}");
+    }
 }
