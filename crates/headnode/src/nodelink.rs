@@ -300,19 +300,32 @@ async fn backups(
     Ok(Json(offered).into_response())
 }
 
+#[derive(Deserialize)]
+struct Behind {
+    /// Bytes that whoever asks has already.
+    #[serde(default)]
+    from: u64,
+}
+
 async fn backup(
     State(link): State<Link>,
     peer: Shown,
     Path(name): Path<String>,
+    Query(Behind { from }): Query<Behind>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let headnode = link.headnode(peer, &headers)?;
     let (offers, asked) = (link.offers.clone(), name.clone());
     let gone = || Refusal(StatusCode::NOT_FOUND, format!("there is no backup `{name}` here any more"));
     let path = base::task::blocking("backup-file", move || offers.file(&asked)).await.ok_or_else(gone)?;
-    let file = tokio::fs::File::open(&path).await.map_err(|_| gone())?;
-    tracing::info!(%headnode, name, "another headnode fetches a backup");
-    Ok(Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES)).into_response())
+    let mut file = tokio::fs::File::open(&path).await.map_err(|_| gone())?;
+    let size = file.metadata().await.map_err(|_| gone())?.len();
+    // Who has more than there is has something else.
+    let from = if from <= size { from } else { 0 };
+    file.seek(SeekFrom::Start(from)).await.map_err(|_| gone())?;
+    tracing::info!(%headnode, name, from, "another headnode fetches a backup");
+    let status = if from > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    Ok((status, Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES))).into_response())
 }
 
 async fn inquiry(State(link): State<Link>, peer: Shown, headers: HeaderMap) -> Result<Response, Refusal> {

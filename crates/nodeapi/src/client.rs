@@ -150,15 +150,17 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|error| nonsense(doing, &error))
     }
 
-    /// Begins to read a backup that is offered.
-    pub async fn backup(&self, name: &str) -> Result<Box<dyn Chunks>, LinkError> {
+    /// Begins to read a backup that is offered, behind its first `from` bytes; and says where it begins, which a headnode of an earlier release does at 0.
+    pub async fn backup(&self, name: &str, from: u64) -> Result<(u64, Box<dyn Chunks>), LinkError> {
         let doing = format!("fetch backup {name}");
-        let response =
-            self.send(&doing, Method::GET, &format!("/v1/backups/{name}"), Bytes::new(), ANSWER_SECONDS).await?;
-        if response.status() != StatusCode::OK {
-            return Err(refusal(&doing, response).await);
-        }
-        Ok(Box::new(ImageChunks { doing, body: response.into_body() }))
+        let path = format!("/v1/backups/{name}?from={from}");
+        let response = self.send(&doing, Method::GET, &path, Bytes::new(), ANSWER_SECONDS).await?;
+        let begin = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => from,
+            _ => return Err(refusal(&doing, response).await),
+        };
+        Ok((begin, Box::new(ImageChunks { doing, body: response.into_body() })))
     }
 
     fn dial(&self) -> MutexGuard<'_, Dial> {

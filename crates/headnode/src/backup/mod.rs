@@ -221,7 +221,7 @@ fn take_now(
         None => {
             let directory = settings.backup_dir();
             make_directory(&directory)?;
-            sweep(&directory)?;
+            sweep(&directory, &[])?;
             (directory.join(name(&head)), &*settings.backup.copies)
         }
     };
@@ -245,12 +245,12 @@ fn take_now(
     Ok(Taken { path, bytes, sealed: key.is_some(), head, end, failed_copies })
 }
 
-/// Removes what a headnode that was killed has left half written.
-fn sweep(directory: &Path) -> Result<(), BackupError> {
+/// Removes what a headnode that was killed has left half written, but for `kept`.
+fn sweep(directory: &Path, kept: &[PathBuf]) -> Result<(), BackupError> {
     let half = format!(".{EXTENSION}{UNFINISHED}");
     let entries = fs::read_dir(directory).map_err(|source| BackupError::io("list", directory, source))?;
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path.to_str().is_some_and(|path| path.ends_with(&half)) {
+        if path.to_str().is_some_and(|path| path.ends_with(&half)) && !kept.contains(&path) {
             fs::remove_file(&path).map_err(|source| BackupError::io("remove", &path, source))?;
         }
     }
@@ -519,7 +519,7 @@ mod tests {
         for name in ["a.neso-backup", "b.neso-backup.new", "notes.new"] {
             fs::write(directory.path().join(name), "x").unwrap();
         }
-        sweep(directory.path()).unwrap();
+        sweep(directory.path(), &[]).unwrap();
         let mut left: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();

@@ -5,12 +5,12 @@
 //! ```
 //! Who holds a backup tells its maker, who shows it; who stops fetching is missed there. Only headnodes are answered ([`Offers`]): a backup
 //! holds the datacenter's keys, which every headnode has anyhow. One that is slow or stuck keeps nobody from the others: they are asked side by side, and a
-//! transfer that does not get on is given up and tried again in the next round.
+//! transfer that does not get on is given up and goes on in the next round.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     fs, io,
-    io::Write as _,
+    io::{Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -31,7 +31,8 @@ use store::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
-    BackupError, Listed, UNFINISHED, list, parse_name, sealed::hex, standing::Other, sync_directory_of, with_suffix,
+    BackupError, Listed, UNFINISHED, list, parse_name, sealed::hex, standing::Other, sweep, sync_directory_of,
+    with_suffix,
 };
 use crate::{
     pki::{Pki, make_directory},
@@ -40,7 +41,7 @@ use crate::{
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(60);
-/// How long one pass may take: large files over a slow link. What it has not done the next one does.
+/// How long one pass may take: large files over a slow link. A file that is cut then goes on in the next one, where it was.
 const DEADLINE: Duration = Duration::from_secs(3_600);
 /// Headnodes that are fetched from at once.
 const AT_ONCE: usize = 4;
@@ -152,7 +153,7 @@ enum FetchError {
     #[error(transparent)]
     Files(#[from] BackupError),
     /// It arrives too slowly.
-    #[error("`{name}` stands at {bytes} bytes; it is fetched again")]
+    #[error("`{name}` stands at {bytes} bytes; it goes on there later")]
     Stuck {
         /// The backup.
         name: String,
@@ -173,7 +174,7 @@ pub struct KeepOthers {
     settings: Settings,
     pki: Pki,
     /// Headnodes of which it failed last, so that each is logged once. Leaf data.
-    failing: Mutex<BTreeMap<ServerId, String>>,
+    failing: Mutex<BTreeSet<ServerId>>,
 }
 
 impl KeepOthers {
@@ -192,27 +193,31 @@ impl KeepOthers {
             (id, self.fetch(id, link).await.map_err(why))
         });
         let mut fetches = stream::iter(fetches).buffer_unordered(AT_ONCE);
-        let (mut fetched, mut failed) = (0, BTreeMap::new());
+        let (mut fetched, mut failed) = (0, None);
         while let Some((id, outcome)) = fetches.next().await {
+            // At once: this pass may be cut while another one's is under way.
+            self.note(id, outcome.as_ref().err());
             match outcome {
                 Ok(count) => fetched += count,
-                Err(why) => drop(failed.insert(id, why)),
+                Err(why) => failed = failed.or(Some(why)),
             }
         }
-        self.note(&failed);
-        match failed.into_values().next() {
+        match failed {
             Some(why) => Err(why.into()),
             None if fetched == 0 => Ok(String::new()),
             None => Ok(format!("fetched {fetched} backups of other headnodes")),
         }
     }
 
-    fn note(&self, failed: &BTreeMap<ServerId, String>) {
+    fn note(&self, of: ServerId, failed: Option<&String>) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        for why in failed.iter().filter(|(id, _)| !failing.contains_key(id)).map(|(_, why)| why) {
-            tracing::warn!(why, "backups of another headnode cannot be fetched; it is tried again");
+        match failed {
+            Some(why) if failing.insert(of) => {
+                tracing::warn!(why, "backups of another headnode cannot be fetched; it is tried again");
+            }
+            Some(_) => {}
+            None => _ = failing.remove(&of),
         }
-        failing.clone_from(failed);
     }
 
     /// Fetches what is missing of one headnode, and tells it what is here.
@@ -220,6 +225,11 @@ impl KeepOthers {
         let directory = directory(&self.settings, of);
         let link = self.link(node_link)?;
         let offered = link.backups(&names(&directory)?).await?;
+        if directory.is_dir() {
+            // What was begun and is offered no more is never finished.
+            let begun = offered.iter().map(|backup| with_suffix(&directory.join(&backup.name), UNFINISHED));
+            sweep(&directory, &begun.collect::<Vec<_>>())?;
+        }
         let mut fetched = 0;
         for backup in offered.iter().take(KEPT) {
             let path = directory.join(&backup.name);
@@ -258,21 +268,25 @@ impl KeepOthers {
     }
 }
 
-/// One backup, whole or not at all.
+/// One backup, whole or not at all. What arrives before it is cut is kept beside, and the next time goes on there; the sum is over all of it.
 async fn fetch_one(link: &Client, backup: &OfferedBackup, path: &Path) -> Result<(), FetchError> {
     let beside = with_suffix(path, UNFINISHED);
-    let mut chunks = link.backup(&backup.name).await?;
+    let (unfinished, most) = (beside.clone(), backup.bytes);
+    let (there, known) = base::task::blocking("backup-sum", move || begun(&unfinished, most)).await?;
+    let (begin, mut chunks) = link.backup(&backup.name, there).await?;
     let io = |doing: &'static str| {
         let beside = beside.clone();
         move |source| FetchError::Files(BackupError::io(doing, &beside, source))
     };
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&beside);
     let mut file = file.map_err(io("make"))?;
-    let (mut sum, mut bytes, mut pace) = (Sha256::new(), 0, Pace::new(Instant::now()));
+    file.set_len(begin).map_err(io("cut"))?;
+    file.seek(io::SeekFrom::Start(begin)).map_err(io("seek in"))?;
+    let mut sum = if begin > 0 { known } else { Sha256::new() };
+    let (mut bytes, mut pace) = (begin, Pace { since: Instant::now(), bytes: begin });
     while let Some(piece) = chunks.next().await? {
         bytes += piece.len() as u64;
         if !pace.is_kept(bytes, Instant::now()) {
-            let _ = fs::remove_file(&beside);
             return Err(FetchError::Stuck { name: backup.name.clone(), bytes });
         }
         if bytes > backup.bytes {
@@ -293,6 +307,18 @@ async fn fetch_one(link: &Client, backup: &OfferedBackup, path: &Path) -> Result
     Ok(())
 }
 
+/// How much of a backup of `most` bytes has arrived at `beside` before, and the sum of that.
+fn begun(beside: &Path, most: u64) -> Result<(u64, Sha256), BackupError> {
+    let mut sum = Sha256::new();
+    let mut file = match fs::File::open(beside) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, sum)),
+        Err(source) => return Err(BackupError::io("open", beside, source)),
+    };
+    let bytes = io::copy(&mut file, &mut sum).map_err(|source| BackupError::io("read", beside, source))?;
+    Ok(if bytes <= most { (bytes, sum) } else { (0, Sha256::new()) })
+}
+
 /// Whether a transfer gets on. One of which nothing arrives at all is ended by the link before that.
 struct Pace {
     since: Instant,
@@ -300,10 +326,6 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { since: now, bytes: 0 }
-    }
-
     /// `bytes` have arrived in all, the last of them now.
     fn is_kept(&mut self, bytes: u64, now: Instant) -> bool {
         if bytes - self.bytes >= PACE_BYTES {
@@ -350,13 +372,13 @@ mod tests {
     fn a_transfer_gets_on_or_is_given_up() {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
-        let mut slow = Pace::new(begun);
+        let mut slow = Pace { since: begun, bytes: 0 };
         for minute in 1..600 {
             assert!(slow.is_kept(minute * PACE_BYTES, after(minute * 59)), "slow, and it gets on");
         }
-        let mut drips = Pace::new(begun);
+        let mut drips = Pace { since: begun, bytes: 0 };
         assert!((1..60).all(|second| drips.is_kept(second, after(second))) && !drips.is_kept(60, after(60)));
-        let mut stops = Pace::new(begun);
+        let mut stops = Pace { since: begun, bytes: 0 };
         assert!(stops.is_kept(PACE_BYTES, after(30)) && stops.is_kept(PACE_BYTES + 1, after(89)));
         assert!(!stops.is_kept(2 * PACE_BYTES - 1, after(90)));
     }

@@ -253,3 +253,31 @@ async fn who_is_stuck_keeps_nobody_from_the_others() {
         done = pair.keep.pass() => panic!("two are stuck: {done:?}"),
     }
 }
+
+/// What arrived before a transfer was cut is not fetched again; and when it is not what it should be, all of it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_was_cut_goes_on_where_it_was() {
+    let pair = Pair::new().await;
+    let sound: Vec<u8> = (0..900_000_u32).map(|at| at.to_le_bytes()[0]).collect();
+    fs::write(pair.file(), &sound).unwrap();
+    let kept = pair.fetcher.kept(pair.maker.pki.server_id);
+    let (begun, arrived) = (kept.join(format!("{NAME}.new")), kept.join(NAME));
+    fs::create_dir_all(&kept).unwrap();
+    fs::write(kept.join("dc-1-20200101T000000Z-r1.neso-backup.new"), "nobody offers it any more").unwrap();
+
+    let mut other = sound[..500_000].to_vec();
+    other[7] ^= 1;
+    fs::write(&begun, &other).unwrap();
+    let why = pair.keep.pass().await.unwrap_err().to_string();
+    assert!(why.contains("did not arrive as it was offered"), "what was there counts: {why}");
+    assert!(pair.fetched().is_empty(), "{:?}", pair.fetched());
+
+    let longer = [&sound[..], b"more"].concat();
+    for there in [&sound[..500_000], &sound, &longer, b""] {
+        fs::write(&begun, there).unwrap();
+        assert!(pair.keep.pass().await.unwrap().contains("fetched 1"), "{} bytes were there", there.len());
+        assert_eq!(pair.fetched(), [NAME]);
+        assert!(fs::read(&arrived).unwrap() == sound, "{} bytes were there", there.len());
+        fs::remove_file(&arrived).unwrap();
+    }
+}

@@ -234,7 +234,7 @@ async fn keys_go_to_headnodes_alone(
     assert!(refused(own.headnode_kit().await).contains("is not to run a headnode"));
     let backups = own.backups(&[]).await.unwrap_err().to_string();
     assert!(backups.contains("backups are for headnodes alone"), "{backups}");
-    let file = own.backup("dc-1-20261128T065900Z-r1.neso-backup").await.err().map(|error| error.to_string());
+    let file = own.backup("dc-1-20261128T065900Z-r1.neso-backup", 0).await.err().map(|error| error.to_string());
     assert!(file.is_some_and(|why| why.contains("backups are for headnodes alone")));
     told(Some(HeadnodeWanted::Running)).await;
     let kit = own.headnode_kit().await.unwrap();
