@@ -142,19 +142,32 @@ impl Held {
 
     /// From the file, and then from the log, as far as that can be followed.
     pub(crate) fn read_all(keys: &Keys, data: &Path) -> Result<(Self, Beside), FileError> {
-        for attempt in 1..=ATTEMPTS {
+        let (kept, beside) = settled(|| {
             // In this order: what leaves the log meanwhile is in the next file.
             let (mut kept, mut beside) = read(keys, data)?;
             beside.base = kept.all.get(&keys.base()).map(|kv| kv.value.clone());
             beside.log = kept.follow(keys, &Log::read(data, beside.applied));
-            // What was read while it was written may look like anything.
-            if beside.log.stopped.is_none() || attempt == ATTEMPTS {
-                return Ok((Self::of(keys, kept.revision, kept.all.into_values()), beside));
-            }
-            std::thread::sleep(ATTEMPT_PAUSE);
-        }
-        Err(FileError::Busy(file_of(data)))
+            Ok((kept, beside))
+        })?;
+        Ok((Self::of(keys, kept.revision, kept.all.into_values()), beside))
     }
+}
+
+/// What `look` sees when it could follow the log to its end, or sees the same as the time before: what was read while it was written may look like anything,
+/// but not twice; that is damage.
+fn settled<T>(mut look: impl FnMut() -> Result<(T, Beside), FileError>) -> Result<(T, Beside), FileError> {
+    let mut seen = look()?;
+    for _ in 1..ATTEMPTS {
+        if seen.1.log.stopped.is_none() {
+            break;
+        }
+        std::thread::sleep(ATTEMPT_PAUSE);
+        let before = std::mem::replace(&mut seen, look()?).1;
+        if seen.1 == before {
+            break;
+        }
+    }
+    Ok(seen)
 }
 
 /// The file below a member's data directory.
@@ -218,4 +231,31 @@ fn read_bolt(keys: &Keys, bolt: &Bolt) -> Result<(Kept, Beside), FileError> {
     bolt.each("alarm", &mut |key, _| kept.note_alarm(key))?;
     beside.revision = kept.revision;
     Ok((kept, beside))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often is looked where the log stops at each of `stops`, one look after the other, and where it stops in what counts.
+    fn looks(stops: &[Option<&str>]) -> (usize, Option<String>) {
+        let mut count = 0;
+        let look = || {
+            let stopped = stops[count].map(str::to_owned);
+            count += 1;
+            Ok(((), Beside { log: LogFacts { stopped, ..LogFacts::default() }, ..Beside::default() }))
+        };
+        let seen = settled(look).unwrap().1;
+        (count, seen.log.stopped)
+    }
+
+    #[test]
+    fn a_log_that_stops_at_one_place_twice_is_not_read_again() {
+        let (here, there) = (Some("here"), Some("there"));
+        assert_eq!(looks(&[None]), (1, None));
+        assert_eq!(looks(&[here, None]), (2, None));
+        assert_eq!(looks(&[here, here, None]), (2, Some("here".to_owned())));
+        assert_eq!(looks(&[here, there, there, None]), (3, Some("there".to_owned())));
+        assert_eq!(looks(&[here, there, here, there, here, None]), (ATTEMPTS, Some("here".to_owned())));
+    }
 }
