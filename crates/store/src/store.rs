@@ -375,9 +375,7 @@ impl Inner {
         while shutdown.unless(self.queued.notified()).await.is_some() {
             loop {
                 let gate = self.gate.lock().await;
-                let start = Instant::now();
-                let Some(outcome) = self.commit_next().await else { break };
-                let took = start.elapsed();
+                let Some((outcome, took)) = self.commit_next().await else { break };
                 self.count(took, &outcome);
                 let crowd = self.mirror.pipeline().writers();
                 if let Err(reason) = self.land(outcome).await {
@@ -415,17 +413,19 @@ impl Inner {
         let _ = tokio::time::timeout(took / LINGER_SHARE, gathered).await;
     }
 
-    /// Commit the next group; `None` when there is none.
-    async fn commit_next(&self) -> Option<Result<Outcome, EngineError>> {
+    /// Commit the next group, and say how long the engine took; `None` when there is none.
+    async fn commit_next(&self) -> Option<(Result<Outcome, EngineError>, Duration)> {
         let _air = self.mirror.air.lock().await;
         let batch = self.mirror.pipeline().take()?;
         base::crash::point("store.commit.before");
+        let start = Instant::now();
         let outcome = self.mirror.engine().commit(batch).await;
+        let took = start.elapsed();
         base::crash::point("store.commit.after");
         if let Ok(Outcome::Committed(revision)) = &outcome {
             self.mirror.committed(*revision);
         }
-        Some(outcome)
+        Some((outcome, took))
     }
 
     async fn land(&self, outcome: Result<Outcome, EngineError>) -> Result<(), Arc<Error>> {
@@ -459,5 +459,38 @@ impl Inner {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{memory::Memory, table::Table};
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Note(String);
+
+    static NOTES: Table<Note> =
+        Table { name: "notes", version: 1, key: |note| note.0.clone(), indexes: &[], upgrade: |_, value| Ok(value) };
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_engine_takes_is_counted_without_the_wait_for_it() {
+        let store = Store::open(Arc::new(Memory::new()), Schema::new().with(&NOTES)).await.unwrap();
+        let air = store.inner.mirror.air.lock().await;
+        let wait = async {
+            while store.inner.gate.try_lock().is_ok() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::advance(Duration::from_secs(10)).await;
+            drop(air);
+        };
+        let made = Transaction::new().create(&NOTES, Note("a".to_owned()));
+        let write = store.update(move |_| Ok::<_, CommitError>((made.clone(), ())));
+        let (written, ()) = tokio::join!(write, wait);
+        written.unwrap();
+        let commits = store.counts().commits;
+        assert_eq!((commits.count, commits.sum_us), (1, 0));
     }
 }
