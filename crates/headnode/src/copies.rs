@@ -94,7 +94,8 @@ impl CopyProbe {
             None => None,
         };
         let seen = self.now();
-        let own = self.keeper.own_endpoint().filter(|_| self.keeper.stage() == Some(Stage::Active));
+        // In this order: while it joins there is no file to be read.
+        let own = (self.keeper.stage() == Some(Stage::Active)).then(|| self.keeper.own_endpoint()).flatten();
         let said = match &own {
             Some(endpoint) => Some(engine.revision_of(endpoint).await),
             None => None,
