@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod errors;
 pub mod histogram;
 pub mod log;
+pub mod own;
 pub mod process;
 pub mod random;
 pub mod release;

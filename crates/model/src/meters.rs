@@ -153,6 +153,52 @@ pub struct MachineMeters {
     /// What the kernel believes of its clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockMeters>,
+    /// The agent that read all this; `None` of one that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Box<AgentMeters>>,
+}
+
+/// The agent of a machine, since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentMeters {
+    /// When that was, by the machine's clock, seconds since 1970.
+    pub started_s: u64,
+    /// CPU time it used, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_s: Option<f64>,
+    /// Memory that is resident, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
+    /// Threads it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u64>,
+    /// Reports a headnode took.
+    pub reports: u64,
+    /// Reports that no headnode took.
+    pub reports_failed: u64,
+    /// Targets it took.
+    pub targets: u64,
+    /// Requests for a target that failed, and targets it refused.
+    pub targets_failed: u64,
+    /// Questions it answered.
+    pub inquiries: u64,
+    /// Attempts to make an instance as it should be that failed.
+    pub attempts_failed: u64,
+    /// Instances that wait for their turn.
+    pub waiting: u64,
+    /// What it does on its machine, by name.
+    pub verbs: BTreeMap<String, VerbMeters>,
+}
+
+/// One thing an agent does on its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerbMeters {
+    /// How many it is at.
+    pub running: u64,
+    /// How many it has done, well or not.
+    pub done: u64,
+    /// How long these took together, microseconds.
+    pub total_us: u64,
 }
 
 /// Time of one CPU since the machine's boot, hundredths of a second.

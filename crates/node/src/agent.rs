@@ -15,6 +15,7 @@ use model::{diff::Wiring, id::InstanceId};
 use nodeapi::link::HeadnodeLink;
 
 use crate::{
+    activity::Activity,
     board::Board,
     config::AgentConfig,
     dispatch::{self, Dispatcher, Survey},
@@ -65,7 +66,7 @@ impl Agent {
         let (known, seen) = (remembered.len(), survey.observed.len());
         tracing::info!(%server, generation, ledgers = known, seen, "the agent starts");
 
-        let events = self.host.zones.events();
+        let (events, started_ms) = (self.host.zones.events(), self.clock.now_ms());
         // Asked for before any rule is made: those that exist log to whoever reads.
         let (firewall_log, news) = firewall_log::open(&verbs, &self.config, self.clock.now_ms()).await;
         let metadata = Metadata::new(&self.config.control_dir, ledgers.directory(), self.config.disk.clone());
@@ -94,6 +95,7 @@ impl Agent {
             wires: watch::Sender::new(wires::Found::default()),
             metadata,
             meters: crate::meters::Meters::default(),
+            activity: Activity::new(started_ms),
             making: shared::making_permits(identity.hardware.cpus),
             ending: shared::ending_permits(),
         });

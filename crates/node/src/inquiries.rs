@@ -127,8 +127,11 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         }
     };
     let answer = answer.unwrap_or_else(|why| Answer::Refused { why });
-    if let Err(error) = shared.link.answer(headnode, inquiry.id, &answer).await {
-        tracing::info!(error = %base::errors::chain(&error), "an answer did not reach whoever asked");
+    match shared.link.answer(headnode, inquiry.id, &answer).await {
+        Ok(_) => shared.activity.inquiries.one(),
+        Err(error) => {
+            tracing::info!(error = %base::errors::chain(&error), "an answer did not reach whoever asked");
+        }
     }
 }
 

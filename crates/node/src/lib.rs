@@ -16,13 +16,14 @@
 //! This crate knows no store and no control plane: whatever implements [`nodeapi::link::HeadnodeLink`] is one.
 //!
 //! Reading order: [`config`], [`agent`], `keeper` and `ledger` (what is on disk), `dispatch` and `worker` (who acts),
-//! `network`, `firewall`, `images` and `ids` (what workers share), `fabrics` and `wires` (the way to other machines), `board` and `link` (what is said), `inquiries` (what operators ask), `firewall_log` (what they may ask for), `meters` (what is used), `metadata` (what guests ask).
+//! `network`, `firewall`, `images` and `ids` (what workers share), `fabrics` and `wires` (the way to other machines), `board` and `link` (what is said), `inquiries` (what operators ask), `firewall_log` (what they may ask for), `meters` and `activity` (what is used, what was done), `metadata` (what guests ask).
 
 pub mod agent;
 pub mod config;
 pub mod error;
 pub mod files;
 
+mod activity;
 mod board;
 mod dispatch;
 mod fabrics;

@@ -84,6 +84,7 @@ async fn follow_targets(shared: &Arc<Shared>, keeper: &Arc<Mutex<Keeper>>) {
         match taken {
             Ok(()) => pauses.reset(),
             Err(error) => {
+                shared.activity.targets_failed.one();
                 tracing::warn!(%error, "no target");
                 tokio::select! {
                     biased;
@@ -121,6 +122,7 @@ async fn take(
     shared.confirmed.store(true, Ordering::Relaxed);
     shared.link.know(shared.config.server, &target.headnodes);
     shared.target.send_replace(target);
+    shared.activity.targets.one();
     Ok(())
 }
 
@@ -166,6 +168,7 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
         let pause = match answer {
             Ok(answer) => {
                 pauses.reset();
+                shared.activity.reports.one();
                 if let Some(reading) = reading(shared, &answer, asked.elapsed()) {
                     gauge.take(reading, begun.elapsed());
                     set_right(shared, gauge.at(begun.elapsed()));
@@ -180,6 +183,7 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
             }
             Err(error) => {
                 said.unanswered();
+                shared.activity.reports_failed.one();
                 let pause = pauses.next_delay();
                 tracing::warn!(error = %base::errors::chain(&error), "no report");
                 tokio::select! {

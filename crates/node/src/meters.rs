@@ -32,8 +32,11 @@ pub(crate) async fn read(shared: &Shared) -> Result<Arc<NodeMeters>, String> {
         return Ok(meters.clone());
     }
     let (known, at) = (known(&shared.target()), shared.now());
+    let agent = shared.activity.read(shared.verbs.times());
     let gathered = shared.verbs.run("meters", move |host| gather(host, known, at)).await;
-    let meters = Arc::new(gathered.map_err(|error| base::errors::chain(&error))?);
+    let mut meters = gathered.map_err(|error| base::errors::chain(&error))?;
+    meters.machine.agent = Some(Box::new(agent));
+    let meters = Arc::new(meters);
     *last = Some((now, meters.clone()));
     Ok(meters)
 }

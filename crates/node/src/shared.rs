@@ -14,8 +14,8 @@ use nodeapi::link::HeadnodeLink;
 use tokio::sync::Semaphore;
 
 use crate::{
-    board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images, ledger::Ledgers,
-    metadata::Metadata, meters::Meters, network::Network, verbs::Verbs, wires,
+    activity::Activity, board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images,
+    ledger::Ledgers, metadata::Metadata, meters::Meters, network::Network, verbs::Verbs, wires,
 };
 
 /// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
@@ -55,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) wires: watch::Sender<wires::Found>,
     pub(crate) metadata: Metadata,
     pub(crate) meters: Meters,
+    pub(crate) activity: Activity,
     pub(crate) making: Semaphore,
     pub(crate) ending: Semaphore,
 }

@@ -2,18 +2,24 @@
 
 use host::Host;
 
-use crate::config::Execution;
+use crate::{activity::VerbTimes, config::Execution};
 
 /// The host together with the place where its verbs run.
 #[derive(Clone)]
 pub(crate) struct Verbs {
     host: Host,
     execution: Execution,
+    times: VerbTimes,
 }
 
 impl Verbs {
     pub(crate) fn new(host: Host, execution: Execution) -> Self {
-        Self { host, execution }
+        Self { host, execution, times: VerbTimes::default() }
+    }
+
+    /// How often each verb was done, and how long that took.
+    pub(crate) fn times(&self) -> &VerbTimes {
+        &self.times
     }
 
     /// Runs `verb` where it may wait. Dropping the future does not interrupt a verb that has begun; that is why every
@@ -23,15 +29,23 @@ impl Verbs {
         name: &'static str,
         verb: impl FnOnce(&Host) -> T + Send + 'static,
     ) -> T {
+        let running = self.times.begin(name);
         match self.execution {
             Execution::Inline => {
                 // A place for other tasks to get in between, as they would with threads.
                 tokio::task::yield_now().await;
-                verb(&self.host)
+                let done = verb(&self.host);
+                drop(running);
+                done
             }
             Execution::Threads => {
                 let host = self.host.clone();
-                base::task::blocking(name, move || verb(&host)).await
+                let timed = move || {
+                    let done = verb(&host);
+                    drop(running);
+                    done
+                };
+                base::task::blocking(name, timed).await
             }
         }
     }

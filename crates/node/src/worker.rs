@@ -61,6 +61,7 @@ pub(crate) async fn work(shared: Arc<Shared>, id: InstanceId, held: Held, wake: 
         };
         let text = base::errors::chain(&error);
         tracing::warn!(instance = %id, error = %text, failures, "an instance is not yet as it should be");
+        shared.activity.attempts_failed.one();
         worker.held.error = Some(text);
         shared.network.distrust();
         failures += match error {
@@ -243,7 +244,9 @@ impl<'a> Worker<'a> {
     /// Waits for a permit. That may take long, and something else may be wanted by then: what was planned for `zone` is
     /// only begun while it is still what the target asks for.
     async fn turn(&self, permits: &'a Semaphore, zone: &ZoneTarget) -> Result<SemaphorePermit<'a>, StepError> {
+        let waiting = self.shared.activity.wait();
         let permit = permits.acquire().await.map_err(|_| StepError::Ending)?;
+        drop(waiting);
         match self.shared.target().zones.get(&self.id) {
             Some(newest) if diff::same_plan(zone, newest) => Ok(permit),
             _ => Err(StepError::Interrupted),
@@ -443,7 +446,9 @@ impl<'a> Worker<'a> {
 
     /// Removes every trace. The mark comes first and the ledger goes last, so a removal that was cut short goes on.
     async fn remove(&mut self) -> Result<(), StepError> {
+        let waiting = self.shared.activity.wait();
         let _permit = self.shared.ending.acquire().await.map_err(|_| StepError::Ending)?;
+        drop(waiting);
         let removing = self.held.ledger.remembered.removing;
         let asked = self.shared.target().zones.get(&self.id).is_some_and(|zone| zone.wanted == Wanted::Absent);
         if !removing && !asked {

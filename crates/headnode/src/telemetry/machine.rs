@@ -24,21 +24,20 @@ use crate::{
     pki::{Identity, StorePki},
 };
 
-/// Of a second, in which the kernel counts CPU time for programs.
-const TICKS: f64 = 100.0;
-
 /// Of this process.
 pub(super) fn process(sources: &Sources, text: &mut Exposition) {
     text.family(&BUILD, [(&Labels::none().with("release", base::release::name()), Value::Count(1))]);
     text.one(&STARTED, seconds_of_signed_ms(sources.started_at.0));
     // What cannot be read is not told.
-    if let Some(process) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Stat::read) {
-        text.one(&CPU, process.ticks / TICKS);
-        text.one(&THREADS, process.threads);
+    let own = base::own::usage();
+    if let Some(seconds) = own.cpu_s {
+        text.one(&CPU, seconds);
     }
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if let Some(kib) = number_after(&status, "VmRSS:") {
-        text.one(&RESIDENT, kib << 10);
+    if let Some(threads) = own.threads {
+        text.one(&THREADS, threads);
+    }
+    if let Some(bytes) = own.resident_bytes {
+        text.one(&RESIDENT, bytes);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // The directory itself is open while it is read.
@@ -47,28 +46,6 @@ pub(super) fn process(sources: &Sources, text: &mut Exposition) {
     if let Ok((most, _)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
         text.one(&MAX_FILES, most);
     }
-}
-
-/// Of `/proc/self/stat`.
-struct Stat {
-    /// In programs and in the kernel.
-    ticks: f64,
-    threads: u64,
-}
-
-impl Stat {
-    fn read(text: &str) -> Option<Self> {
-        // The name before may hold anything, also brackets and spaces.
-        let (_, fields) = text.rsplit_once(')')?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-        #[expect(clippy::cast_precision_loss, reason = "a metric may be off by a millionth")]
-        Some(Self { ticks: (number(11)? + number(12)?) as f64, threads: number(17)? })
-    }
-}
-
-fn number_after(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Of files: room, certificates, backups.
@@ -163,19 +140,4 @@ pub(super) fn names(server: &NameServer, text: &mut Exposition) {
         ("received", &counters.notify_received),
     ];
     put(&DNS_NOTIFIES, &labelled("outcome", &notifies), text);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_read_whatever_its_name() {
-        let text = "7 (a) b (c) S 1 7 7 0 -1 4194560 9 0 0 0 150 50 0 0 20 0 12 0 1 1 1";
-        let stat = Stat::read(text).unwrap();
-        assert_eq!((stat.ticks as u64, stat.threads), (200, 12));
-        assert!(Stat::read("").is_none());
-        assert_eq!(number_after("VmPeak: 1 kB\nVmRSS:\t  77 kB\n", "VmRSS:"), Some(77));
-        assert!(Stat::read(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
-    }
 }

@@ -3,7 +3,10 @@
 //! Named as Prometheus' node exporter names them, so that whoever watched machines before sees what he knows, and a few that
 //! Triton tells of its compute nodes beside them.
 
-use super::exposition::{Exposition, Family, Kind, Labels, Row, Value, count, render, seconds_of_us};
+use super::{
+    agent,
+    exposition::{Exposition, Family, Kind, Labels, Row, Value, count, render, seconds_of_us},
+};
 use crate::{
     meters::{CpuMeters, DiskMeters, LinkMeters, MachineMeters, Pressures},
     time::Timestamp,
@@ -140,7 +143,7 @@ pub fn memory_names() -> impl Iterator<Item = &'static str> {
     MEMORY.iter().map(|(name, _)| *name)
 }
 
-/// All of one machine.
+/// All of one machine, and of its agent.
 pub fn all(machine: &MachineMeters, at: Timestamp, text: &mut Exposition) {
     let none = Labels::none();
     render(ROWS, &[(none.clone(), machine)], text);
@@ -165,6 +168,9 @@ pub fn all(machine: &MachineMeters, at: Timestamp, text: &mut Exposition) {
         machine.temperatures.iter().map(|(name, degrees)| (none.with("chip", name), Value::Real(*degrees))).collect();
     text.family(&TEMPERATURE, sensors.iter().map(|(labels, value)| (labels, *value)));
     text.one(&TIME, seconds_of_us(at.millis_since(Timestamp(0)).saturating_mul(1_000)));
+    if let Some(agent) = &machine.agent {
+        agent::all(agent, text);
+    }
 }
 
 #[cfg(test)]

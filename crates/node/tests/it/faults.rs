@@ -5,6 +5,7 @@ use std::time::Duration;
 use base::shutdown::Shutdown;
 use model::{instance::Wanted, target::ZoneState};
 use node::Execution;
+use nodeapi::inquiry::{Answer, Question};
 
 use crate::world::{World, eventually};
 
@@ -32,6 +33,24 @@ async fn a_passing_failure_is_survived() {
     world.headnode.zone(id, |zone| zone.wanted = Wanted::Absent);
     world.headnode.wait_state(id, ZoneState::Absent).await;
     world.assert_empty();
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn what_the_agent_does_is_counted() {
+    let world = World::new();
+    let agent = world.start();
+    world.machine.faults.arm("zones.start", 2, "not now");
+    let id = world.create(1);
+    world.headnode.wait_state(id, ZoneState::Running).await;
+    let Answer::Meters(meters) = world.headnode.ask(Question::Meters).await else { panic!("meters") };
+    let told = meters.machine.agent.expect("it tells of itself");
+    let starts = told.verbs["zone start"];
+    assert_eq!((starts.done, starts.running), (3, 0), "two that failed and one that did not");
+    assert_eq!((told.attempts_failed, told.waiting), (2, 0));
+    assert!(told.targets >= 1 && told.reports >= 1, "{told:?}");
+    assert_eq!((told.targets_failed, told.reports_failed, told.inquiries), (0, 0, 0));
+    assert!(told.resident_bytes.is_some_and(|bytes| bytes > 0), "{told:?}");
     agent.end().await;
 }
 
