@@ -31,7 +31,7 @@ use crate::{pki::Peer, tls::TlsSource};
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// Of them, those that showed no certificate where one may be shown; they also end after [`STRANGER_LIFE`].
+    /// Of them, those that showed no certificate where one may be shown, or one that nobody knows ([`Knows`]); they also end after [`STRANGER_LIFE`].
     pub strangers: Option<usize>,
     /// From TCP to TLS.
     pub handshake: Duration,
@@ -95,14 +95,18 @@ const RENEWAL_DRAIN: Duration = Duration::from_secs(1_800);
 #[derive(Clone)]
 pub struct Shown(pub Arc<[u8]>);
 
+/// Whether a certificate is anybody's, where every one is taken: a fresh one costs nothing, and must not be worth more than none.
+pub type Knows = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// Serves `router` until `shutdown`. Requests carry [`ConnectInfo`] and, when the client showed a certificate, [`Shown`]; where only the
-/// datacenter's own are taken, also [`Peer`].
+/// datacenter's own are taken, also [`Peer`]. Without `knows` nobody who showed one is a stranger.
 pub async fn serve(
     name: &'static str,
     listener: TcpListener,
     tls: TlsSource,
     router: Router,
     limits: Limits,
+    knows: Option<Knows>,
     shutdown: Shutdown,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections));
@@ -130,6 +134,7 @@ pub async fn serve(
             router: router.clone(),
             limits,
             strangers: strangers.clone(),
+            knows: knows.clone(),
             shutdown: shutdown.clone(),
         };
         base::task::spawn("connection", async move {
@@ -152,6 +157,7 @@ struct Connection {
     router: Router,
     limits: Limits,
     strangers: Option<Arc<Semaphore>>,
+    knows: Option<Knows>,
     shutdown: Shutdown,
 }
 
@@ -165,8 +171,8 @@ impl Connection {
         let own = shown.as_ref().filter(|_| self.tls.shows_own());
         let peer = own.and_then(|shown| Peer::of(&CertificateDer::from(&*shown.0)));
         // Members' slots must not go to those who only knock.
-        let stranger = match (&shown, &self.strangers) {
-            (None, Some(strangers)) => Some(strangers.clone().try_acquire_owned()?),
+        let stranger = match &self.strangers {
+            Some(strangers) if !self.is_known(shown.as_ref()) => Some(strangers.clone().try_acquire_owned()?),
             _ => None,
         };
         let life = if stranger.is_some() { STRANGER_LIFE } else { Duration::MAX };
@@ -206,6 +212,10 @@ impl Connection {
             }
         }
         timeout(self.limits.drain, served).await?
+    }
+
+    fn is_known(&self, shown: Option<&Shown>) -> bool {
+        shown.is_some_and(|shown| self.knows.as_ref().is_none_or(|knows| knows(&shown.0)))
     }
 }
 

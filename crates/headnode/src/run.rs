@@ -35,7 +35,7 @@ use crate::{
     cloudapi,
     cmon::{self, Monitor},
     inquiries::Inquiries,
-    listen::{self, Limits},
+    listen::{self, Knows, Limits},
     members::{
         self, HandOver, TendMembers,
         file::ClusterFileError,
@@ -195,7 +195,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let routers = Routers {
         tenants: tenants_router(&control, &settings, requests, sockets.cmon.is_some()),
         nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shown, shutdown.clone()),
-        watchers: watchers_router(&control, &pki, &ops)?,
+        watchers: monitor(&control, &pki, &ops)?,
         operators: ops::router(ops),
     };
     let serving = serve(sockets, doors, routers, zones, &shutdown);
@@ -223,7 +223,7 @@ struct Routers {
     tenants: Router,
     nodes: Router,
     operators: Router,
-    watchers: Router,
+    watchers: Monitor,
 }
 
 /// Serves until shutdown.
@@ -234,14 +234,17 @@ async fn serve(
     zones: JoinHandle<()>,
     shutdown: &Shutdown,
 ) -> Result<(), RunError> {
-    let serve = |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, shutdown.clone());
+    let serve =
+        |name, socket, tls, router, limits| listen::serve(name, socket, tls, router, limits, None, shutdown.clone());
     tokio::join!(
         serve("cloudapi", sockets.cloudapi, doors.tenants, routers.tenants, Limits::TENANTS),
         serve("node link", sockets.node_link, doors.nodes, routers.nodes, Limits::NODES),
         serve("ops", sockets.ops, doors.members, routers.operators, Limits::OPERATORS),
         async {
             if let Some(socket) = sockets.cmon {
-                serve("cmon", socket, doors.watchers, routers.watchers, Limits::WATCHERS).await;
+                let (tls, knows) = (doors.watchers, Some(knows(&routers.watchers)));
+                let router = cmon::router(routers.watchers);
+                listen::serve("cmon", socket, tls, router, Limits::WATCHERS, knows, shutdown.clone()).await;
             }
         },
     );
@@ -353,10 +356,16 @@ impl Doors {
     }
 }
 
-/// The container monitor's routes. It asks machines together with the ops API.
-fn watchers_router(control: &Control, pki: &Pki, ops: &Ops) -> Result<Router, PkiError> {
+/// The container monitor. It asks machines together with the ops API.
+fn monitor(control: &Control, pki: &Pki, ops: &Ops) -> Result<Monitor, PkiError> {
     let telemetry = Some(ops.telemetry().clone());
-    Ok(cmon::router(Monitor::new(control.clone(), ops.meters.clone(), pki.authority()?, telemetry)))
+    Ok(Monitor::new(control.clone(), ops.meters.clone(), pki.authority()?, telemetry))
+}
+
+/// Whom it lets in.
+fn knows(monitor: &Monitor) -> Knows {
+    let monitor = monitor.clone();
+    Arc::new(move |shown| monitor.knows(shown))
 }
 
 /// CloudAPI's routes.

@@ -45,7 +45,7 @@ async fn run(settings: &Settings) -> Result<(), String> {
         post(async |_: Bytes| Json(ReportAnswer { generation: 0, held: None, received_at: None, answered_at: None })),
     );
     let (trigger, shutdown) = Shutdown::new();
-    let serving = base::task::spawn("floor", serve("floor", listener, tls, router, Limits::NODES, shutdown));
+    let serving = base::task::spawn("floor", serve("floor", listener, tls, router, Limits::NODES, None, shutdown));
     let _ = signal().await;
     trigger.fire();
     let _ = serving.await;

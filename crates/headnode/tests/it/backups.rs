@@ -91,7 +91,7 @@ impl Site {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = TlsSource::open(&self.pki, ClientCertificates::Optional).unwrap();
-        base::task::spawn("link", listen::serve("link", listener, tls, router, Limits::NODES, shutdown));
+        base::task::spawn("link", listen::serve("link", listener, tls, router, Limits::NODES, None, shutdown));
         address
     }
 }

@@ -68,7 +68,7 @@ async fn clocks_are_compared_keys_stay_and_the_forgotten_are_locked_out() {
     let tls = TlsSource::open(&ahead, ClientCertificates::Optional).unwrap();
     let router = router(&control, &settings, shutdown.clone());
     let serving =
-        base::task::spawn("link", listen::serve("link", listener, tls.clone(), router, Limits::NODES, shutdown));
+        base::task::spawn("link", listen::serve("link", listener, tls.clone(), router, Limits::NODES, None, shutdown));
 
     let fingerprint = Fingerprint::of(&ahead.authority().unwrap());
     match Door::open(&address, fingerprint, here).await.err() {

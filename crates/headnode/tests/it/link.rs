@@ -97,7 +97,7 @@ impl Headnode {
             .route("/v1/images/{sha256}", get(async || Body::from(vec![7; 100_000])))
             .with_state(said.clone());
         let (trigger, shutdown) = Shutdown::new();
-        let serving = listen::serve("test", listener, tls.clone(), router, Limits::NODES, shutdown);
+        let serving = listen::serve("test", listener, tls.clone(), router, Limits::NODES, None, shutdown);
         Self { address, tls, said, trigger, task: base::task::spawn("headnode under test", serving) }
     }
 
@@ -265,7 +265,7 @@ async fn answers_are_bounded_and_files_come_in_pieces() {
         .route("/v1/images/absent", get(refusal))
         .route("/v1/images/there", get(async || Body::from(vec![7; 100_000])));
     let (trigger, shutdown) = Shutdown::new();
-    let task = base::task::spawn("test", listen::serve("test", listener, tls, router, Limits::NODES, shutdown));
+    let task = base::task::spawn("test", listen::serve("test", listener, tls, router, Limits::NODES, None, shutdown));
     let client = Client::new(&authority.node(&[address])).unwrap();
 
     let too_long = tokio::time::timeout(Duration::from_secs(60), client.target(NOTHING)).await.unwrap();

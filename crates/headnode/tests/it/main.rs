@@ -7,3 +7,4 @@ mod cloudapi;
 mod join;
 mod link;
 mod members;
+mod strangers;

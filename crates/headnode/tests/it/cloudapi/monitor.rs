@@ -34,6 +34,7 @@ const SELF: &str = "cmon.home-1.example:9163";
 struct Site {
     stage: Stage,
     router: Router,
+    monitor: Monitor,
     authority: Issuer<'static, KeyPair>,
     machine: tokio::task::JoinHandle<()>,
 }
@@ -81,7 +82,7 @@ impl Site {
             None,
         );
         let machine = base::task::spawn("machine", machine(stage.control.clone(), inquiries, stage.server));
-        Self { router: cmon::router(monitor), authority: Issuer::new(params, key), stage, machine }
+        Self { router: cmon::router(monitor.clone()), monitor, authority: Issuer::new(params, key), stage, machine }
     }
 
     fn now_s(&self) -> i64 {
@@ -112,6 +113,7 @@ impl Site {
         if heard.status == 401 {
             assert!(heard.body.contains("\"code\":\"Unauthorized\""), "{}", heard.body);
         }
+        assert_eq!(self.monitor.knows(shown), heard.status == 200, "who is no stranger to the listener");
         heard.status == 200
     }
 
