@@ -50,6 +50,18 @@ pub enum Refused {
     NoSuchPlace,
 }
 
+impl Refused {
+    /// Whether it befalls those who were not let in: what their certificates say is nobody's word.
+    const fn is_of_strangers(self) -> bool {
+        matches!(self, Self::Stranger | Self::NoSuchPlace)
+    }
+
+    /// Whom it befell: who was let in, by `login`, the one in the certificate; anybody else by where they came from.
+    pub fn of<'a>(self, login: Option<&'a str>, from: &'a str) -> &'a str {
+        login.filter(|_| !self.is_of_strangers()).unwrap_or(from)
+    }
+}
+
 const SERVED: [(Served, &str); 7] = [
     (Served::Ping, "ping"),
     (Served::Containers, "containers"),
@@ -116,20 +128,24 @@ impl Counters {
 
 /// The same refusal is logged again after this time, milliseconds.
 const SILENCE_MS: i64 = 3_600_000;
-/// Refusals remembered at once; while there are so many, further ones are counted and not logged.
-const LOGGED_MAX: usize = 1_024;
+/// Refusals of strangers remembered at once, and of watchers; while there are so many, further ones are counted and not logged.
+const LOGGED_MAX: usize = 512;
 
-/// What was logged, and when: each refusal once an hour for each watcher.
+/// What was logged, and when: each refusal once an hour for each watcher. However many strangers there are, there is room for what befalls watchers.
 #[derive(Debug, Default)]
 pub struct News {
-    // Leaf data.
-    logged: Mutex<HashMap<(Refused, String), i64>>,
+    // Leaf data, both.
+    strangers: Mutex<Logged>,
+    watchers: Mutex<Logged>,
 }
+
+type Logged = HashMap<(Refused, String), i64>;
 
 impl News {
     /// Whether a refusal of `who` has not been logged lately. It counts as logged from now on.
     pub fn is_new(&self, why: Refused, who: &str, now_ms: i64) -> bool {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let logged = if why.is_of_strangers() { &self.strangers } else { &self.watchers };
+        let mut logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
         let is_recent = |at: i64| now_ms.saturating_sub(at) < SILENCE_MS;
         let key = (why, who.to_owned());
         if logged.get(&key).is_some_and(|at| is_recent(*at)) {
@@ -178,5 +194,15 @@ mod tests {
         assert!(news.is_new(Refused::NotTheirs, "bob", SILENCE_MS));
         let new = (0..5_000).filter(|number| news.is_new(Refused::Stranger, &number.to_string(), SILENCE_MS)).count();
         assert!(new < LOGGED_MAX, "{new}");
+        assert!(news.is_new(Refused::TooMany, "ana", SILENCE_MS), "strangers do not keep that out");
+    }
+
+    #[test]
+    fn who_was_not_let_in_does_not_go_by_the_name_they_chose() {
+        assert_eq!(Refused::NotTheirs.of(Some("ana"), "192.0.2.1"), "ana");
+        assert_eq!(Refused::NotTheirs.of(None, "192.0.2.1"), "192.0.2.1");
+        for why in [Refused::Stranger, Refused::NoSuchPlace] {
+            assert_eq!(why.of(Some("ana"), "192.0.2.1"), "192.0.2.1");
+        }
     }
 }

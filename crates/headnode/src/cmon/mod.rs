@@ -59,6 +59,9 @@ pub const RATE: Rate = Rate { burst: 2_000, per_second: 1_000.0 };
 /// Answers of so many bytes are made smaller for who takes that: a list of many instances. Metrics of one are not worth it.
 const COMPRESSED_MIN_BYTES: usize = 64 << 10;
 
+/// Of the login in a certificate that is logged.
+const CLAIM_MAX_CHARS: usize = 64;
+
 /// The monitor. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Monitor(Arc<Inner>);
@@ -179,14 +182,14 @@ impl Monitor {
         }))
     }
 
-    async fn decide(&self, ask: &Ask<'_>) -> Result<Reply, Refusal> {
-        let asked = ask.host().and_then(host::read).ok_or(Refusal::NoSuchPlace)?;
-        let path = ask.uri.path();
     /// Whether who showed this certificate is let in, as of now.
     pub fn knows(&self, shown: &[u8]) -> bool {
         self.0.watchers.find(Some(shown)).is_ok()
     }
 
+    async fn decide(&self, ask: &Ask<'_>) -> Result<Reply, Refusal> {
+        let asked = ask.host().and_then(host::read).ok_or(Refusal::NoSuchPlace)?;
+        let path = ask.uri.path();
         if path == "/_ping" || path == "/v1/_ping" {
             return Ok(Reply { what: Served::Ping, kind: "text/plain; charset=utf-8", body: "OK".to_owned() });
         }
@@ -321,15 +324,16 @@ impl Monitor {
         response
     }
 
-    /// Each refusal once an hour for each watcher; that an instance does not run is none of ours.
+    /// Each refusal once an hour for each watcher, or address where nobody was let in; that an instance does not run is none of ours.
     fn log(&self, refusal: &Refusal, kind: Refused, ask: &Ask<'_>) {
         if kind == Refused::NotRunning {
             return;
         }
         let from = ask.remote.map(|remote| remote.ip().to_string()).unwrap_or_default();
         let login = ask.shown.and_then(|shown| self.0.watchers.claims(shown));
-        let who = login.as_deref().unwrap_or(&from);
-        if self.0.news.is_new(kind, who, self.0.control.now().0) {
+        if self.0.news.is_new(kind, kind.of(login.as_deref(), &from), self.0.control.now().0) {
+            // Believed or not, and as long as whoever made it liked.
+            let login = login.as_deref().map(|login| login.chars().take(CLAIM_MAX_CHARS).collect::<String>());
             let why = match refusal {
                 Refusal::Silent(error) => error.to_string(),
                 other => other.to_string(),
