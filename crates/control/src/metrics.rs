@@ -6,12 +6,12 @@ use model::{
     id::{AccountId, InstanceId, ServerId},
     instance::Instance,
     metrics::groups,
-    state::{self, PublicState},
+    state::PublicState,
 };
 use store::Entry;
 
 use crate::{
-    Control,
+    Control, instances,
     tables::{BY_OWNER, BY_SERVER, INSTANCES},
 };
 
@@ -38,5 +38,5 @@ pub fn machine_of(control: &Control, owner: AccountId, id: InstanceId) -> Option
 }
 
 fn runs(control: &Control, instance: &Instance) -> bool {
-    state::public(instance, control.nodes.reachability(instance.server, control.now())) == PublicState::Running
+    instances::state_of(control, instance) == PublicState::Running
 }

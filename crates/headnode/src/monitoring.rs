@@ -31,7 +31,7 @@ use store::BoxFuture;
 use self::notify::Notify;
 use crate::{
     pki::{self, PkiError, make_directory, write_file},
-    settings::Settings,
+    settings::{Settings, local},
     telemetry::rules::RULES,
 };
 
@@ -359,11 +359,7 @@ impl FollowFleet {
         let Some(wanted) = Wanted::load(&self.settings)? else { return Ok(String::new()) };
         let is_new = prepare(&self.settings, &wanted, self.control.now())?;
         let directory = directory(&self.settings);
-        let listens = self.settings.listen.ops;
-        let ops = match listens.ip().is_unspecified() {
-            true => format!("127.0.0.1:{}", listens.port()),
-            false => listens.to_string(),
-        };
+        let ops = local(self.settings.listen.ops).to_string();
         // Prometheus sees for itself when these change.
         let headnodes = place(&directory.join("headnodes.json"), headnode_targets(&self.control).as_bytes())?;
         let nodes = place(&directory.join("nodes.json"), node_targets(&self.control, &ops).as_bytes())?;

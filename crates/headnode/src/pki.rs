@@ -117,7 +117,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn named(directory: &Path, name: &str) -> Self {
+    pub(crate) fn named(directory: &Path, name: &str) -> Self {
         Self { certificate: directory.join(format!("{name}.pem")), key: directory.join(format!("{name}.key")) }
     }
 

@@ -320,11 +320,15 @@ impl Settings {
 
     /// URL tenants on this machine use.
     pub fn cloudapi_url(&self) -> String {
-        let address = self.listen.cloudapi;
-        match address.ip().is_unspecified() {
-            true => format!("https://127.0.0.1:{}", address.port()),
-            false => format!("https://{address}"),
-        }
+        format!("https://{}", local(self.listen.cloudapi))
+    }
+}
+
+/// Where this machine itself reaches what listens at `listen`.
+pub fn local(listen: SocketAddr) -> SocketAddr {
+    match listen.ip().is_unspecified() {
+        true => SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port())),
+        false => listen,
     }
 }
 

@@ -29,18 +29,21 @@ use crate::{
 };
 
 /// The units of the processes.
-const UNITS: [&str; 5] =
-    ["neso-headnode.service", "neso-member.service", "neso-monitor.service", "neso-notifier.service", NODE];
+const UNITS: [&str; 5] = [HEADNODE, MEMBER, MONITOR, NOTIFIER, NODE];
+/// Those of them that are a headnode's.
+const OF_HEADNODE: [&str; 4] = [HEADNODE, MEMBER, MONITOR, NOTIFIER];
+const HEADNODE: &str = "neso-headnode.service";
+const MEMBER: &str = "neso-member.service";
+const MONITOR: &str = "neso-monitor.service";
+const NOTIFIER: &str = "neso-notifier.service";
 /// The one that every machine has.
 const NODE: &str = "neso-node.service";
-/// How many of them are a headnode's.
-const OF_HEADNODE: usize = 4;
 
 /// Those of this machine: most that joined run no headnode.
 pub(crate) fn unit_names(settings: &Settings) -> &'static [&'static str] {
     match role::runs_headnode(settings) {
         true => &UNITS,
-        false => &UNITS[OF_HEADNODE..],
+        false => &[NODE],
     }
 }
 /// The unit that halts instances when the machine goes down.
@@ -120,10 +123,10 @@ pub(crate) fn is_installed(place: &Place) -> bool {
 /// Follows this machine's role: with a headnode its units are there and run, without one they are gone.
 pub(crate) async fn follow_role(place: &Place, settings: &Settings) -> Outcome {
     let wanted = units(Path::new(PROGRAM), &place.settings_path(), settings);
-    for name in &UNITS[..OF_HEADNODE] {
+    for name in OF_HEADNODE {
         let path = Path::new(UNIT_DIRECTORY).join(name);
         let fail = |error: std::io::Error| Failure::new(format!("failed to change `{}`: {error}", path.display()));
-        match wanted.iter().find(|unit| unit.name == *name) {
+        match wanted.iter().find(|unit| unit.name == name) {
             Some(unit) => {
                 if std::fs::read_to_string(&path).ok().as_ref() != Some(&unit.text) {
                     std::fs::write(&path, &unit.text).map_err(fail)?;
@@ -202,8 +205,8 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
     };
     // However often it fails at first (a port taken, a disk not there yet), it is tried again: never "start-limit-hit".
     let endless = "StartLimitIntervalSec=0";
-    let of_headnode = |number: usize, description: &str, verb: &str, name: &str| Unit {
-        name: UNITS[number],
+    let of_headnode = |unit: &'static str, description: &str, verb: &str, name: &str| Unit {
+        name: unit,
         text: format!(
             "[Unit]\nDescription={description}\nAfter=network-online.target\nWants=network-online.target\n{endless}\n\n\
              [Service]\nType=exec\nExecStart={}\nRestart=always\nRestartSec=1\nLimitNOFILE=65536\nNoNewPrivileges=yes\n\
@@ -213,15 +216,25 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
         ),
     };
     let units = [
-        of_headnode(0, "Neso headnode: store, control plane, CloudAPI", "headnode", "headnode"),
+        of_headnode(HEADNODE, "Neso headnode: store, control plane, CloudAPI", "headnode", "headnode"),
         of_headnode(
-            1,
+            MEMBER,
             "Neso member: keeps a part of the store where there are several",
             "member --wait",
             supervise::MEMBER,
         ),
-        of_headnode(2, "Neso monitor: Prometheus, where an operator wants it", "monitor --wait", supervise::MONITOR),
-        of_headnode(3, "Neso notifier: Alertmanager, where somebody is told", "notifier --wait", supervise::NOTIFIER),
+        of_headnode(
+            MONITOR,
+            "Neso monitor: Prometheus, where an operator wants it",
+            "monitor --wait",
+            supervise::MONITOR,
+        ),
+        of_headnode(
+            NOTIFIER,
+            "Neso notifier: Alertmanager, where somebody is told",
+            "notifier --wait",
+            supervise::NOTIFIER,
+        ),
         Unit {
             name: NODE,
             text: format!(
@@ -243,7 +256,7 @@ fn units(program: &Path, config: &Path, settings: &Settings) -> Vec<Unit> {
             ),
         },
     ];
-    let runs_here = |unit: &Unit| role::runs_headnode(settings) || !UNITS[..OF_HEADNODE].contains(&unit.name);
+    let runs_here = |unit: &Unit| role::runs_headnode(settings) || !OF_HEADNODE.contains(&unit.name);
     units.into_iter().filter(runs_here).collect()
 }
 
@@ -285,8 +298,12 @@ mod tests {
     #[test]
     fn the_agent_ends_alone_and_is_tried_for_ever() {
         let units = text_of(PROGRAM, "/etc/neso/neso.toml");
-        assert!(units[4].text.contains("KillMode=process\n"));
-        assert!(units[4].text.contains("StandardError=append:/var/log/neso/node.log\n"));
-        assert!(units[..5].iter().all(|unit| unit.text.contains("StartLimitIntervalSec=0\n")));
+        let text = |name: &str| &units.iter().find(|unit| unit.name == name).expect("there is such a unit").text;
+        assert!(text(NODE).contains("KillMode=process\n"));
+        assert!(text(NODE).contains("StandardError=append:/var/log/neso/node.log\n"));
+        assert!(UNITS.iter().all(|name| text(name).contains("StartLimitIntervalSec=0\n")));
+        for (name, verb) in [(HEADNODE, "headnode"), (MONITOR, "monitor --wait"), (NOTIFIER, "notifier --wait")] {
+            assert!(text(name).contains(&format!(" --config /etc/neso/neso.toml {verb}\n")), "{name}");
+        }
     }
 }

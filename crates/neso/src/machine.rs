@@ -13,7 +13,7 @@ use std::{
 };
 
 use base::{clock::SystemClock, shutdown::Shutdown};
-use headnode::{Settings, pki};
+use headnode::{Settings, pki, settings::local};
 use host::{
     Host,
     fabric::FabricSet,
@@ -106,7 +106,7 @@ pub(crate) fn link_settings(settings: &Settings, member: &pki::Member) -> Outcom
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))
     };
-    let here = || vec![local(settings.listen.node_link)];
+    let here = || vec![local(settings.listen.node_link).to_string()];
     Ok(LinkSettings {
         headnodes: settings.join.as_ref().map_or_else(here, |join| join.headnodes.clone()),
         is_here: settings.join.is_none(),
@@ -209,14 +209,6 @@ impl Follower {
                 tracing::warn!(error = %base::errors::chain(&error), "the renewed certificate does not work yet");
             }
         }
-    }
-}
-
-/// An address to dial where `listen` listens.
-fn local(listen: std::net::SocketAddr) -> String {
-    match listen.ip().is_unspecified() {
-        true => format!("127.0.0.1:{}", listen.port()),
-        false => listen.to_string(),
     }
 }
 

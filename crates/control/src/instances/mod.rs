@@ -89,7 +89,7 @@ impl NicState {
 impl InstanceView {
     /// The view of `instance` at one moment.
     pub(crate) fn of(control: &Control, snapshot: &Snapshot, instance: Arc<Entry<Instance>>) -> Self {
-        let state = state::public(&instance, control.nodes.reachability(instance.server, control.now()));
+        let state = state_of(control, &instance);
         let made = instance.fact.as_ref().map_or(&[][..], |fact| &fact.nics);
         let nics = instance
             .nics
@@ -173,6 +173,11 @@ pub fn view(control: &Control, instance: Arc<Entry<Instance>>) -> InstanceView {
     InstanceView::of(control, &control.snapshot(), instance)
 }
 
+/// The state the public sees, of a record that is at hand already.
+pub fn state_of(control: &Control, instance: &Instance) -> PublicState {
+    state::public(instance, control.nodes.reachability(instance.server, control.now()))
+}
+
 /// Instances of one account, or of all, that pass `filter`, in the order of their ids: `limit` (at most [`PAGE_MAX`]) from
 /// `offset` on.
 pub fn list(
@@ -196,9 +201,8 @@ pub fn list(
         Scope::Account(owner) => Box::new(snapshot.find(&INSTANCES, BY_OWNER, &owner.to_string())),
         Scope::All => Box::new(snapshot.scan(&INSTANCES)),
     };
-    let state_of = |instance: &Instance| state::public(instance, control.nodes.reachability(instance.server, now));
     candidates
-        .filter(|instance| may_pass(instance, filter, now) && has_state(state_of(instance), filter))
+        .filter(|instance| may_pass(instance, filter, now) && has_state(state_of(control, instance), filter))
         .skip(offset)
         .take(limit.min(PAGE_MAX))
         .map(|instance| InstanceView::of(control, &snapshot, instance))

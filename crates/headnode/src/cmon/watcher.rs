@@ -29,10 +29,7 @@ pub enum Watcher {
     /// An account.
     Account(Arc<Entry<Account>>),
     /// Who holds an operator's or a watcher's certificate of the datacenter's own authority.
-    Operator {
-        /// The name in it.
-        name: String,
-    },
+    Operator,
 }
 
 /// Why somebody is not let in.
@@ -69,7 +66,7 @@ impl Watcher {
     pub fn account(&self) -> Option<&Account> {
         match self {
             Self::Account(account) => Some(&account.value),
-            Self::Operator { .. } => None,
+            Self::Operator => None,
         }
     }
 
@@ -81,14 +78,6 @@ impl Watcher {
     /// The account whose requests are counted: operators' are not.
     pub fn counted(&self) -> Option<AccountId> {
         self.account().filter(|account| !account.operator).map(|account| account.id)
-    }
-
-    /// For logs.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Account(account) => &account.login,
-            Self::Operator { name } => name,
-        }
     }
 }
 
@@ -128,7 +117,7 @@ impl Watchers {
         if known.by_authority {
             let may_watch = [Role::Operator, Role::Watcher].map(|role| Some(role.unit()));
             return match may_watch.contains(&certificate.unit.as_deref()) {
-                true if is_alive => Ok(Watcher::Operator { name: certificate.login.clone() }),
+                true if is_alive => Ok(Watcher::Operator),
                 true => Err(Stranger::Ended),
                 false => Err(Stranger::Key),
             };

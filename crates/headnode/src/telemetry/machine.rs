@@ -1,6 +1,6 @@
 //! What this machine says: the process, its certificates, its backups, its name server.
 
-use std::{fs, path::Path, sync::atomic::AtomicU64};
+use std::{fs, sync::atomic::AtomicU64};
 
 use control::tables::ACCOUNTS;
 use dns::Outcome;
@@ -60,17 +60,13 @@ pub(super) fn files(sources: &Sources, text: &mut Exposition) {
 
 fn certificates(sources: &Sources, now: Timestamp) -> Vec<(Labels, Value)> {
     let (directory, operator) = (sources.settings.pki_dir(), &sources.settings.paths.operator);
-    let named = |directory: &Path, name: &str| Identity {
-        certificate: directory.join(format!("{name}.pem")),
-        key: directory.join(format!("{name}.key")),
-    };
     let store = StorePki::of(&sources.settings);
     let store_authority = Identity { certificate: store.authority, key: store.authority_key };
     let all = [
-        ("authority", named(&directory, "ca")),
-        ("headnode", named(&directory, "server")),
-        ("node", named(&directory, "node")),
-        ("operator", named(operator, "operator")),
+        ("authority", Identity::named(&directory, "ca")),
+        ("headnode", Identity::named(&directory, "server")),
+        ("node", Identity::named(&directory, "node")),
+        ("operator", Identity::named(operator, "operator")),
         ("store authority", store_authority),
         ("store member", store.member),
         ("store client", store.client),

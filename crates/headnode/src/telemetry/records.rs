@@ -219,7 +219,7 @@ fn instances_by_state(sources: &Sources, text: &mut Exposition) {
     let control = &sources.control;
     let mut counts = STATES.map(|state| (state, 0_u64));
     for found in control.snapshot().scan(&INSTANCES).filter(|found| found.deleted_at.is_none()) {
-        let state = instances::view(control, found).state;
+        let state = instances::state_of(control, &found);
         if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == state) {
             *count += 1;
         }
