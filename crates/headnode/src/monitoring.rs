@@ -43,8 +43,8 @@ pub const MONITOR: &str = "monitor";
 pub const NOTIFIER: &str = "notifier";
 /// How often targets and certificates are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
-/// Users it may run as, the first there is: Debian's package makes one.
-const USERS: [&str; 2] = ["prometheus", "nobody"];
+/// User it runs as, which Debian's package makes.
+const USER: &str = "prometheus";
 /// Where the program is looked for beside the search path.
 const PROGRAM_DIRECTORIES: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
 
@@ -89,6 +89,9 @@ pub enum MonitoringError {
     #[error("Prometheus is not installed: install Debian's package prometheus, and stop and disable its service")]
     NotInstalled,
 }
+    /// There is nobody to run it as, and root must not.
+    #[error("there is no user `{USER}` on this machine; Debian's package prometheus makes it")]
+    NoUser,
 
 impl MonitoringError {
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
@@ -198,12 +201,15 @@ fn program_named(name: &str) -> Option<PathBuf> {
 }
 
 /// Who it runs as, user and group; `None` when we are not root and cannot choose.
-pub fn user() -> Option<(u32, u32)> {
+///
+/// # Errors
+/// There is no such user.
+pub fn user() -> Result<Option<(u32, u32)>, MonitoringError> {
     if !daemon::is_root() {
-        return None;
+        return Ok(None);
     }
-    let found = USERS.iter().find_map(|name| nix::unistd::User::from_name(name).ok().flatten());
-    found.map(|user| (user.uid.as_raw(), user.gid.as_raw()))
+    let found = nix::unistd::User::from_name(USER).ok().flatten().ok_or(MonitoringError::NoUser)?;
+    Ok(Some((found.uid.as_raw(), found.gid.as_raw())))
 }
 
 /// How it is started, from its directory. Makes what it needs.
@@ -229,7 +235,7 @@ pub fn command(settings: &Settings, now: Timestamp) -> Result<Start, MonitoringE
 fn own_directory(path: &Path) -> Result<(), MonitoringError> {
     fs::create_dir_all(path).map_err(MonitoringError::io("make directory", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(MonitoringError::io("close", path))?;
-    match user() {
+    match user()? {
         Some((uid, gid)) => chown(path, Some(uid), Some(gid)).map_err(MonitoringError::io("hand over", path)),
         None => Ok(()),
     }
@@ -239,7 +245,7 @@ fn own_directory(path: &Path) -> Result<(), MonitoringError> {
 fn prepare_directory(settings: &Settings) -> Result<(), MonitoringError> {
     let directory = directory(settings);
     make_directory(&directory)?;
-    let Some((_, gid)) = user() else { return Ok(()) };
+    let Some((_, gid)) = user()? else { return Ok(()) };
     chown(&directory, None, Some(gid)).map_err(MonitoringError::io("hand over", &directory))?;
     let mode = fs::Permissions::from_mode(0o750);
     fs::set_permissions(&directory, mode).map_err(MonitoringError::io("open", &directory))
@@ -273,7 +279,7 @@ fn place(path: &Path, text: &[u8]) -> Result<bool, MonitoringError> {
         return Ok(false);
     }
     // In place when it may be read already: Prometheus looks as soon as it is there.
-    let beside = path.with_extension("partial");
+    let beside = partial(path);
     write_file(&beside, text, 0o600)?;
     share(&beside)?;
     fs::rename(&beside, path).map_err(MonitoringError::io("replace", path))?;
@@ -282,8 +288,13 @@ fn place(path: &Path, text: &[u8]) -> Result<bool, MonitoringError> {
 
 /// Lets the user that Prometheus runs as read a file.
 fn share(path: &Path) -> Result<(), MonitoringError> {
-    let Some((_, gid)) = user() else { return Ok(()) };
+    let Some((_, gid)) = user()? else { return Ok(()) };
     chown(path, None, Some(gid)).map_err(MonitoringError::io("share", path))?;
+/// Where a file is written before it is in its place.
+fn partial(path: &Path) -> PathBuf {
+    path.with_extension("partial")
+}
+
     fs::set_permissions(path, fs::Permissions::from_mode(0o640)).map_err(MonitoringError::io("share", path))
 }
 
@@ -356,7 +367,12 @@ impl FollowFleet {
     }
 
     fn follow(&self) -> Result<String, MonitoringError> {
-        let Some(wanted) = Wanted::load(&self.settings)? else { return Ok(String::new()) };
+        let wanted = Wanted::load(&self.settings)?;
+        if wanted.as_ref().is_none_or(|wanted| wanted.notify.is_none()) {
+            // A pass may have written it just as it was no longer wanted.
+            notify::remove_configuration(&self.settings)?;
+        }
+        let Some(wanted) = wanted else { return Ok(String::new()) };
         let is_new = prepare(&self.settings, &wanted, self.control.now())?;
         let directory = directory(&self.settings);
         let ops = local(self.settings.listen.ops).to_string();

@@ -128,7 +128,7 @@ fn watch(
     std::env::set_current_dir(monitoring::directory(&settings))?;
     tracing::info!(program = %command.program.display(), "becoming another program");
     held.hand_over()?;
-    if let Some((uid, gid)) = monitoring::user() {
+    if let Some((uid, gid)) = monitoring::user()? {
         base::process::become_user(uid, gid)?;
         if supervised {
             // Becoming another user has undone it.

@@ -3,12 +3,14 @@
 //! It groups what belongs together, says when it is over, says it again while it is not, and keeps windows of maintenance in which nobody is told. All of that
 //! is its own, and done over and over elsewhere; here is only what it is started with.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{MonitoringError, Start, Wanted, directory, own_directory, place, prepare_directory, program_named};
+use super::{
+    MonitoringError, Start, Wanted, directory, own_directory, partial, place, prepare_directory, program_named,
+};
 use crate::settings::Settings;
 
 /// Where Alertmanager listens unless that is taken. Its own service has 9093.
@@ -144,7 +146,7 @@ pub fn command(settings: &Settings) -> Result<Start, MonitoringError> {
     let program = program().ok_or(MonitoringError::NoAlertmanager)?;
     prepare_directory(settings)?;
     prepare(settings, &notify)?;
-    own_directory(&directory(settings).join("alerts"))?;
+    own_directory(&alerts(settings))?;
     let arguments = [
         "--config.file=alertmanager.yml".to_owned(),
         "--storage.path=alerts".to_owned(),
@@ -155,12 +157,48 @@ pub fn command(settings: &Settings) -> Result<Start, MonitoringError> {
     Ok(Start { program, arguments: arguments.into_iter().map(Into::into).collect() })
 }
 
+/// Removes what it was started with, a password among that, and its windows of maintenance: once it has ended.
+///
+/// # Errors
+/// What could not be removed.
+pub fn remove(settings: &Settings) -> Result<(), MonitoringError> {
+    remove_configuration(settings)?;
+    let alerts = alerts(settings);
+    match fs::remove_dir_all(&alerts) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MonitoringError::io("remove", &alerts)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes its configuration alone, which it has read if it still runs.
+pub(super) fn remove_configuration(settings: &Settings) -> Result<(), MonitoringError> {
+    let configuration = configuration_path(settings);
+    for path in [partial(&configuration), configuration] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(MonitoringError::io("remove", &path)(error));
+            }
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+fn configuration_path(settings: &Settings) -> PathBuf {
+    directory(settings).join("alertmanager.yml")
+}
+
+/// What it writes down itself.
+fn alerts(settings: &Settings) -> PathBuf {
+    directory(settings).join("alerts")
+}
+
 /// Writes its configuration where that differs. Returns whether it does.
 pub(super) fn prepare(settings: &Settings, notify: &Notify) -> Result<bool, MonitoringError> {
     let file = notify.mail.as_ref().and_then(|mail| mail.password_file.as_ref());
     let password = file.map(|path| fs::read_to_string(path).map_err(MonitoringError::io("read", path))).transpose()?;
     let text = notify.configuration(password.as_deref().map(str::trim_end)).to_string();
-    place(&directory(settings).join("alertmanager.yml"), text.as_bytes())
+    place(&configuration_path(settings), text.as_bytes())
 }
 
 #[cfg(test)]
@@ -197,6 +235,25 @@ mod tests {
         let output = base::process::output(check, Duration::from_secs(60)).await;
         let output = output.expect("the tests need amtool, of Debian's package prometheus-alertmanager");
         assert!(output.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    }
+
+    #[test]
+    fn nothing_of_it_stays_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = Settings::parse(&Settings::generate(Some(root.path())).unwrap()).unwrap();
+        let password_file = root.path().join("password");
+        fs::write(&password_file, "secret\n").unwrap();
+        let mut notify = notify();
+        notify.mail.as_mut().unwrap().password_file = Some(password_file);
+        prepare_directory(&settings).unwrap();
+        assert!(prepare(&settings, &notify).unwrap() && !prepare(&settings, &notify).unwrap());
+        own_directory(&alerts(&settings)).unwrap();
+        fs::write(alerts(&settings).join("silences"), "").unwrap();
+        assert!(fs::read_to_string(configuration_path(&settings)).unwrap().contains("\"secret\""));
+        for _ in 0..2 {
+            remove(&settings).unwrap();
+            assert_eq!(fs::read_dir(directory(&settings)).unwrap().count(), 0);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `neso adm alerts`: what this machine's Prometheus finds wrong, who is told of it, and windows in which nobody is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base::clock::{Clock as _, SystemClock};
 use headnode::monitoring::{
@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 
 use super::{
     Output,
-    monitoring::{ask, ask_text, await_ready, end},
+    monitoring::{ask, ask_text, await_end, await_ready, end},
     or_dash, table,
 };
 use crate::{
     context::Place,
     failure::{Failure, Outcome},
+    install,
     progress::Progress,
     supervise,
 };
@@ -115,10 +116,14 @@ pub(crate) async fn run(place: &Place, output: Output, command: Command) -> Outc
     let port = || wanted.notify.as_ref().map(|notify| notify.port).ok_or(MonitoringError::NobodyToTell);
     match command.verb {
         None => list(&wanted, output, command.pending).await,
-        Some(Verb::Notify(told)) => tell(&settings, output, wanted, told).await,
+        Some(Verb::Notify(told)) => tell(place, output, wanted, told).await,
         Some(Verb::Quiet) => {
             Wanted { notify: None, ..wanted }.save(&settings)?;
             end(&settings, supervise::NOTIFIER);
+            await_end(&settings, supervise::NOTIFIER).map_err(|()| {
+                Failure::new("Alertmanager does not end").mend("`neso adm alerts quiet` again, or look at its log")
+            })?;
+            notify::remove(&settings)?;
             output.say("nobody is told any more; `neso adm alerts` still shows what is wrong")
         }
         Some(Verb::Silence(window)) => silence(port()?, output, &window).await,
@@ -141,18 +146,49 @@ fn refused(error: std::io::Error) -> Failure {
         .mend("its log is `notifier.log` beside the headnode's")
 }
 
-async fn tell(settings: &headnode::Settings, output: Output, wanted: Wanted, told: Told) -> Outcome {
+/// Where units do not see what lies there: `ProtectHome` and `PrivateTmp`.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+
+fn is_hidden(path: &Path) -> bool {
+    HIDDEN.iter().any(|hidden| path.starts_with(hidden))
+}
+
+/// The file with the password, as processes find it that start elsewhere; it is read once.
+fn password_file(typed: &Path, by_units: bool) -> Outcome<PathBuf> {
+    let flag = "--smtp-password-file";
+    let fail = |error: std::io::Error| {
+        Failure::new(format!("{flag}: failed to read `{}`: {error}", typed.display())).mend(
+            "write the password, and nothing else, into a file that root may read, such as /etc/neso/smtp-password",
+        )
+    };
+    let path = std::path::absolute(typed).map_err(fail)?;
+    let text = std::fs::read_to_string(&path).map_err(fail)?;
+    if text.trim_end().is_empty() {
+        return Err(fail(std::io::Error::other("it is empty")));
+    }
+    let behind_links = path.canonicalize().map_err(fail)?;
+    if by_units && (is_hidden(&path) || is_hidden(&behind_links)) {
+        return Err(Failure::new(format!("{flag}: `{}` is hidden from neso's units", path.display()))
+            .mend(format!("put it elsewhere than below {}: /etc/neso/smtp-password", HIDDEN.join(", "))));
+    }
+    Ok(path)
+}
+
+async fn tell(place: &Place, output: Output, wanted: Wanted, told: Told) -> Outcome {
+    let settings = &place.settings()?;
     if notify::program().is_none() {
         return Err(Failure::from(MonitoringError::NoAlertmanager).mend(
             "apt-get install --no-install-recommends prometheus-alertmanager; systemctl disable --now prometheus-alertmanager",
         ));
     }
+    let by_units = install::is_installed(place);
+    let password_file = told.smtp_password_file.map(|typed| password_file(&typed, by_units)).transpose()?;
     let mail = told.smtp.map(|server| Mail {
         to: told.mail_to,
         from: told.mail_from.unwrap_or_default(),
         server,
         user: told.smtp_user,
-        password_file: told.smtp_password_file,
+        password_file,
         plain: told.smtp_plain,
     });
     let port = wanted.notify.as_ref().map_or_else(|| monitoring::free_port(notify::PORT), |notify| notify.port);
@@ -264,4 +300,38 @@ async fn silences(port: u16, output: Output) -> Outcome {
             }),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_where_processes_find_it_that_start_elsewhere() {
+        let below = tempfile::tempdir_in(".").expect("a directory");
+        let below = below.path().file_name().map(PathBuf::from).expect("a name");
+        let typed = below.join("password");
+        let refusal = |by_units| password_file(&typed, by_units).expect_err("it is refused").message;
+        assert!(refusal(false).starts_with("--smtp-password-file: "), "it is not there");
+        std::fs::write(&typed, "\n").expect("a file");
+        assert!(refusal(false).contains("empty"));
+        std::fs::write(&typed, "secret\n").expect("a file");
+        let found = password_file(&typed, false).expect("it can be read");
+        assert!(found.is_absolute() && found.ends_with(&typed));
+    }
+
+    #[test]
+    fn what_units_do_not_see_is_refused_where_they_read_it() {
+        let directory = tempfile::tempdir_in("/tmp").expect("a directory");
+        let typed = directory.path().join("password");
+        std::fs::write(&typed, "secret").expect("a file");
+        assert_eq!(password_file(&typed, false).expect("nothing is hidden without units"), typed);
+        let refused = password_file(&typed, true).expect_err("it is hidden");
+        assert!(refused.message.starts_with("--smtp-password-file: ") && refused.message.contains("hidden"));
+        for (path, hidden) in
+            [("/root/password", true), ("/run/user/0/x", true), ("/rooted/x", false), ("/etc/neso/x", false)]
+        {
+            assert_eq!(is_hidden(Path::new(path)), hidden, "{path}");
+        }
+    }
 }

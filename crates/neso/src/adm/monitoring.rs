@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use base::daemon::PidFile;
 use headnode::{
     Settings,
-    monitoring::{self, Wanted},
+    monitoring::{self, Wanted, notify},
     role,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -42,8 +43,8 @@ pub(crate) enum Command {
         /// Keep so many MiB at most; the oldest goes first [default: 4096].
         #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
         keep_mib: Option<u64>,
-        /// Look every so many seconds [default: 15].
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=300))]
+        /// Look every so many seconds, 10 to 300: a member of the store that is silent may cost eight [default: 15].
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(10..=300))]
         every: Option<u32>,
         /// Listen at this port of the loopback address [default: 9164, or one that is free].
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -86,6 +87,11 @@ async fn enable(settings: &Settings, output: Output, change: impl FnOnce(&mut Wa
         return Err(Failure::from(monitoring::MonitoringError::NotInstalled)
             .mend("apt-get install --no-install-recommends prometheus; systemctl disable --now prometheus"));
     }
+    monitoring::user().map_err(|error| {
+        Failure::from(error).mend(
+            "apt-get install --reinstall --no-install-recommends prometheus, or adduser --system --group prometheus",
+        )
+    })?;
     let held = Wanted::load(settings).unwrap_or_default();
     let mut wanted = held.clone().unwrap_or_default();
     change(&mut wanted);
@@ -108,13 +114,12 @@ async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
     for name in [supervise::NOTIFIER, supervise::MONITOR] {
         end(settings, name);
     }
-    let pid_file = supervise::pid_file(settings, supervise::MONITOR);
-    if !base::daemon::PidFile::wait_released(&pid_file, ANSWER_PATIENCE) {
-        return Err(
-            Failure::new("Prometheus does not end").mend("`neso adm monitoring disable` again, or look at its log")
-        );
+    let again = "`neso adm monitoring disable` again, or look at its log";
+    for (name, program) in [(supervise::NOTIFIER, "Alertmanager"), (supervise::MONITOR, "Prometheus")] {
+        await_end(settings, name).map_err(|()| Failure::new(format!("{program} does not end")).mend(again))?;
     }
     let data = monitoring::data_directory(settings);
+    notify::remove(settings)?;
     if purge && data.exists() {
         std::fs::remove_dir_all(&data)?;
     }
@@ -124,12 +129,17 @@ async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
     })
 }
 
-/// Asks one of the two to end, if it is there.
-pub(super) fn end(settings: &Settings, name: &str) {
-    if let Some(pid) = base::daemon::PidFile::holder(&supervise::pid_file(settings, name)) {
-        // It may have ended since.
-        let _ = base::daemon::terminate(pid);
-    }
+/// Asks one of the two to end, if it is there. Returns which process that was.
+pub(super) fn end(settings: &Settings, name: &str) -> Option<u32> {
+    let pid = PidFile::holder(&supervise::pid_file(settings, name))?;
+    // It may have ended since.
+    let _ = base::daemon::terminate(pid);
+    Some(pid)
+}
+
+/// Waits until one of the two has ended. Fails when it does not.
+pub(super) fn await_end(settings: &Settings, name: &str) -> Result<(), ()> {
+    PidFile::wait_released(&supervise::pid_file(settings, name), ANSWER_PATIENCE).then_some(()).ok_or(())
 }
 
 /// Waits until one of the two answers.
