@@ -17,6 +17,10 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -85,13 +89,13 @@ pub enum MonitoringError {
         "Alertmanager is not installed: install Debian's package prometheus-alertmanager, and stop and disable its service"
     )]
     NoAlertmanager,
+    /// There is nobody to run it as, and root must not.
+    #[error("there is no user `{USER}` on this machine; Debian's package prometheus makes it")]
+    NoUser,
     /// The program is missing.
     #[error("Prometheus is not installed: install Debian's package prometheus, and stop and disable its service")]
     NotInstalled,
 }
-    /// There is nobody to run it as, and root must not.
-    #[error("there is no user `{USER}` on this machine; Debian's package prometheus makes it")]
-    NoUser,
 
 impl MonitoringError {
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
@@ -286,15 +290,15 @@ fn place(path: &Path, text: &[u8]) -> Result<bool, MonitoringError> {
     Ok(true)
 }
 
-/// Lets the user that Prometheus runs as read a file.
-fn share(path: &Path) -> Result<(), MonitoringError> {
-    let Some((_, gid)) = user()? else { return Ok(()) };
-    chown(path, None, Some(gid)).map_err(MonitoringError::io("share", path))?;
 /// Where a file is written before it is in its place.
 fn partial(path: &Path) -> PathBuf {
     path.with_extension("partial")
 }
 
+/// Lets the user that Prometheus runs as read a file.
+fn share(path: &Path) -> Result<(), MonitoringError> {
+    let Some((_, gid)) = user()? else { return Ok(()) };
+    chown(path, None, Some(gid)).map_err(MonitoringError::io("share", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o640)).map_err(MonitoringError::io("share", path))
 }
 
@@ -355,15 +359,19 @@ fn node_targets(control: &Control, ops: &str) -> String {
 }
 
 /// Keeps targets, rules and certificate true where Prometheus is wanted.
+#[derive(Clone)]
 pub struct FollowFleet {
     control: Control,
-    settings: Settings,
+    settings: Arc<Settings>,
+    monitor: Arc<Reader>,
+    notifier: Arc<Reader>,
 }
 
 impl FollowFleet {
     /// On this machine.
-    pub const fn new(control: Control, settings: Settings) -> Self {
-        Self { control, settings }
+    pub fn new(control: Control, settings: Settings) -> Self {
+        let (monitor, notifier) = (Reader::new(MONITOR), Reader::new(NOTIFIER));
+        Self { control, settings: Arc::new(settings), monitor, notifier }
     }
 
     fn follow(&self) -> Result<String, MonitoringError> {
@@ -373,21 +381,14 @@ impl FollowFleet {
             notify::remove_configuration(&self.settings)?;
         }
         let Some(wanted) = wanted else { return Ok(String::new()) };
-        let is_new = prepare(&self.settings, &wanted, self.control.now())?;
+        let is_new = self.monitor.follow(&self.settings, || prepare(&self.settings, &wanted, self.control.now()))?;
         let directory = directory(&self.settings);
         let ops = local(self.settings.listen.ops).to_string();
         // Prometheus sees for itself when these change.
         let headnodes = place(&directory.join("headnodes.json"), headnode_targets(&self.control).as_bytes())?;
         let nodes = place(&directory.join("nodes.json"), node_targets(&self.control, &ops).as_bytes())?;
-        let is_told_anew = match &wanted.notify {
-            Some(notify) => notify::prepare(&self.settings, notify)?,
-            None => false,
-        };
-        for (name, _) in [(MONITOR, is_new), (NOTIFIER, is_told_anew)].into_iter().filter(|(_, is_new)| *is_new) {
-            if let Some(pid) = PidFile::holder(&self.settings.paths.run.join(format!("{name}.pid"))) {
-                // It may just end; the next one reads what is there.
-                let _ = daemon::reload(pid);
-            }
+        if let Some(notify) = &wanted.notify {
+            self.notifier.follow(&self.settings, || notify::prepare(&self.settings, notify))?;
         }
         Ok(if is_new || headnodes || nodes { "Prometheus was told what changed".to_owned() } else { String::new() })
     }
@@ -403,7 +404,41 @@ impl Loop for FollowFleet {
     }
 
     fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
-        Box::pin(async { Ok(self.follow()?) })
+        Box::pin(async {
+            let following = self.clone();
+            // It waits for locks and for the disk.
+            Ok(base::task::blocking("follow fleet", move || following.follow()).await?)
+        })
+    }
+}
+
+/// A program that reads what is written for it when it is told to.
+#[derive(Debug)]
+struct Reader {
+    name: &'static str,
+    /// Something may have been written that it was not told of yet, maybe by the headnode before this one.
+    is_due: AtomicBool,
+}
+
+impl Reader {
+    fn new(name: &'static str) -> Arc<Self> {
+        Arc::new(Self { name, is_due: AtomicBool::new(true) })
+    }
+
+    /// Writes what it reads, and tells it where that is new or was written by a pass that failed. Returns whether it was so.
+    fn follow(
+        &self,
+        settings: &Settings,
+        write: impl FnOnce() -> Result<bool, MonitoringError>,
+    ) -> Result<bool, MonitoringError> {
+        let was_due = self.is_due.swap(true, Ordering::Relaxed);
+        let is_new = write()? || was_due;
+        if is_new && let Some(pid) = PidFile::holder(&settings.paths.run.join(format!("{}.pid", self.name))) {
+            // It may just end; the next one reads what is there.
+            let _ = daemon::reload(pid);
+        }
+        self.is_due.store(false, Ordering::Relaxed);
+        Ok(is_new)
     }
 }
 
@@ -435,5 +470,19 @@ mod tests {
         Wanted::remove(&settings).unwrap();
         Wanted::remove(&settings).unwrap();
         assert!(!is_wanted(&settings));
+    }
+
+    #[test]
+    fn what_was_written_before_a_failure_is_told_later() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = Settings::parse(&Settings::generate(Some(root.path())).unwrap()).unwrap();
+        let reader = Reader::new(MONITOR);
+        let full = |path: &Path| MonitoringError::io("replace", path)(io::Error::from(io::ErrorKind::StorageFull));
+        assert!(reader.follow(&settings, || Ok(false)).unwrap(), "who wrote last may have ended before it told");
+        assert!(!reader.follow(&settings, || Ok(false)).unwrap());
+        assert!(reader.follow(&settings, || Err(full(root.path()))).is_err());
+        assert!(reader.follow(&settings, || Ok(false)).unwrap(), "some of it may have been new");
+        assert!(!reader.follow(&settings, || Ok(false)).unwrap(), "it was told");
+        assert!(reader.follow(&settings, || Ok(true)).unwrap());
     }
 }

@@ -512,7 +512,9 @@ impl Loop for RenewCertificates {
 
     fn pass(&self) -> BoxFuture<'_, Result<String, Box<dyn std::error::Error + Send + Sync>>> {
         Box::pin(async {
-            let made = self.0.keep()?;
+            let certificates = self.0.clone();
+            // It waits for the disk.
+            let made = base::task::blocking("renew certificates", move || certificates.keep()).await?;
             Ok(if made.is_empty() { String::new() } else { format!("renewed {}", made.join(", ")) })
         })
     }
