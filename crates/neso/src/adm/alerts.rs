@@ -200,8 +200,8 @@ async fn tell(place: &Place, output: Output, wanted: Wanted, told: Told) -> Outc
     }
     let step = Progress::new().step("Starting Alertmanager");
     Wanted { notify: Some(notify), ..wanted }.save(settings)?;
-    end(settings, supervise::NOTIFIER);
-    await_ready(settings, port, supervise::NOTIFIER).await?;
+    let ended = end(settings, supervise::NOTIFIER);
+    await_ready(settings, port, supervise::NOTIFIER, ended).await?;
     step.done(&format!("http://127.0.0.1:{port}"));
     output.say("Prometheus is told within seconds. `neso adm alerts silence` begins a window of maintenance.")
 }

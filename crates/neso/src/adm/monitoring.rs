@@ -96,12 +96,13 @@ async fn enable(settings: &Settings, output: Output, change: impl FnOnce(&mut Wa
     let mut wanted = held.clone().unwrap_or_default();
     change(&mut wanted);
     let step = Progress::new().step("Starting Prometheus");
+    let mut ended = None;
     if held.as_ref() != Some(&wanted) {
         wanted.save(settings)?;
         // Its arguments have changed; whoever keeps it running starts it again.
-        end(settings, supervise::MONITOR);
+        ended = end(settings, supervise::MONITOR);
     }
-    await_ready(settings, wanted.port, supervise::MONITOR).await?;
+    await_ready(settings, wanted.port, supervise::MONITOR, ended).await?;
     step.done(&format!("http://127.0.0.1:{}", wanted.port));
     output.say(format!(
         "It looks every {} s and keeps {} days, {} MiB at most. `neso adm monitoring status` shows its targets, `neso adm alerts` what it finds wrong.",
@@ -118,8 +119,8 @@ async fn disable(settings: &Settings, output: Output, purge: bool) -> Outcome {
     for (name, program) in [(supervise::NOTIFIER, "Alertmanager"), (supervise::MONITOR, "Prometheus")] {
         await_end(settings, name).map_err(|()| Failure::new(format!("{program} does not end")).mend(again))?;
     }
-    let data = monitoring::data_directory(settings);
     notify::remove(settings)?;
+    let data = monitoring::data_directory(settings);
     if purge && data.exists() {
         std::fs::remove_dir_all(&data)?;
     }
@@ -142,10 +143,11 @@ pub(super) fn await_end(settings: &Settings, name: &str) -> Result<(), ()> {
     PidFile::wait_released(&supervise::pid_file(settings, name), ANSWER_PATIENCE).then_some(()).ok_or(())
 }
 
-/// Waits until one of the two answers.
-pub(super) async fn await_ready(settings: &Settings, port: u16, name: &str) -> Outcome {
+/// Waits until one of the two answers, and not the process that was told to end.
+pub(super) async fn await_ready(settings: &Settings, port: u16, name: &str, ended: Option<u32>) -> Outcome {
     let begun = Instant::now();
-    while ask_text(port, "GET", "/-/ready", None).await.is_err() {
+    let is_there = || PidFile::holder(&supervise::pid_file(settings, name)).is_some_and(|pid| Some(pid) != ended);
+    while !is_there() || ask_text(port, "GET", "/-/ready", None).await.is_err() {
         if begun.elapsed() > START_PATIENCE {
             let log = supervise::log_file(settings, name);
             return Err(Failure::new(format!("the process {name} did not come up")).mend(format!(
@@ -238,5 +240,36 @@ pub(super) async fn ask_text(port: u16, method: &str, path: &str, body: Option<&
     match status.split(' ').nth(1) {
         Some("200") => Ok(answer[(head + 4).min(answer.len())..].to_vec()),
         _ => Err(std::io::Error::other(format!("it answered \"{status}\""))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_was_told_to_end_is_not_taken_for_who_comes() {
+        let root = tempfile::tempdir().expect("a directory");
+        let settings =
+            Settings::parse(&Settings::generate(Some(root.path())).expect("settings")).expect("they are right");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("it has one").port();
+        let answering = base::task::spawn("answers", async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut question = [0; 4_096];
+                // Whoever goes away wants no answer.
+                let _ = stream.read(&mut question).await;
+                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await;
+            }
+        });
+        let held = PidFile::take(&supervise::pid_file(&settings, supervise::MONITOR)).expect("nobody has it");
+        let me = Some(std::process::id());
+        let waiting = timeout(POLL * 5, await_ready(&settings, port, supervise::MONITOR, me)).await;
+        assert!(waiting.is_err(), "what answers is about to end");
+        await_ready(&settings, port, supervise::MONITOR, None).await.expect("it is the one");
+        drop(held);
+        answering.abort();
     }
 }

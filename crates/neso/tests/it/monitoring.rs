@@ -39,11 +39,26 @@ fn query(port: u16, text: &str) -> Vec<Value> {
     answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{text}: {answer}")).clone()
 }
 
+/// When the headnode that Prometheus saw last was started.
+fn headnode_started(port: u16) -> Option<String> {
+    let found = query(port, "process_start_time_seconds{job=\"neso-headnode\"}");
+    Some(found.first()?["value"][1].as_str().expect("a number").to_owned())
+}
+
 /// The process that holds the monitor's pid file, once that is Prometheus.
 fn prometheus(datacenter: &Datacenter) -> Option<u32> {
-    let pid = PidFile::holder(&datacenter.settings().paths.run.join("monitor.pid")).filter(|pid| *pid != 0)?;
-    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    program.ends_with("prometheus").then_some(pid)
+    running(datacenter, "monitor.pid", "prometheus")
+}
+
+/// The process that holds the notifier's pid file, once that is Alertmanager.
+fn alertmanager(datacenter: &Datacenter) -> Option<u32> {
+    running(datacenter, "notifier.pid", "prometheus-alertmanager")
+}
+
+fn running(datacenter: &Datacenter, pid_file: &str, program: &str) -> Option<u32> {
+    let pid = PidFile::holder(&datacenter.settings().paths.run.join(pid_file)).filter(|pid| *pid != 0)?;
+    let running = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    running.ends_with(program).then_some(pid)
 }
 
 fn signal(name: &str, pid: u32) {
@@ -259,6 +274,48 @@ fn it_may_only_watch(datacenter: &Datacenter) {
     }
 }
 
+/// Enables it, to look more often than an operator may ask for: a datacenter of one headnode waits for nobody. Its port.
+fn enable(datacenter: &Datacenter) -> u16 {
+    Wanted { every_seconds: 2, ..Wanted::default() }.save(&datacenter.settings()).expect("it is written down");
+    datacenter.good(&["adm", "monitoring", "enable"]);
+    let wanted = Wanted::load(&datacenter.settings()).expect("it can be read").expect("it is written down");
+    assert_eq!(wanted.every_seconds, 2);
+    let refused = datacenter.run(&["adm", "monitoring", "enable", "--every", "9"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("10..=300"));
+    let first = prometheus(datacenter).expect("it answered");
+    datacenter.good(&["adm", "monitoring", "enable", "--keep-days", "31"]);
+    assert!(prometheus(datacenter).is_some_and(|next| next != first), "who answers is not who was told to end");
+    wanted.port
+}
+
+/// It outlives its headnode, says so, and does not outlive its supervisor.
+fn it_ends_with_its_supervisor(datacenter: &Datacenter, port: u16) {
+    let pid = prometheus(datacenter).expect("it still runs");
+    let told_by = alertmanager(datacenter).expect("it still runs");
+    let before = headnode_started(port).expect("the headnode was seen");
+    datacenter.kill("headnode");
+    assert_eq!(prometheus(datacenter), Some(pid));
+    datacenter.wait("the next headnode to be seen", || headnode_started(port).is_some_and(|started| started != before));
+    assert_eq!(prometheus(datacenter), Some(pid));
+    targets_up(datacenter);
+    datacenter.kill("supervisor");
+    datacenter.wait("Prometheus to end with its supervisor", || prometheus(datacenter).is_none());
+    datacenter.good(&["up"]);
+    datacenter.wait("another Prometheus", || prometheus(datacenter).is_some_and(|next| next != pid));
+    targets_up(datacenter);
+    datacenter.wait("another Alertmanager", || alertmanager(datacenter).is_some_and(|next| next != told_by));
+}
+
+/// Of what it saw, and of who was told.
+fn nothing_stays_behind(datacenter: &Datacenter) {
+    let directory = headnode::monitoring::directory(&datacenter.settings());
+    let seen = headnode::monitoring::data_directory(&datacenter.settings());
+    assert!(seen.exists() && directory.join("alertmanager.yml").exists());
+    datacenter.good(&["adm", "monitoring", "disable", "--purge"]);
+    assert_eq!(alertmanager(datacenter), None);
+    assert!(!seen.exists() && !directory.join("alertmanager.yml").exists() && !directory.join("alerts").exists());
+}
+
 #[test]
 fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
     if headnode::monitoring::program().is_none() || headnode::monitoring::notify::program().is_none() {
@@ -270,8 +327,7 @@ fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
     let Some(datacenter) = Datacenter::start() else { return };
     let refused = datacenter.run(&["adm", "alerts"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("monitoring enable"));
-    datacenter.good(&["adm", "monitoring", "enable", "--every", "2"]);
-    let port = Wanted::load(&datacenter.settings()).expect("it can be read").expect("it is written down").port;
+    let port = enable(&datacenter);
     assert_eq!(targets_up(&datacenter), 2, "the headnode and the machine it runs on");
     let pid = prometheus(&datacenter).expect("it runs");
     assert_ne!(std::fs::metadata(format!("/proc/{pid}")).expect("it runs").uid(), 0, "not as root");
@@ -290,7 +346,11 @@ fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
         ["adm", "alerts", "notify", "--gather", "1", "--mail-to", "ops@example.org", "--mail-from", "neso@example.org"];
     let refused = datacenter.run(&[&notify[..], &["--smtp", "nowhere"]].concat());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("HOST:PORT"), "what is wrong is named");
-    datacenter.good(&[&notify[..], &["--smtp", mail.as_str(), "--smtp-plain", "--webhook", hook.as_str()]].concat());
+    let by_mail = [&notify[..], &["--smtp", mail.as_str(), "--smtp-plain"]].concat();
+    datacenter.good(&by_mail);
+    let first = alertmanager(&datacenter).expect("it answered");
+    datacenter.good(&[&by_mail[..], &["--webhook", hook.as_str()]].concat());
+    assert!(alertmanager(&datacenter).is_some_and(|next| next != first), "who answers is not who was told to end");
     signal("STOP", agent);
     wait_for_alert(&datacenter, "NodeUnreachable", true);
     told(&mails, &["RCPT TO:<ops@example.org>", "NodeUnreachable"]);
@@ -309,16 +369,8 @@ fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
     told(&posts, &["\"status\":\"resolved\"", "NodeUnreachable"]);
     wait_for_alert(&datacenter, "NodeUnreachable", false);
 
-    // It outlives its headnode, says so, and does not outlive its supervisor.
-    let pid = prometheus(&datacenter).expect("it still runs");
-    datacenter.kill("headnode");
-    assert_eq!(prometheus(&datacenter), Some(pid));
-    targets_up(&datacenter);
-    datacenter.kill("supervisor");
-    datacenter.wait("Prometheus to end with its supervisor", || prometheus(&datacenter).is_none());
-    datacenter.good(&["up"]);
-    targets_up(&datacenter);
-    datacenter.good(&["adm", "monitoring", "disable", "--purge"]);
+    it_ends_with_its_supervisor(&datacenter, port);
+    nothing_stays_behind(&datacenter);
     datacenter.good(&["instance", "delete", "-w", "seen"]);
     assert_eq!(prometheus(&datacenter), None);
     datacenter.assert_clean();
