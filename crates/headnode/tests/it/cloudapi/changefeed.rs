@@ -315,6 +315,29 @@ async fn a_place_that_is_not_known_any_more_begins_with_a_list() {
 }
 
 #[tokio::test]
+async fn each_cursor_stands_for_what_was_told_and_no_more() {
+    let two = Two::new().await;
+    let mut left: BTreeSet<InstanceId> = BTreeSet::new();
+    for name in ["one", "two", "three"] {
+        left.insert(two.stage.running(name).await.parse().unwrap());
+    }
+    let client = two.ana();
+    let mut changes = client.changes(Registration::everything(Some(Since::Nothing)));
+    while !left.is_empty() {
+        // Left after this, as if its wire was cut here.
+        let told = change(&mut changes).await;
+        left.remove(&told.changed_resource_id);
+        let since = Since::Cursor(told.cursor.expect("it asked for cursors"));
+        let mut after = client.changes(Registration::everything(Some(since)));
+        let mut missed = BTreeSet::new();
+        while let Told::Change(change) = next(&mut after).await {
+            missed.insert(change.changed_resource_id);
+        }
+        assert_eq!(missed, left);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_asks_for_less_is_told_less() {
     let two = Two::new().await;
     let (id, other) = (two.stage.running("web").await, two.stage.running("db").await);
