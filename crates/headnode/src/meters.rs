@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -27,6 +28,12 @@ pub struct Meters {
     inquiries: Inquiries,
     // Leaf data: a place is found or made, and old ones go.
     kept: Arc<Mutex<Kept>>,
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meters").finish_non_exhaustive()
+    }
 }
 
 /// Answers, each of some hundred bytes an instance, so that none is kept for longer than it is good.

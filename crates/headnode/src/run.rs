@@ -156,10 +156,10 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     ];
     loops.add(HandOver::new(keeper.clone(), control.clone(), measurements.clone()));
     let (offers, inquiries) = add_backups(&mut loops, &control, &settings, &pki);
-    let (requests, shown) = (Requests::default(), nodelink::NodeCertificates::default());
+    let shown = nodelink::NodeCertificates::default();
     let flows = register_flows(&control, clock);
     let ops = Ops::new(ops::Inner {
-        requests: requests.clone(),
+        requests: Requests::default(),
         node_certificates: shown.clone(),
         flow_kinds: flows.kinds().into_iter().map(|(kind, _)| kind).collect(),
         offers: offers.clone(),
@@ -193,7 +193,7 @@ pub async fn run(settings: Settings, clock: Arc<dyn Clock>, shutdown: Shutdown) 
     let watch = async { majority::watch(control.clone(), keeper.clone(), shutdown.clone()).await };
     tracing::info!(cloudapi = %settings.listen.cloudapi, node_link = %settings.listen.node_link, ops = %settings.listen.ops, "headnode is up");
     let routers = Routers {
-        tenants: tenants_router(&control, &settings, requests, sockets.cmon.is_some()),
+        tenants: tenants_router(&control, &settings, &ops, sockets.cmon.is_some()),
         nodes: nodelink::router(control.clone(), settings.clone(), inquiries, offers, shown, shutdown.clone()),
         watchers: monitor(&control, &pki, &ops)?,
         operators: ops::router(ops),
@@ -369,13 +369,14 @@ fn knows(monitor: &Monitor) -> Knows {
 }
 
 /// CloudAPI's routes.
-fn tenants_router(control: &Control, settings: &Settings, requests: Requests, has_monitor: bool) -> Router {
+fn tenants_router(control: &Control, settings: &Settings, ops: &Ops, has_monitor: bool) -> Router {
     let url = settings.cloudapi_url();
     let mut options = cloudapi::Options::new(&settings.datacenter.name, &url);
     let monitor = settings.monitor_url().filter(|_| has_monitor);
     options.services.extend(monitor.map(|url| ("cmon".to_owned(), url)));
     settings.cloudapi.apply(&mut options);
-    options.requests = requests;
+    options.requests = ops.requests.clone();
+    options.meters = Some(ops.meters.clone());
     cloudapi::router(control.clone(), options)
 }
 

@@ -43,6 +43,7 @@ pub mod path;
 pub mod peers;
 pub mod placement;
 pub mod quorum;
+pub mod rates;
 pub mod release;
 pub mod role;
 pub mod rules;

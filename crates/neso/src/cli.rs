@@ -14,7 +14,7 @@ use crate::{
     failure::{Failure, Outcome},
     image, install, join, manual, processes, restore,
     tenant::{self, call, nouns},
-    up,
+    top, up,
 };
 
 /// What exit codes mean, at the end of `--help`.
@@ -129,6 +129,8 @@ enum Command {
     Network(nouns::Noun<nouns::Network>),
     /// Ask any endpoint of CloudAPI, signed with the tenant's key.
     Cloudapi(call::Call),
+    /// Watch the datacenter: machines, the busiest instances, flows under way, alerts.
+    Top(top::Command),
     /// Check machine and datacenter, and say how to mend each finding.
     Doctor {
         /// Print JSON.
@@ -172,6 +174,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Adm(command) => asking(async move { adm::run(&place, command).await }),
         Command::Instance(command) if command.is_endless() => watching(async move { tenant::run(command).await }),
         Command::Instance(command) => asking(async move { tenant::run(command).await }),
+        Command::Top(command) if command.is_endless() => watching(async move { top::run(&place, command).await }),
+        Command::Top(command) => asking(async move { top::run(&place, command).await }),
         Command::Doctor { json } => asking(async move { doctor::run(&place, json).await }),
         Command::Account(noun) => asking(async move { nouns::account(noun).await }),
         Command::Key(noun) => asking(async move { nouns::key(noun).await }),

@@ -23,6 +23,7 @@ mod promote;
 mod restore;
 mod supervise;
 mod tenant;
+mod top;
 mod up;
 
 use std::process::ExitCode;

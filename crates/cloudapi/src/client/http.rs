@@ -32,7 +32,7 @@ use crate::{
     signature::http_date,
     types::{
         Account, AccountUpdate, Audit, CreateKey, CreateMachine, Image, ImageUpdate, Key, Machine, Network,
-        NetworkChoice, NetworkIp, Nic, Package, service::STALE,
+        NetworkChoice, NetworkIp, Nic, Package, service::STALE, stats::Stats,
     },
 };
 
@@ -311,6 +311,14 @@ impl Client {
             if last {
                 return Ok(all);
             }
+        }
+    }
+
+    /// What instances use: one, or all, page by page. Ours; another server knows nothing of it.
+    pub async fn stats(&self, machine: Option<InstanceId>) -> Result<Vec<Stats<'static>>, ClientError> {
+        match machine {
+            Some(id) => self.get("/stats", &[("machine", &*id.to_string())]).await,
+            None => self.pages("/stats", &[]).await,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod network;
 pub mod package;
 pub mod service;
+pub mod stats;
 
 pub use account::{Account, AccountUpdate, CreateKey, Key};
 pub use firewall::{Enforced, FirewallRule};

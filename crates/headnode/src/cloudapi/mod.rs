@@ -34,6 +34,7 @@ mod reply;
 mod routes;
 mod service;
 mod services;
+mod stats;
 mod tags;
 pub(crate) mod throttle;
 mod version;
@@ -43,7 +44,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::Router;
 use control::Control;
 
-use crate::telemetry::Requests;
+use crate::{meters::Meters, telemetry::Requests};
 
 pub use params::{Malformed, Params};
 pub use throttle::Rate;
@@ -65,6 +66,8 @@ pub struct Options {
     pub maintenance: Option<Maintenance>,
     /// Where requests are counted.
     pub requests: Requests,
+    /// What machines are asked with what their instances use; without it nobody is told.
+    pub meters: Option<Meters>,
 }
 
 /// A maintenance window.
@@ -87,6 +90,7 @@ impl Options {
             throttle: Some(Rate::default()),
             maintenance: None,
             requests: Requests::default(),
+            meters: None,
         }
     }
 }

@@ -8,7 +8,8 @@ use percent_encoding::percent_decode_str;
 use super::{
     absent, account, audit,
     call::{Call, Outcome},
-    changefeed, create, fabrics, fwrules, images, keys, machines, metadata, networks, nics, packages, services, tags,
+    changefeed, create, fabrics, fwrules, images, keys, machines, metadata, networks, nics, packages, services, stats,
+    tags,
     throttle::Group,
 };
 
@@ -173,6 +174,7 @@ routes! {
     DELETE "/:account/volumes/:volume" DeleteVolume Volumes absent::volume;
     GET "/:account/volumesizes" ListVolumeSizes Volumes absent::list;
     GET "/:account/changefeed" Changefeed Changefeed changefeed::open;
+    GET "/:account/stats" ListStats Machines stats::list;
 
     PUT "/:account/:resource" SetRoleTagsOfKind Account absent::role_tags;
     PUT "/:account/:resource/:id" SetRoleTagsOfOne Account absent::role_tags;

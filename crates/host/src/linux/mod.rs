@@ -9,6 +9,7 @@ pub mod machine;
 pub mod mounts;
 pub mod nflog;
 pub mod pool;
+pub mod terminal;
 pub mod zone;
 
 mod archive;

@@ -216,9 +216,10 @@ struct Alerts {
     alerts: Vec<Alert>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// Something that Prometheus finds wrong.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all(deserialize = "camelCase"))]
-struct Alert {
+pub(crate) struct Alert {
     labels: std::collections::BTreeMap<String, String>,
     annotations: std::collections::BTreeMap<String, String>,
     state: String,
@@ -228,8 +229,22 @@ struct Alert {
     silenced: bool,
 }
 
-/// What is wrong, the most urgent first.
-async fn list(wanted: &Wanted, output: Output, pending: bool) -> Outcome {
+impl Alert {
+    /// Nobody is told of it, because it is in a window of maintenance.
+    pub(crate) const fn is_silenced(&self) -> bool {
+        self.silenced
+    }
+
+    /// In one line.
+    pub(crate) fn words(&self) -> String {
+        let severity = self.labels.get("severity").map_or("", String::as_str);
+        let summary = self.annotations.get("summary").or_else(|| self.labels.get("alertname"));
+        format!("{severity}: {}", summary.map_or("", String::as_str))
+    }
+}
+
+/// What is wrong, the most urgent first; `pending`: also what is not wrong for long enough yet.
+pub(crate) async fn found(wanted: &Wanted, pending: bool) -> Outcome<Vec<Alert>> {
     let found: Envelope = ask(wanted.port, "/api/v1/alerts").await?;
     let mut alerts: Vec<Alert> =
         found.data.alerts.into_iter().filter(|alert| pending || alert.state == "firing").collect();
@@ -241,8 +256,16 @@ async fn list(wanted: &Wanted, output: Output, pending: bool) -> Outcome {
             alert.silenced = known.iter().find(is_it).is_some_and(|one| one["status"]["state"] == "suppressed");
         }
     }
-    let severity = |alert: &Alert| alert.labels.get("severity").cloned().unwrap_or_default();
     alerts.sort_by_key(|alert| (alert.silenced, severity(alert) != "critical", alert.active_at.clone()));
+    Ok(alerts)
+}
+
+fn severity(alert: &Alert) -> String {
+    alert.labels.get("severity").cloned().unwrap_or_default()
+}
+
+async fn list(wanted: &Wanted, output: Output, pending: bool) -> Outcome {
+    let alerts = found(wanted, pending).await?;
     output.show(&alerts, |alerts| {
         table(
             &["severity", "state", "since", "what", "what to do"],

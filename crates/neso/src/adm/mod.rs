@@ -4,7 +4,7 @@
 //! here: what may be done and why not is the headnode's business.
 
 pub(crate) mod accounts;
-mod alerts;
+pub(crate) mod alerts;
 pub(crate) mod backup;
 mod console;
 mod firewall;

@@ -26,6 +26,13 @@ pub(crate) struct Listen {
     instances: Vec<String>,
 }
 
+impl Listen {
+    /// It goes on until it is interrupted.
+    pub(super) const fn is_endless(&self) -> bool {
+        !self.once
+    }
+}
+
 /// Runs it, until it is interrupted unless it is to end.
 pub(super) async fn listen(tenant: &Tenant, output: Output, listen: Listen) -> Outcome {
     let since = match listen.since.as_deref() {

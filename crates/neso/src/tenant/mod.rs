@@ -9,6 +9,7 @@ mod changes;
 mod find;
 pub(crate) mod nouns;
 mod show;
+pub(crate) mod stats;
 pub(crate) mod wishes;
 
 use std::{
@@ -120,6 +121,8 @@ enum Verb {
     },
     /// Show changes of instances as they happen, or what has changed since an earlier look.
     Changes(changes::Listen),
+    /// Show what instances use: CPU, memory, disk space, traffic.
+    Stats(stats::Look),
     /// List or change tags.
     Tags {
         /// Id, short id or name.
@@ -206,7 +209,11 @@ struct On {
 impl Command {
     /// It goes on until it is interrupted.
     pub(crate) const fn is_endless(&self) -> bool {
-        matches!(self.verb, Verb::Changes(_))
+        match &self.verb {
+            Verb::Changes(listen) => listen.is_endless(),
+            Verb::Stats(look) => look.is_endless(),
+            _ => false,
+        }
     }
 }
 
@@ -256,6 +263,7 @@ async fn ask(tenant: &Tenant, output: Output, verb: Verb) -> Outcome {
             show::audit(output, &tenant.client.machine_audit(id).await?)
         }
         Verb::Changes(listen) => changes::listen(tenant, output, listen).await,
+        Verb::Stats(look) => stats::show(tenant, output, look).await,
         Verb::Tags { instance, changes } => tags(tenant, output, &instance, &changes).await,
         Verb::Metadata { instance, changes } => metadata(tenant, output, &instance, &changes).await,
         Verb::Nics { instance, add, remove, set } => {

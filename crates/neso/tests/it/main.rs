@@ -36,5 +36,6 @@ mod shell;
 mod signed;
 mod six;
 mod storm;
+mod top;
 #[path = "../common/wire.rs"]
 mod wire;

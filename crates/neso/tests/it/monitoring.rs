@@ -187,6 +187,16 @@ fn wait_for_alert(datacenter: &Datacenter, name: &str, fires: bool) {
     }
 }
 
+/// `neso top` shows an alert, too.
+fn is_at_the_top(datacenter: &Datacenter, name: &str) {
+    let top = datacenter.json(&["top", "-j"]);
+    let alerts = top["alerts"].as_array().expect("they are known");
+    let alert = alerts.iter().find(|alert| alert["labels"]["alertname"] == name).expect("it is among them");
+    let summary = alert["annotations"]["summary"].as_str().expect("in words");
+    let shown = datacenter.good(&["top"]);
+    assert!(shown.lines().any(|line| line.starts_with("! ") && line.ends_with(summary)), "{shown}");
+}
+
 /// Everything in the list is told, and what rules speak of arrives with values.
 fn all_is_seen(datacenter: &Datacenter, port: u16) {
     // Some is known after the second beat only.
@@ -353,6 +363,7 @@ fn prometheus_sees_the_datacenter_and_finds_what_is_wrong() {
     assert!(alertmanager(&datacenter).is_some_and(|next| next != first), "who answers is not who was told to end");
     signal("STOP", agent);
     wait_for_alert(&datacenter, "NodeUnreachable", true);
+    is_at_the_top(&datacenter, "NodeUnreachable");
     told(&mails, &["RCPT TO:<ops@example.org>", "NodeUnreachable"]);
     told(&posts, &["\"status\":\"firing\"", "NodeUnreachable", "neso adm server get"]);
 

@@ -8,5 +8,6 @@ mod monitor;
 mod repeats;
 mod shapes;
 mod stage;
+mod stats;
 mod strangers;
 mod wire;
