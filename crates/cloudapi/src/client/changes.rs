@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -12,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::http::{Client, ClientError, failed};
 use crate::{
     types::changefeed::{Note, Registration, Since, Told},
-    websocket::{self, Message, Side, Socket, close_code},
+    websocket::{self, CloseCode, Message, Socket},
 };
 
 /// Largest message read, bytes: an instance with all the metadata it may have.
@@ -107,16 +105,11 @@ impl Changes<'_> {
                     })?;
                     return Ok(Some(told));
                 }
-                Message::Ping(bytes) => {
-                    if socket.send(&Message::Pong(bytes)).await.is_err() {
-                        return Ok(None);
-                    }
-                }
-                Message::Close(Some((close_code::POLICY, reason))) => {
-                    return Err(ClientError::Closed { reason });
+                Message::Close(Some(last)) if last.code == CloseCode::Policy => {
+                    return Err(ClientError::Closed { reason: last.reason.to_string() });
                 }
                 Message::Close(_) => return Ok(None),
-                Message::Binary(_) | Message::Pong(_) => {}
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
     }
@@ -166,7 +159,7 @@ async fn upgrade(
     url: &str,
     registration: &Registration,
 ) -> Result<Socket<TokioIo<Upgraded>>, ClientError> {
-    let key = fresh_key()?;
+    let key = websocket::key();
     let mut request = client.request(&client.ask(Method::GET, "/changefeed", &[], None), url, None).await?;
     let headers = request.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -183,15 +176,8 @@ async fn upgrade(
         return Err(lost("it accepted a WebSocket that was not asked for".into()));
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|error| lost(error.into()))?;
-    let mut socket = Socket::new(TokioIo::new(upgraded), Side::Client, MESSAGE_MAX);
-    let sent = socket.send(&Message::Text(registration.to_text())).await;
+    let mut socket = Socket::of_client(TokioIo::new(upgraded), MESSAGE_MAX).await;
+    let sent = socket.send(Message::text(registration.to_text())).await;
     sent.map_err(|error| lost(error.into()))?;
     Ok(socket)
-}
-
-fn fresh_key() -> Result<String, ClientError> {
-    let mut bytes = [0; 16];
-    let drawn = SystemRandom::new().fill(&mut bytes);
-    drawn.map_err(|_| ClientError::Profile("the system gives no random numbers".to_owned()))?;
-    Ok(BASE64.encode(bytes))
 }

@@ -18,7 +18,7 @@ use cloudapi::{
     error::Code,
     signature::KeyId,
     types::changefeed::{Change, ChangeKind, Cursor, Note, REGISTRATION_MAX, Registration, Since},
-    websocket::{self, Message, Side, Socket, SocketError, Violation, close_code},
+    websocket::{self, CloseCode, Message, Socket, SocketError},
 };
 use control::{
     Control, accounts,
@@ -152,11 +152,11 @@ enum End {
     /// The other side is not there any more.
     Gone,
     /// We close it, with a code and a reason.
-    Close(u16, String),
+    Close(CloseCode, String),
 }
 
 impl End {
-    fn close(code: u16, reason: impl Into<String>) -> Self {
+    fn close(code: CloseCode, reason: impl Into<String>) -> Self {
         Self::Close(code, reason.into())
     }
 }
@@ -165,7 +165,7 @@ impl From<SocketError> for End {
     fn from(error: SocketError) -> Self {
         match error {
             SocketError::Io(_) => Self::Gone,
-            SocketError::Violation(Violation { code, reason }) => Self::close(code, reason),
+            SocketError::Violation { code, reason } => Self::Close(code, reason),
         }
     }
 }
@@ -173,7 +173,7 @@ impl From<SocketError> for End {
 impl Client {
     async fn serve(self, on: OnUpgrade) {
         let Ok(Ok(upgraded)) = timeout(HANDSHAKE_DEADLINE, on).await else { return };
-        let socket = Socket::new(TokioIo::new(upgraded), Side::Server, REGISTRATION_MAX);
+        let socket = Socket::of_server(TokioIo::new(upgraded), REGISTRATION_MAX).await;
         let mut session = Session {
             beat: interval(BEAT),
             heard_at: Instant::now(),
@@ -184,15 +184,9 @@ impl Client {
         };
         let Err(end) = session.run().await;
         if let End::Close(code, reason) = end {
-            tracing::debug!(account = %session.client.owner, code, reason, "closing a change feed");
-            let last = Message::Close(Some((code, reason)));
+            tracing::debug!(account = %session.client.owner, %code, reason, "closing a change feed");
             // Whoever does not take this does not miss it.
-            let ending = async {
-                session.socket.send(&last).await?;
-                session.socket.drain().await;
-                Ok::<_, std::io::Error>(())
-            };
-            let _ = timeout(HANDSHAKE_DEADLINE, ending).await;
+            let _ = timeout(HANDSHAKE_DEADLINE, session.socket.end(code, reason)).await;
         }
     }
 }
@@ -247,10 +241,9 @@ impl Session {
         self.heard_at = Instant::now();
         match message {
             Message::Text(text) => self.register(&text).await,
-            Message::Ping(bytes) => self.send(&Message::Pong(bytes)).await,
-            Message::Pong(_) => Ok(()),
-            Message::Close(_) => Err(End::close(close_code::NORMAL, "")),
-            Message::Binary(_) => Err(End::close(close_code::UNSUPPORTED, "a registration is text")),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
+            Message::Close(_) => Err(End::close(CloseCode::Normal, "")),
+            Message::Binary(_) => Err(End::close(CloseCode::Unsupported, "a registration is text")),
         }
     }
 
@@ -259,9 +252,9 @@ impl Session {
         self.registrations += 1;
         if self.registrations > REGISTRATIONS_MAX {
             let why = format!("a connection takes {REGISTRATIONS_MAX} registrations");
-            return Err(End::close(close_code::POLICY, why));
+            return Err(End::close(CloseCode::Policy, why));
         }
-        let registration = Registration::parse(text).map_err(|bad| End::close(close_code::POLICY, bad.to_string()))?;
+        let registration = Registration::parse(text).map_err(|bad| End::close(CloseCode::Policy, bad.to_string()))?;
         let control = self.client.control.clone();
         let is_fresh = control.store.fresh().await.is_ok();
         let feed = Feed::open(&control, self.client.owner);
@@ -279,7 +272,7 @@ impl Session {
                     // It may just not have arrived here yet.
                     Missed::Unknown if !is_fresh => {
                         let why = "this headnode does not know the newest records; ask another one, or try again";
-                        return Err(End::close(close_code::TRY_AGAIN, why));
+                        return Err(End::close(CloseCode::Again, why));
                     }
                     Missed::Unknown => (feed.present(), Some("the datacenter's records do not reach that far")),
                 }
@@ -351,25 +344,25 @@ impl Session {
         let control = &self.client.control;
         if control.headnodes.is_out() || control.headnodes.lacking().is_some() {
             let why = "this headnode is not well; go on at another one, or here later";
-            return Err(End::close(close_code::GOING_AWAY, why));
+            return Err(End::close(CloseCode::Away, why));
         }
         if !self.client.may_listen() {
-            return Err(End::close(close_code::POLICY, "the key or the account is not valid any more"));
+            return Err(End::close(CloseCode::Policy, "the key or the account is not valid any more"));
         }
         if self.heard_at.elapsed() > SILENCE_MAX {
             // Its machine may have slept: it is welcome to go on.
-            return Err(End::close(close_code::TRY_AGAIN, "nothing was heard for a minute"));
+            return Err(End::close(CloseCode::Again, "nothing was heard for a minute"));
         }
-        self.send(&Message::Ping(Vec::new())).await?;
+        self.send(Message::Ping(Vec::new().into())).await?;
         self.say_current().await
     }
 
     async fn say(&mut self, said: &impl Serialize) -> Result<(), End> {
         let text = serde_json::to_string(said).expect("what is told is plain data with text keys");
-        self.send(&Message::Text(text)).await
+        self.send(Message::text(text)).await
     }
 
-    async fn send(&mut self, message: &Message) -> Result<(), End> {
+    async fn send(&mut self, message: Message) -> Result<(), End> {
         match timeout(SEND_DEADLINE, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone),

@@ -13,7 +13,7 @@ use cloudapi::{
     client::{Changes, Client, ClientError, Profile, Signer},
     signature::http_date,
     types::changefeed::{Change, Cursor, Note, Registration, Since, Told},
-    websocket::{Message, Side, Socket, encode},
+    websocket::{CloseCode, Message, Socket},
 };
 use control::{
     Control, ControlConfig, Scope, accounts,
@@ -427,6 +427,28 @@ async fn upgraded(two: &Two) -> TcpStream {
     stream
 }
 
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+
+/// A frame as RFC 6455 has it, section 5.2.
+fn frame(kind: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+    let is_masked = if mask.is_some() { 0x80 } else { 0 };
+    let mut frame = vec![0x80 | kind];
+    match payload.len() {
+        short @ 0..=125 => frame.push(is_masked | u8::try_from(short).unwrap()),
+        long => {
+            frame.push(is_masked | 127);
+            frame.extend_from_slice(&(long as u64).to_be_bytes());
+        }
+    }
+    frame.extend(mask.into_iter().flatten());
+    let mask = mask.unwrap_or_default();
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
 /// The next message that is not the server's ping.
 async fn read(socket: &mut Socket<TcpStream>) -> Message {
     loop {
@@ -442,34 +464,34 @@ async fn read(socket: &mut Socket<TcpStream>) -> Message {
 async fn what_breaks_the_rules_is_closed_with_a_reason() {
     let two = Two::new().await;
     let mask = Some([1, 2, 3, 4]);
-    let text = |text: &str| Message::Text(text.to_owned());
-    let cases = [
-        (text(r#"{"resource":"vm","subResources":["package"]}"#), mask, 1008, "subResources"),
-        (text("{"), mask, 1008, "registration"),
-        (Message::Binary(vec![1]), mask, 1003, "text"),
-        (text(&"x".repeat(70_000)), mask, 1009, "too large"),
-        (Message::Ping(Vec::new()), None, 1002, "masked"),
-        (Message::Close(None), mask, 1000, ""),
+    let long = "x".repeat(70_000);
+    let cases: [(u8, &[u8], _, _, _); 6] = [
+        (TEXT, br#"{"resource":"vm","subResources":["package"]}"#, mask, CloseCode::Policy, "subResources"),
+        (TEXT, b"{", mask, CloseCode::Policy, "registration"),
+        (BINARY, &[1], mask, CloseCode::Unsupported, "text"),
+        (TEXT, long.as_bytes(), mask, CloseCode::Size, "too large"),
+        (PING, b"", None, CloseCode::Protocol, "masked"),
+        (CLOSE, &[0x03, 0xe8], mask, CloseCode::Normal, ""),
     ];
-    for (said, mask, code, reason) in cases {
+    for (kind, said, mask, code, reason) in cases {
         let mut stream = upgraded(&two).await;
-        stream.write_all(&encode(&said, mask)).await.unwrap();
-        let closed = read(&mut Socket::new(stream, Side::Client, 1 << 20)).await;
-        let Message::Close(Some(told)) = closed else { panic!("{said:?}: {closed:?}") };
-        assert!(told.0 == code && told.1.contains(reason), "{said:?}: {told:?}");
+        stream.write_all(&frame(kind, said, mask)).await.unwrap();
+        let closed = read(&mut Socket::of_client(stream, 1 << 20).await).await;
+        let Message::Close(Some(told)) = closed else { panic!("{kind} {reason}: {closed:?}") };
+        assert!(told.code == code && told.reason.contains(reason), "{kind} {reason}: {told:?}");
     }
 }
 
 #[tokio::test]
 async fn a_client_of_tritons_is_told_what_triton_tells_and_nothing_else() {
     let two = Two::new().await;
-    let mut socket = Socket::new(upgraded(&two).await, Side::Client, 1 << 20);
+    let mut socket = Socket::of_client(upgraded(&two).await, 1 << 20).await;
     let words = SubResource::ALL.map(SubResource::as_str);
     let registration = json!({"resource": "vm", "subResources": words}).to_string();
-    socket.send(&Message::Text(registration)).await.unwrap();
+    socket.send(Message::text(registration)).await.unwrap();
     // What is sent first is heard first.
-    socket.send(&Message::Ping(b"heard?".to_vec())).await.unwrap();
-    assert_eq!(read(&mut socket).await, Message::Pong(b"heard?".to_vec()));
+    socket.send(Message::Ping(b"heard?".to_vec().into())).await.unwrap();
+    assert_eq!(read(&mut socket).await, Message::Pong(b"heard?".to_vec().into()));
     let id = two.stage.running("web").await;
     let Message::Text(told) = read(&mut socket).await else { panic!("no text") };
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
