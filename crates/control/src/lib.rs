@@ -32,6 +32,7 @@ pub mod placement;
 pub mod rebuild;
 pub mod repeats;
 pub mod servers;
+pub mod usage;
 
 pub mod flows;
 pub mod loops;

@@ -20,6 +20,7 @@ use crate::{
     networks::allocate,
     placement, repeats, servers,
     tables::{ADDRESSES, BY_SERVER, CLAIMS, Claim, DELETED, INSTANCES, SERVERS},
+    usage,
 };
 
 /// Records deleted or mended in one commit.
@@ -34,6 +35,7 @@ pub fn add_all(loops: &mut flow::loops::Loops, control: &Control) {
     loops.add(OnFirst(control.clone(), Tombstones(control.clone())));
     loops.add(OnFirst(control.clone(), Leaks(control.clone())));
     loops.add(OnFirst(control.clone(), Repeats(control.clone())));
+    loops.add(OnFirst(control.clone(), OldUsage(control.clone())));
     // About what this headnode hears.
     loops.add(Silence(control.clone()));
     // About this machine's own files.
@@ -113,6 +115,23 @@ impl Loop for Repeats {
 
     fn pass(&self) -> Outcome<'_> {
         Box::pin(async move { Ok(said(repeats::trim(&self.0).await?, "named calls forgotten")) })
+    }
+}
+
+/// Forgets what was used too long ago.
+struct OldUsage(Control);
+
+impl Loop for OldUsage {
+    fn name(&self) -> &'static str {
+        "old usage"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(3_600)
+    }
+
+    fn pass(&self) -> Outcome<'_> {
+        Box::pin(async move { Ok(said(usage::trim(&self.0).await?, "months of usage forgotten")) })
     }
 }
 

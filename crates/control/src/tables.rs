@@ -10,7 +10,7 @@ use model::{
     account::{Account, AccountKey},
     firewall::FirewallRule,
     headnode::{Beat, Headnode},
-    id::{AccountId, InstanceId, MacAddr, NetworkId},
+    id::{AccountId, InstanceId, MacAddr, NetworkId, ServerId},
     image::Image,
     instance::Instance,
     names::{self, Published, Zone, dnssec::ZoneKeys},
@@ -19,6 +19,7 @@ use model::{
     placement::affinity::AffinityGroup,
     repeat::Repeat,
     server::{Invite, Server},
+    usage::{Month, MonthUsage, UsageRead},
 };
 use serde::{Deserialize, Serialize};
 use store::{Index, Schema, Table};
@@ -262,6 +263,19 @@ pub static AFFINITY_GROUPS: Table<AffinityGroup> = Table {
     upgrade: no_upgrade,
 };
 
+/// What accounts used, by [`usage_key`]: a month's are together, the oldest first, and an account's in it.
+pub static USAGE: Table<MonthUsage> = Table {
+    name: "usage",
+    version: 1,
+    key: |usage| usage_key(usage.month, usage.account, usage.server),
+    indexes: &[],
+    upgrade: no_upgrade,
+};
+
+/// How far machines' hours are counted, by the machine's id.
+pub static USAGE_READ: Table<UsageRead> =
+    Table { name: "usage_read", version: 1, key: |read| read.server.to_string(), indexes: &[], upgrade: no_upgrade };
+
 /// Unique names, see the head of this file.
 pub static CLAIMS: Table<Claim> = Table {
     name: "claims",
@@ -347,6 +361,8 @@ pub fn schema() -> Schema {
         .with(&ZONES)
         .with(&ZONE_KEYS)
         .with(&NAMES)
+        .with(&USAGE)
+        .with(&USAGE_READ)
         .with(&flow::FLOWS)
 }
 
@@ -366,6 +382,11 @@ pub(crate) fn address_key(network: NetworkId, ip: IpAddr) -> String {
 /// Key of a tenant's VLAN: four digits, so that the order of keys is the order of VLANs.
 pub(crate) fn vlan_key(owner: AccountId, vlan: u16) -> String {
     format!("{owner}/{vlan:04}")
+}
+
+/// Key of what an account used on a machine in a month.
+pub(crate) fn usage_key(month: Month, account: AccountId, server: ServerId) -> String {
+    format!("{month}/{account}/{server}")
 }
 
 /// Key of a call that may be repeated.

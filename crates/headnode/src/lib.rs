@@ -27,6 +27,7 @@ pub mod role;
 pub mod settings;
 pub mod telemetry;
 pub mod tls;
+mod usage;
 
 mod run;
 

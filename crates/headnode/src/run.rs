@@ -58,6 +58,7 @@ use crate::{
     settings::Settings,
     telemetry::Requests,
     tls::{Certificates, ClientCertificates, TlsError, TlsSource},
+    usage::CountUsage,
 };
 
 /// How often certificates are looked at.
@@ -316,12 +317,14 @@ fn refuse_who_was_taken_out(settings: &Settings, pki: &Pki, control: &Control) -
     }
 }
 
-/// Takes backups, keeps those of others, and asks machines for what one may lack that was restored; what others are offered, and who asks.
+/// Takes backups, keeps those of others, and asks machines for what one may lack that was restored and for what is to be billed; what
+/// others are offered, and who asks.
 fn add_backups(loops: &mut Loops, control: &Control, settings: &Settings, pki: &Pki) -> (Offers, Inquiries) {
     let inquiries = Inquiries::default();
     loops.add(TakeBackups::new(control.clone(), settings.clone()));
     loops.add(KeepOthers::new(control, settings, pki));
     loops.add(AskForRules::new(control, &inquiries));
+    loops.add(CountUsage::new(control, &inquiries));
     (Offers::new(settings), inquiries)
 }
 

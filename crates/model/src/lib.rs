@@ -49,4 +49,5 @@ pub mod role;
 pub mod rules;
 pub mod state;
 pub mod target;
+pub mod usage;
 pub mod wire;

@@ -41,6 +41,9 @@ pub struct InstanceMeters {
 /// The processes of an instance together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneMeters {
+    /// When they were started, by the machine's clock: counters of another start are other counters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
     /// CPU time in programs, nanoseconds.
     pub cpu_user_ns: u64,
     /// CPU time in the kernel on their behalf, nanoseconds.

@@ -85,6 +85,7 @@ pub(crate) async fn run_agent(place: &Place, settings: &Settings, shutdown: Shut
         nic_tags: settings.fabric.nic_tags.clone(),
         role,
         headnode: facts,
+        usage_dir: Some(settings.node_dir().join("usage")),
         headnode_listens: {
             let listen = &settings.listen;
             [listen.cloudapi, listen.node_link, listen.ops].into_iter().chain(listen.cmon).collect()

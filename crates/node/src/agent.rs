@@ -31,6 +31,7 @@ use crate::{
     network::{self, Network},
     role,
     shared::{self, Shared},
+    usage,
     verbs::Verbs,
     wires,
 };
@@ -60,19 +61,16 @@ impl Agent {
         let remembered = ledgers.load()?;
         let verbs = Verbs::new(self.host.clone(), self.config.execution);
         let (boot_id, identity) = identify(&verbs, &self.config).await?;
-        let survey = verbs.run("survey", dispatch::survey).await;
-        let survey = survey.map_err(|source| AgentError::Host { doing: "list what is on this machine", source })?;
+        let survey = survey(&verbs).await?;
         let generation = target.as_ref().map_or(0, |target| target.generation);
-        let (known, seen) = (remembered.len(), survey.observed.len());
-        tracing::info!(%server, generation, ledgers = known, seen, "the agent starts");
+        tracing::info!(%server, generation, ledgers = remembered.len(), seen = survey.observed.len(), "the agent starts");
 
         let (events, started_ms) = (self.host.zones.events(), self.clock.now_ms());
         // Asked for before any rule is made: those that exist log to whoever reads.
         let (firewall_log, news) = firewall_log::open(&verbs, &self.config, self.clock.now_ms()).await;
         let metadata = Metadata::new(&self.config.control_dir, ledgers.directory(), self.config.disk.clone());
         let (network, changes) = Network::new();
-        let board = Arc::new(Board::default());
-        board.images(|images| images.extend(survey.images.iter().copied()));
+        let board = board(&survey);
         let (target, targets) = watch::channel(target.unwrap_or_else(|| Arc::new(shared::empty_target(server))));
         let shared = Arc::new(Shared {
             ids: Mutex::new(IdPool::new(self.config.id_ranges, remembered.iter().filter_map(|(_, ledger)| ledger.ids))),
@@ -82,6 +80,7 @@ impl Agent {
             link: self.link,
             clock: self.clock,
             clock_ahead_ms: AtomicI64::new(0),
+            clock_told: AtomicBool::new(false),
             shutdown,
             target,
             seen: AtomicU64::new(0),
@@ -96,6 +95,7 @@ impl Agent {
             metadata,
             meters: crate::meters::Meters::default(),
             activity: Activity::new(started_ms),
+            usage: usage::Usage::default(),
             making: shared::making_permits(identity.hardware.cpus),
             ending: shared::ending_permits(),
         });
@@ -107,6 +107,7 @@ impl Agent {
         let reports = base::task::spawn("reports", link::send_reports(shared.clone(), identity));
         let answering = base::task::spawn("inquiries", inquiries::answer_all(shared.clone()));
         let logging = base::task::spawn("firewall log", firewall_log::keep(shared.clone(), news));
+        let billing = base::task::spawn("usage", usage::keep(shared.clone()));
         let watching = base::task::spawn("memory", link::watch_memory(shared.clone()));
         let fabrics = base::task::spawn("fabrics", fabrics::follow(shared.clone(), targets.clone()));
         let roles = base::task::spawn("role", role::follow(shared.clone(), targets.clone()));
@@ -115,10 +116,24 @@ impl Agent {
         network::adopt(&shared, &connected).await;
         Dispatcher::new(shared.clone(), remembered, &survey).run(targets, events).await;
         // Each ends at shutdown; a panic was told where it happened.
-        let _ = futures_util::join!(filters, fabrics, roles, wires, reports, fetching, answering, logging, watching);
+        let _ = futures_util::join!(
+            filters, fabrics, roles, wires, reports, fetching, answering, logging, billing, watching
+        );
         tracing::info!("the agent ends; zones run on");
         Ok(())
     }
+}
+
+async fn survey(verbs: &Verbs) -> Result<Survey, AgentError> {
+    let survey = verbs.run("survey", dispatch::survey).await;
+    survey.map_err(|source| AgentError::Host { doing: "list what is on this machine", source })
+}
+
+/// On which nothing is said but which images are here.
+fn board(survey: &Survey) -> Arc<Board> {
+    let board = Board::default();
+    board.images(|images| images.extend(survey.images.iter().copied()));
+    Arc::new(board)
 }
 
 fn make_directories(config: &AgentConfig, images: &Images) -> Result<(), AgentError> {

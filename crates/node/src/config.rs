@@ -41,6 +41,8 @@ pub struct AgentConfig {
     pub headnode: watch::Receiver<Option<HeadnodeFact>>,
     /// Where a headnode on this machine would listen.
     pub headnode_listens: Vec<SocketAddr>,
+    /// Where what instances use is written down every minute; `None` does not write it.
+    pub usage_dir: Option<PathBuf>,
     /// Where verbs of the host run.
     pub execution: Execution,
 }
@@ -62,6 +64,7 @@ impl AgentConfig {
             role: watch::Sender::new(None),
             headnode: watch::channel(None).1,
             headnode_listens: Vec::new(),
+            usage_dir: None,
             execution: Execution::Threads,
         }
     }

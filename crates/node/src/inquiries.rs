@@ -16,7 +16,7 @@ use model::{
 use nodeapi::inquiry::{Answer, CONSOLE_MAX_BYTES, Console, HeldRules, Inquiry, Question, TOLD_BYTES, TOLD_MAX, Told};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use crate::{fitness, meters, shared::Shared, wires};
+use crate::{fitness, meters, shared::Shared, usage, wires};
 
 /// Questions answered at once. Each holds at most a console log and its text.
 const AT_ONCE: usize = 4;
@@ -119,6 +119,7 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         Question::Wire { machine } => wires::try_one(shared, machine).await.map(Answer::Wire),
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
         Question::Meters => meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read)))),
+        Question::Usage { after } => usage::ended(shared, after).await.map(Answer::Usage),
         Question::Told { instances } => told(&shared.target(), &instances),
         // Not in the words of an agent that does not know the question: what it holds would be taken for nothing.
         Question::Rules { after } => Ok(rules(&shared.target(), after).unwrap_or_else(|why| Answer::Failed { why })),

@@ -16,7 +16,7 @@
 //! This crate knows no store and no control plane: whatever implements [`nodeapi::link::HeadnodeLink`] is one.
 //!
 //! Reading order: [`config`], [`agent`], `keeper` and `ledger` (what is on disk), `dispatch` and `worker` (who acts),
-//! `network`, `firewall`, `images` and `ids` (what workers share), `fabrics` and `wires` (the way to other machines), `board` and `link` (what is said), `inquiries` (what operators ask), `firewall_log` (what they may ask for), `meters` and `activity` (what is used, what was done), `metadata` (what guests ask).
+//! `network`, `firewall`, `images` and `ids` (what workers share), `fabrics` and `wires` (the way to other machines), `board` and `link` (what is said), `inquiries` (what operators ask), `firewall_log` (what they may ask for), `meters`, `usage` and `activity` (what is used, what was done), `metadata` (what guests ask).
 
 pub mod agent;
 pub mod config;
@@ -43,6 +43,7 @@ mod network;
 mod role;
 mod shared;
 mod spec;
+mod usage;
 mod verbs;
 mod wires;
 mod worker;

@@ -214,6 +214,9 @@ fn reading(shared: &Shared, answer: &ReportAnswer, waited: Duration) -> Option<C
 /// From now on this machine tells the headnode's time where its own clock is surely off.
 fn set_right(shared: &Shared, reading: Option<ClockReading>) {
     let ahead = reading.map_or(0, ClockReading::correction_ms);
+    if reading.is_some() {
+        shared.clock_told.store(true, Ordering::Relaxed);
+    }
     let before = shared.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
     match (before, ahead) {
         (0, 0) => {}

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     activity::Activity, board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images,
-    ledger::Ledgers, metadata::Metadata, meters::Meters, network::Network, verbs::Verbs, wires,
+    ledger::Ledgers, metadata::Metadata, meters::Meters, network::Network, usage::Usage, verbs::Verbs, wires,
 };
 
 /// Zones made and started at once, per CPU. Making waits for the kernel's locks more than it computes, so a little more
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     /// How far that is ahead of the headnode's, while it is surely off: [`model::clock::ClockReading::correction_ms`]. A lone number, so
     /// relaxed ordering is enough.
     pub(crate) clock_ahead_ms: AtomicI64,
+    /// Whether a headnode told that in this run.
+    pub(crate) clock_told: AtomicBool,
     pub(crate) shutdown: Shutdown,
     /// The target held; the keeper in `link` writes it.
     pub(crate) target: watch::Sender<Arc<Target>>,
@@ -56,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) metadata: Metadata,
     pub(crate) meters: Meters,
     pub(crate) activity: Activity,
+    pub(crate) usage: Usage,
     pub(crate) making: Semaphore,
     pub(crate) ending: Semaphore,
 }

@@ -17,6 +17,7 @@ use model::{
     path::{Look, Sight},
     quorum::Fitness,
     target::LastTold,
+    usage::{Hour, HourUsage},
     wire::WireFact,
 };
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub const TOLD_MAX: usize = 50;
 
 /// Bytes of what was told beyond which the rest is left for the next question.
 pub const TOLD_BYTES: usize = 1 << 20;
+
+/// Bytes of hours beyond which the rest is left for the next question; one hour of a machine with 300 instances has a tenth of it.
+pub const USAGE_BYTES: usize = 1 << 20;
 
 /// A question with the name its answer will bear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +89,12 @@ pub enum Question {
     Fitness,
     /// What it and its instances use.
     Meters,
+    /// What its instances used, by the hour.
+    Usage {
+        /// Hours behind this one; else all it knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Hour>,
+    },
     /// What it was told of some instances last, as it holds it.
     Told {
         /// Which, up to [`TOLD_MAX`].
@@ -118,6 +128,8 @@ pub enum Answer {
     Fitness(Fitness),
     /// To [`Question::Meters`]; some seconds old, as it says.
     Meters(Box<NodeMeters>),
+    /// To [`Question::Usage`].
+    Usage(UsagePage),
     /// To [`Question::Told`].
     Told(Told),
     /// To [`Question::Rules`].
@@ -160,6 +172,16 @@ pub struct Told {
 pub struct HeldRules {
     /// By their ids.
     pub rules: BTreeMap<FirewallRuleId, ToldRule>,
+    /// There are more behind these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+/// Hours that have ended, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsagePage {
+    /// What was used in each.
+    pub hours: Vec<HourUsage>,
     /// There are more behind these.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,

@@ -32,6 +32,7 @@
 //! | `GET /v1/names/server` | | [`names::NameServerView`] |
 //! | `GET /v1/headnodes` | | [`HeadnodesView`] |
 //! | `POST /v1/headnodes` | [`HeadnodesChange`] | the [`FlowView`]s that carry it out |
+//! | `GET /v1/usage?month=&account=&after=` | | [`UsageView`] |
 //! | `GET /v1/loops` | | [`LoopView`] |
 //! | `GET /v1/certificates` | | [`CertificateView`] |
 //! | `POST /v1/certificates/renew` | | [`CertificateView`], all but the authority's made anew |
@@ -49,6 +50,7 @@ pub mod path;
 pub mod placement;
 mod rebuild;
 mod servers;
+pub mod usage;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -74,6 +76,7 @@ pub use path::{PathQuestion, PathView};
 pub use placement::PlacementQuestion;
 pub use rebuild::{FoundInstance, FoundRule, LostInstance, Rebuild, RebuildView, WaitingServer};
 pub use servers::{Forget, InviteView, NewInvite, ServerChange, ServerDrain};
+pub use usage::{AccountUsage, MachineBehind, UsageQuestion, UsageView};
 
 /// Largest JSON body of a request, bytes: a manifest with generous texts.
 pub const BODY_MAX_BYTES: usize = 256 << 10;

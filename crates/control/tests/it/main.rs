@@ -23,4 +23,5 @@ mod restart;
 mod six;
 mod targets;
 mod turns;
+mod usage;
 mod world;

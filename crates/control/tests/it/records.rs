@@ -86,6 +86,8 @@ async fn every_table_reads_what_was_ever_written() {
     check(&tables::FIREWALL_RULES, &mut seen);
     check(&tables::REPEATS, &mut seen);
     check(&tables::AFFINITY_GROUPS, &mut seen);
+    check(&tables::USAGE, &mut seen);
+    check(&tables::USAGE_READ, &mut seen);
     check(&tables::HEADNODES, &mut seen);
     check(&tables::BEATS, &mut seen);
     check(&flow::FLOWS, &mut seen);

@@ -19,6 +19,7 @@ mod path;
 mod placement;
 mod rebuild;
 mod servers;
+mod usage;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -134,6 +135,7 @@ pub fn router(ops: Ops) -> Router {
         .merge(headnodes::routes())
         .merge(path::routes())
         .merge(meters::routes())
+        .merge(usage::routes())
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .merge(images::routes())
         .fallback(async || {

@@ -231,6 +231,7 @@ impl Zones for FakeZones {
         let boot = state.zones.get(&instance).and_then(|zone| zone.boot.as_ref());
         let boot = boot.ok_or_else(|| Error::Missing(format!("running zone {instance}")))?;
         Ok(ZoneMeters {
+            started_at: Some(boot.started_at),
             memory_bytes: boot.limits.memory.bytes() / 8,
             processes: 1,
             cpu_user_ns: state.now.millis_since(boot.started_at).saturating_mul(1_000_000) / 100,

@@ -20,6 +20,7 @@ mod placement;
 mod rebuild;
 mod recover;
 pub(crate) mod servers;
+mod usage;
 
 use std::fmt::Display;
 
@@ -95,6 +96,7 @@ enum Noun {
     /// Flows: journaled jobs with their steps.
     #[command(subcommand, visible_alias = "flows")]
     Flow(instances::Flows),
+    Usage(usage::Command),
     /// Loops of the headnode, how old their last pass is, and what went wrong.
     Loops,
     /// What the headnode that answers tells of itself, as Prometheus reads it.
@@ -162,6 +164,7 @@ async fn ask(client: &Client, output: Output, noun: Noun) -> Outcome {
         Noun::Placement(command) => placement::run(client, output, command).await,
         Noun::Instance(command) => instances::instances(client, output, command).await,
         Noun::Flow(command) => instances::flows(client, output, command).await,
+        Noun::Usage(command) => usage::run(client, output, command).await,
         Noun::Loops => instances::loops(client, output).await,
         Noun::Metrics => Ok(answer::print_text(&client.metrics().await?)?),
         Noun::Rebuild(command) => rebuild::run(client, output, command).await,

@@ -37,5 +37,6 @@ mod signed;
 mod six;
 mod storm;
 mod top;
+mod usage;
 #[path = "../common/wire.rs"]
 mod wire;

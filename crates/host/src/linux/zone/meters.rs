@@ -29,6 +29,7 @@ pub(super) fn of_group(places: &Places<'_>, versions: (Version, Version), oom_ki
     };
     let memory = memory(places.memory, versions.0)?;
     Ok(ZoneMeters {
+        started_at: None,
         cpu_user_ns: ns("user_usec"),
         cpu_system_ns: ns("system_usec"),
         cpu_held_back_ns,

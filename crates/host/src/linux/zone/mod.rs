@@ -388,7 +388,8 @@ impl Zones for LinuxZones {
         let group = self.group(instance);
         let status = self.look(instance)?.filter(|_| group.is_populated());
         let Some(status) = status else { return Err(Error::Missing(format!("running zone {instance}"))) };
-        Ok(ZoneMeters { tcp: meters::tcp(status.init.pid), ..group.meters()? })
+        let started_at = Some(status.started_at);
+        Ok(ZoneMeters { started_at, tcp: meters::tcp(status.init.pid), ..group.meters()? })
     }
 
     fn oom_kills(&self, instance: InstanceId) -> Result<u64> {
