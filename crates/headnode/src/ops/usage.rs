@@ -134,6 +134,6 @@ mod tests {
             let Some(next) = next else { break };
             after = Some(next.parse().unwrap());
         }
-        assert_eq!(all, rows);
+        assert!(all == rows, "{} of {} rows", all.len(), rows.len());
     }
 }

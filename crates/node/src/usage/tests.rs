@@ -267,9 +267,28 @@ fn a_full_disk_loses_no_counters() {
     assert_eq!((hours.len(), used(&hours).cpu_ns, used(&hours).running_minutes), (3, 199_000, 199));
 }
 
-/// A disk without room at times.
+/// The disk is full when an hour has its sums and not yet its compressed lines: it goes on, so its sums are not told yet.
+#[test]
+fn sums_of_an_hour_that_is_not_ended_are_not_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let full = Arc::new(Full::default());
+    let mut book = Book::open(directory.path(), Disk::watched(full.clone()), BEGIN).expect("the files open");
+    book.write(&lines(0), Time::Alone).expect("a minute is written");
+    full.1.store(true, Ordering::Relaxed);
+    book.write(&lines(60), Time::Alone).expect_err("there is no room");
+    assert_eq!(super::hours(directory.path(), SUMS).expect("files").len(), 1);
+    assert_eq!(all(&book), []);
+    // Nor by an agent that finds it so; the clock was set back, and the hour gets another line.
+    let mut book = open(directory.path(), 59);
+    assert_eq!(all(&book), []);
+    book.write(&at(60, 59), Time::Alone).expect("a minute is written");
+    book.write(&at(61, 60), Time::Alone).expect("the hour ends");
+    assert_eq!(used(&all(&book)).cpu_ns, 60_000);
+}
+
+/// A disk without room at times: for anything, or for compressed lines.
 #[derive(Default)]
-struct Full(std::sync::atomic::AtomicBool);
+struct Full(std::sync::atomic::AtomicBool, std::sync::atomic::AtomicBool);
 
 impl Full {
     fn room(&self) -> io::Result<()> {
@@ -278,7 +297,10 @@ impl Full {
 }
 
 impl crate::files::Watch for Full {
-    fn replacing(&self, _: &Path, _: &[u8], _: Durability) -> io::Result<()> {
+    fn replacing(&self, path: &Path, _: &[u8], _: Durability) -> io::Result<()> {
+        if self.1.load(Ordering::Relaxed) && path.extension().is_some_and(|extension| extension == "gz") {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.room()
     }
 
