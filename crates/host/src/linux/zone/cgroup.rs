@@ -19,7 +19,10 @@ use std::{
 };
 
 use model::{meters::ZoneMeters, target::Limits};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use serde::{Deserialize, Serialize};
 
 use super::meters::{self, Places};
@@ -285,10 +288,19 @@ impl Group {
         )
     }
 
-    /// Whether any process is in it.
-    pub(crate) fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(self.layout.unified.join(&self.below).join("cgroup.events"));
-        field(&events.unwrap_or_default(), "populated") == Some(1)
+    /// Whether any process is in it. A group that is not there has none; of one that cannot be read nobody knows.
+    pub(crate) fn is_populated(&self) -> Result<bool> {
+        let path = self.layout.unified.join(&self.below).join("cgroup.events");
+        match fs::read_to_string(&path) {
+            Ok(events) => Ok(field(&events, "populated") == Some(1)),
+            // The latter where the group goes while its file is open.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32) =>
+            {
+                Ok(false)
+            }
+            Err(source) => Err(Error::os(format!("read `{}`", path.display()), source)),
+        }
     }
 
     /// Whether any of its directories is there.
@@ -306,7 +318,7 @@ impl Group {
         let events = group.join("cgroup.events");
         let file =
             fs::File::open(&events).map_err(|source| Error::os(format!("open `{}`", events.display()), source))?;
-        while self.is_populated() {
+        while self.is_populated()? {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Library {
@@ -479,6 +491,25 @@ mod tests {
         let table = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         let error = Layout::find(table, |_| "cpu pids".to_owned()).expect_err("no memory");
         assert!(error.to_string().contains("`memory` cgroup controller"), "{error}");
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+        let root = tempfile::tempdir().expect("a directory");
+        let table = format!("30 23 0:26 / {} rw,nosuid - cgroup2 cgroup2 rw", root.path().display());
+        let layout = Layout::find(&table, |_| "cpu memory pids".to_owned()).expect("complete");
+        let group = Group::new(&layout, "neso", "one");
+        assert!(!group.is_populated().expect("there is none"));
+        let path = root.path().join("neso/zone-one");
+        fs::create_dir_all(&path).expect("a directory");
+        for (events, is_populated) in [("populated 1\nfrozen 0\n", true), ("populated 0\nfrozen 0\n", false)] {
+            fs::write(path.join("cgroup.events"), events).expect("its events");
+            assert_eq!(group.is_populated().expect("they are read"), is_populated);
+        }
+        fs::remove_file(path.join("cgroup.events")).expect("they go");
+        fs::create_dir(path.join("cgroup.events")).expect("something that no one reads");
+        let error = group.is_populated().expect_err("nobody knows");
+        assert!(error.to_string().contains("cgroup.events"), "{error}");
     }
 
     #[test]

@@ -386,8 +386,11 @@ impl Zones for LinuxZones {
 
     fn meters(&self, instance: InstanceId) -> Result<ZoneMeters> {
         let group = self.group(instance);
-        let status = self.look(instance)?.filter(|_| group.is_populated());
-        let Some(status) = status else { return Err(Error::Missing(format!("running zone {instance}"))) };
+        let missing = || Error::Missing(format!("running zone {instance}"));
+        let status = self.look(instance)?.ok_or_else(missing)?;
+        if !group.is_populated()? {
+            return Err(missing());
+        }
         let started_at = Some(status.started_at);
         Ok(ZoneMeters { started_at, tcp: meters::tcp(status.init.pid), ..group.meters()? })
     }
