@@ -118,6 +118,14 @@ impl Gauge {
     }
 }
 
+/// Whether somebody set a clock, which says that `by_clock_ms` passed, while `passed` did by one that nobody sets: one that is
+/// kept right is only made a little faster or slower.
+pub fn was_set(by_clock_ms: i64, passed: Duration) -> bool {
+    let passed = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+    let drift = u64::try_from(u128::from(passed.unsigned_abs()) / DRIFT_PART).unwrap_or(u64::MAX);
+    by_clock_ms.abs_diff(passed) > OFF_MS.saturating_add(drift)
+}
+
 /// What the record of a server should say of its clock ([`Server::clock_ahead_ms`]) when it reports `reading`: that it is off while it
 /// surely is, nothing once it is surely right, and what it said before in between or where the difference is not worth a write.
 pub fn noted(server: &Server, reading: Option<ClockReading>) -> Option<i64> {
@@ -221,6 +229,22 @@ mod tests {
         assert_eq!(torn.reading(), None);
         let torn = Exchange { answered: NOON.plus_millis(99_000), ..exchange(0, 1, 3, 1) };
         assert_eq!(torn.reading(), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_kept_right_was_not_set() {
+        let hour = Duration::from_secs(3_600);
+        for (by_clock_ms, is_set) in [
+            (3_600_000, false),
+            (3_602_700, false),
+            (3_597_300, false),
+            (3_602_900, true),
+            (3_597_100, true),
+            (-1, true),
+        ] {
+            assert_eq!(was_set(by_clock_ms, hour), is_set, "{by_clock_ms}");
+        }
+        assert!(!was_set(-900, Duration::ZERO) && was_set(-259_200_000, Duration::from_secs(3)));
     }
 
     #[test]

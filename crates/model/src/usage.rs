@@ -5,7 +5,10 @@
 //! ```
 //! A sample holds the kernel's counters as they are; what was used is the difference between two samples. So a minute in which nobody
 //! looked loses nothing as long as the instance runs on: what it used is in the next difference, and the time between two samples of one
-//! run counts as time in which it ran. What is lost is what an instance used between its last sample and its end, a minute's at most.
+//! run counts as time in which it ran. What is lost is what a run used between its last sample and its end: a minute's at most while lines
+//! are written, and of a longer gap all that was used in it by a run that ended in it.
+
+mod meter;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -15,8 +18,10 @@ use std::{
 
 use serde::{Deserialize, Serialize, de};
 
+pub use self::meter::{Held, Meter, Seen};
 use crate::{
     id::{AccountId, InstanceId, MacAddr, ServerId},
+    rules::{ALIAS_MAX, NAME_MAX},
     time::Timestamp,
 };
 
@@ -174,9 +179,12 @@ pub struct Sample {
     pub os_uuid: InstanceId,
     /// `running`, else `installed`.
     pub status: String,
-    /// When it was started last, while it runs. Ours.
+    /// When it was started last, while it runs, by the machine's own clock then: the name of this run, which never moves. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
+    /// How long ago that was by the same clock, milliseconds: `timestamp` is the headnodes' time. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<i64>,
     /// What it should be.
     pub config: SampleConfig,
     /// Traffic by NIC, as the instance sees it.
@@ -361,6 +369,26 @@ pub struct HourUsage {
     pub rows: Vec<Row>,
 }
 
+impl HourUsage {
+    /// Whether it is as large as an hour may be, and if not, what of it is too much.
+    pub fn check(&self) -> Result<(), String> {
+        if self.rows.len() > HOUR_ROWS_TOLD {
+            return Err(format!("{} has {} rows; at most {HOUR_ROWS_TOLD} are taken", self.hour, self.rows.len()));
+        }
+        let too_long = |row: &&Row| row.alias.len() > ALIAS_MAX || row.package.chars().count() > NAME_MAX;
+        match self.rows.iter().find(too_long) {
+            None => Ok(()),
+            Some(row) => Err(format!(
+                "{} has an `alias` of {} bytes and a `package` of {} for instance {}; at most {ALIAS_MAX}, and {NAME_MAX} characters, are taken",
+                self.hour,
+                row.alias.len(),
+                row.package.len(),
+                row.instance
+            )),
+        }
+    }
+}
+
 /// What an account's instances on one machine used in a month.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonthUsage {
@@ -410,15 +438,17 @@ pub fn together<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Row> {
     all.into_values().collect()
 }
 
-/// As they are if they are at most `most`; else those that are not `preferred`, and what is too much of the others, as one row an account
+/// As they are if they are at most `most`; else `most` of them, those that are `preferred` first, and the rest as one row an account
 /// and package under [`SEVERAL`]. What accounts used stays the same: only whose instances those were is lost.
 pub fn bounded(rows: Vec<Row>, most: usize, preferred: impl Fn(&Row) -> bool) -> Vec<Row> {
     if rows.len() <= most {
         return rows;
     }
-    let (mut kept, mut others): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|row| row.instance != SEVERAL && preferred(row));
+    let (mut others, mut kept): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.instance == SEVERAL);
+    // Each group in the order it had.
+    kept.sort_by_key(|row| !preferred(row));
     others.extend(kept.drain(most.min(kept.len())..));
+    kept.sort_by(|one, next| (one.instance, &one.package).cmp(&(next.instance, &next.package)));
     let mut several: BTreeMap<(AccountId, String), Row> = BTreeMap::new();
     for row in others {
         let key = (row.owner, row.package.clone());
@@ -434,6 +464,8 @@ pub fn bounded(rows: Vec<Row>, most: usize, preferred: impl Fn(&Row) -> bool) ->
 pub const MONTH_ROWS_MAX: usize = 400;
 /// Rows of one hour of a machine, beside those of [`SEVERAL`]: some MiB at most, as one answer has room for.
 pub const HOUR_ROWS_MAX: usize = 4_000;
+/// Rows of one hour of a machine with those of [`SEVERAL`], as a headnode takes it.
+const HOUR_ROWS_TOLD: usize = 2 * HOUR_ROWS_MAX;
 
 /// How far the hours of a machine are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -442,137 +474,6 @@ pub struct UsageRead {
     pub server: ServerId,
     /// The last hour that was asked for and is in the records.
     pub through: Hour,
-}
-
-/// What has to be known of an instance's last sample.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
-    at: Timestamp,
-    started: Option<Timestamp>,
-    cpu_ns: u64,
-    /// Sent and received by NIC.
-    traffic: BTreeMap<String, (u64, u64)>,
-}
-
-/// Adds samples up. What it holds is as large as a machine has instances.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meter {
-    held: Held,
-    rows: BTreeMap<(InstanceId, String), Row>,
-}
-
-/// What a [`Meter`] goes on from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    seen: BTreeMap<InstanceId, Seen>,
-    /// When all instances were looked at last: who is new and began later is new from the beginning.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    looked: Option<Timestamp>,
-}
-
-impl Meter {
-    /// One that goes on from what another held.
-    pub const fn after(held: Held) -> Self {
-        Self { held, rows: BTreeMap::new() }
-    }
-
-    /// All samples of a moment were added.
-    pub const fn looked(&mut self, at: Timestamp) {
-        self.held.looked = Some(at);
-    }
-
-    /// A sample, taken later than those before, whatever its time says: clocks are set. One without an owner is nobody's, and not counted.
-    pub fn add(&mut self, sample: &Sample) {
-        let attribute = |key: &str| sample.config.attributes.get(key).map_or("", String::as_str);
-        let Ok(owner) = attribute(attribute::OWNER).parse::<AccountId>() else { return };
-        let now = Seen {
-            at: sample.timestamp,
-            started: sample.started,
-            cpu_ns: sample.cpu_usage.map_or(0, |cpu| cpu.user_ns.saturating_add(cpu.system_ns)),
-            traffic: sample
-                .network_usage
-                .iter()
-                .map(|(nic, used)| (nic.clone(), (used.sent_bytes, used.received_bytes)))
-                .collect(),
-        };
-        let before = self.held.seen.get(&sample.uuid);
-        // Counters of a run only grow: whoever sees them fall sees a run that was not told of yet, and the next sample tells.
-        let contradicts =
-            |before: &Seen| now.started.is_some() && before.started == now.started && now.cpu_ns < before.cpu_ns;
-        if before.is_some_and(contradicts) {
-            return;
-        }
-        let sums = since(before, self.held.looked, &now, sample);
-        let key = (sample.uuid, attribute(attribute::PACKAGE).to_owned());
-        let row = self.rows.entry(key).or_insert_with(|| Row {
-            instance: sample.uuid,
-            owner,
-            alias: String::new(),
-            package: attribute(attribute::PACKAGE).to_owned(),
-            sums: Sums::default(),
-        });
-        attribute(attribute::ALIAS).clone_into(&mut row.alias);
-        row.sums = row.sums.plus(sums);
-        self.held.seen.insert(sample.uuid, now);
-    }
-
-    /// What was added since the last time, and what the next one goes on from. Instances that were not seen for [`GAP_MINUTES_MAX`] before
-    /// `now` are forgotten.
-    pub fn take(&mut self, now: Timestamp) -> (Vec<Row>, &Held) {
-        self.held.seen.retain(|_, seen| now.0.saturating_sub(seen.at.0) <= GAP_MINUTES_MAX * MINUTE_MS);
-        let rows = std::mem::take(&mut self.rows).into_values().collect();
-        (bounded(rows, HOUR_ROWS_MAX, |_| true), &self.held)
-    }
-}
-
-/// What was used between two samples. `looked`: when all instances were looked at last.
-fn since(before: Option<&Seen>, looked: Option<Timestamp>, now: &Seen, sample: &Sample) -> Sums {
-    let minute = |at: Timestamp| at.0.div_euclid(MINUTE_MS);
-    let is_same_run = before.is_some_and(|before| now.started.is_some() && before.started == now.started);
-    // Counters of a run that nobody knows the beginning of would be counted a second time.
-    let is_new = |started: Timestamp| {
-        looked.is_some_and(|looked| started > looked) || (0..=FRESH_START_MS).contains(&(now.at.0 - started.0))
-    };
-    let is_known = before.is_some() || now.started.is_some_and(is_new);
-    let since_started = now.started.map_or(0, |started| minute(now.at) - minute(started));
-    let passed = match before {
-        Some(before) => minute(now.at) - minute(before.at),
-        None if is_known => since_started.max(1),
-        None => 1,
-    };
-    // A clock that was set back says that less than nothing passed, and one that was set forward what is not to be believed.
-    let minutes = if passed > GAP_MINUTES_MAX { 1 } else { passed.max(0).unsigned_abs() };
-    let running_minutes = match (now.started, is_same_run) {
-        (None, _) => 0,
-        (Some(_), true) => minutes,
-        // What of it was this run. The end of the one before is not known.
-        (Some(_), false) => minutes.min(u64::try_from(since_started).unwrap_or(0)),
-    };
-    let grown = |before: Option<u64>, now: u64| match before {
-        Some(before) if before <= now => now - before,
-        // They began anew.
-        _ if is_known => now,
-        _ => 0,
-    };
-    // NICs stay when an instance is rebooted, and their counters go on.
-    let mut traffic = (0u64, 0u64);
-    for (nic, (sent, received)) in &now.traffic {
-        let earlier = before.and_then(|before| before.traffic.get(nic));
-        traffic.0 = traffic.0.saturating_add(grown(earlier.map(|earlier| earlier.0), *sent));
-        traffic.1 = traffic.1.saturating_add(grown(earlier.map(|earlier| earlier.1), *received));
-    }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let memory = sample.config.max_physical_memory.parse().map_or(0, mib);
-    let disk = sample.disk_usage.values().map(|disk| disk.used).fold(0, u64::saturating_add);
-    Sums {
-        minutes,
-        running_minutes,
-        cpu_ns: grown(before.filter(|_| is_same_run).map(|before| before.cpu_ns), now.cpu_ns),
-        sent_bytes: traffic.0,
-        received_bytes: traffic.1,
-        memory_mib_minutes: memory.saturating_mul(running_minutes),
-        disk_mib_minutes: mib(disk).saturating_mul(minutes),
-    }
 }
 
 #[cfg(test)]

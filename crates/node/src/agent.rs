@@ -80,7 +80,7 @@ impl Agent {
             link: self.link,
             clock: self.clock,
             clock_ahead_ms: AtomicI64::new(0),
-            clock_told: AtomicBool::new(false),
+            clock_told: shared::ClockTold::default(),
             shutdown,
             target,
             seen: AtomicU64::new(0),

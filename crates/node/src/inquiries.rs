@@ -118,7 +118,9 @@ async fn answer(shared: &Arc<Shared>, headnode: &str, inquiry: Inquiry) {
         }
         Question::Wire { machine } => wires::try_one(shared, machine).await.map(Answer::Wire),
         Question::Fitness => Ok(Answer::Fitness(fitness::look(shared).await)),
-        Question::Meters => meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read)))),
+        Question::Meters => {
+            meters::read(shared).await.map(|read| Answer::Meters(Box::new(NodeMeters::clone(&read.meters))))
+        }
         Question::Usage { after } => usage::ended(shared, after).await.map(Answer::Usage),
         Question::Told { instances } => told(&shared.target(), &instances),
         // Not in the words of an agent that does not know the question: what it holds would be taken for nothing.

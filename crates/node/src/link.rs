@@ -169,9 +169,10 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
             Ok(answer) => {
                 pauses.reset();
                 shared.activity.reports.one();
-                if let Some(reading) = reading(shared, &answer, asked.elapsed()) {
+                let heard_ms = shared.now_ms();
+                if let Some(reading) = reading(heard_ms, &answer, asked.elapsed()) {
                     gauge.take(reading, begun.elapsed());
-                    set_right(shared, gauge.at(begun.elapsed()));
+                    set_right(shared, gauge.at(begun.elapsed()), heard_ms);
                 }
                 let is_taken = said.answered(report, answer.held);
                 if !is_taken && matches!(news, ReportNews::Delta(_)) {
@@ -206,18 +207,18 @@ async fn report_changes(shared: &Arc<Shared>, identity: &Identity) -> u64 {
 }
 
 /// What an answer tells of this machine's clock.
-fn reading(shared: &Shared, answer: &ReportAnswer, waited: Duration) -> Option<ClockReading> {
-    let heard = Timestamp(shared.now_ms());
+fn reading(heard_ms: i64, answer: &ReportAnswer, waited: Duration) -> Option<ClockReading> {
+    let heard = Timestamp(heard_ms);
     Exchange { heard, waited, received: answer.received_at?, answered: answer.answered_at? }.reading()
 }
 
-/// From now on this machine tells the headnode's time where its own clock is surely off.
-fn set_right(shared: &Shared, reading: Option<ClockReading>) {
+/// From now on this machine tells the headnode's time where its own clock is surely off. That one said `heard_ms` at the reading.
+fn set_right(shared: &Shared, reading: Option<ClockReading>, heard_ms: i64) {
     let ahead = reading.map_or(0, ClockReading::correction_ms);
-    if reading.is_some() {
-        shared.clock_told.store(true, Ordering::Relaxed);
-    }
     let before = shared.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
+    if reading.is_some() {
+        shared.clock_told.note(heard_ms);
+    }
     match (before, ahead) {
         (0, 0) => {}
         (_, 0) => tracing::info!("this machine's clock agrees with the headnode's again"),

@@ -6,7 +6,7 @@ use host::Host;
 use model::{
     id::{InstanceId, MacAddr},
     instance::Wanted,
-    meters::{InstanceMeters, MachineMeters, NodeMeters},
+    meters::{InstanceMeters, MachineMeters, NodeMeters, ZoneMeters},
     part::Part,
     target::{Limits, Target, ZoneTarget},
     time::Timestamp,
@@ -18,27 +18,45 @@ use crate::shared::Shared;
 /// For how long a reading answers whoever asks next, milliseconds: a third of the shortest interval people look at metrics in.
 const FRESH_MS: i64 = 5_000;
 
-/// The last reading, and when it was made by the machine's own clock.
+/// The last reading.
 #[derive(Default)]
-pub(crate) struct Meters(Mutex<Option<(i64, Arc<NodeMeters>)>>);
+pub(crate) struct Meters(Mutex<Last>);
+
+#[derive(Default)]
+struct Last {
+    read: Option<Reading>,
+    /// Why instances could not be read, so that each is logged once.
+    failing: BTreeMap<InstanceId, String>,
+}
+
+/// What was read.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    pub(crate) meters: Arc<NodeMeters>,
+    /// When, by the machine's own clock, milliseconds.
+    pub(crate) here_ms: i64,
+}
 
 /// Reads them, or gives what was read a moment ago. Whoever asks meanwhile waits for the same reading.
-pub(crate) async fn read(shared: &Shared) -> Result<Arc<NodeMeters>, String> {
+pub(crate) async fn read(shared: &Shared) -> Result<Reading, String> {
     let mut last = shared.meters.0.lock().await;
-    let now = shared.now_ms();
-    if let Some((at, meters)) = &*last
-        && (0..FRESH_MS).contains(&now.saturating_sub(*at))
+    let here_ms = shared.now_ms();
+    if let Some(reading) = &last.read
+        && (0..FRESH_MS).contains(&here_ms.saturating_sub(reading.here_ms))
     {
-        return Ok(meters.clone());
+        return Ok(reading.clone());
     }
-    let (known, at) = (known(&shared.target()), shared.now());
+    let (known, at) = (known(&shared.target()), shared.of_datacenter(Timestamp(here_ms)));
     let agent = shared.activity.read(shared.verbs.times());
     let gathered = shared.verbs.run("meters", move |host| gather(host, known, at)).await;
-    let mut meters = gathered.map_err(|error| base::errors::chain(&error))?;
+    let (mut meters, failing) = gathered.map_err(|error| base::errors::chain(&error))?;
+    for (instance, why) in failing.iter().filter(|(instance, why)| last.failing.get(instance) != Some(*why)) {
+        tracing::error!(%instance, why, "failed to read what an instance uses; the others are told without it");
+    }
     meters.machine.agent = Some(Box::new(agent));
-    let meters = Arc::new(meters);
-    *last = Some((now, meters.clone()));
-    Ok(meters)
+    let reading = Reading { meters: Arc::new(meters), here_ms };
+    *last = Last { read: Some(reading.clone()), failing };
+    Ok(reading)
 }
 
 /// What is told of an instance besides what the kernel counts.
@@ -57,16 +75,23 @@ fn known(target: &Target) -> BTreeMap<InstanceId, Known> {
     target.zones.iter().filter(|(_, zone)| should_be(zone)).map(|(id, zone)| (*id, of(zone))).collect()
 }
 
-fn gather(host: &Host, known: BTreeMap<InstanceId, Known>, at: Timestamp) -> host::error::Result<NodeMeters> {
+/// Reads all there is. An instance that cannot be read is left out, with the reason beside.
+fn gather(
+    host: &Host,
+    known: BTreeMap<InstanceId, Known>,
+    at: Timestamp,
+) -> host::error::Result<(NodeMeters, BTreeMap<InstanceId, String>)> {
     let mut traffic = host.links.meters()?;
     let used = host.datasets.used_by_roots()?;
     let pool = host.datasets.pool()?;
-    let mut instances = BTreeMap::new();
+    let (mut instances, mut failing) = (BTreeMap::new(), BTreeMap::new());
     for (id, known) in known {
-        let zone = match host.zones.meters(id) {
-            // It does not run.
-            Err(host::Error::Missing(_)) => None,
-            found => Some(found?),
+        let zone = match zone(host, id) {
+            Ok(zone) => zone,
+            Err(error) => {
+                failing.insert(id, base::errors::chain(&error));
+                continue;
+            }
         };
         let nics = known.nics.into_iter().filter_map(|(name, mac)| Some((name, traffic.nics.remove(&mac)?))).collect();
         instances
@@ -77,5 +102,19 @@ fn gather(host: &Host, known: BTreeMap<InstanceId, Known>, at: Timestamp) -> hos
         pool: Some((pool.size_bytes, pool.used_bytes)),
         ..host.machine.meters()?
     };
-    Ok(NodeMeters { at, machine, instances })
+    Ok((NodeMeters { at, machine, instances }, failing))
+}
+
+/// What the processes of an instance use; `None` while none runs.
+fn zone(host: &Host, id: InstanceId) -> host::error::Result<Option<ZoneMeters>> {
+    // One that ends while it is read fails to be read, and is seen to have ended by the second look.
+    let found = match host.zones.meters(id) {
+        Err(host::Error::Missing(_)) => return Ok(None),
+        Err(_) => host.zones.meters(id),
+        found => found,
+    };
+    match found {
+        Err(host::Error::Missing(_)) => Ok(None),
+        found => found.map(Some),
+    }
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use base::{clock::Clock, shutdown::Shutdown, watch};
-use model::{id::ServerId, part::Part, target::Target, time::Timestamp};
+use model::{clock, id::ServerId, part::Part, target::Target, time::Timestamp};
 use nodeapi::link::HeadnodeLink;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     activity::Activity, board::Board, config::AgentConfig, firewall_log::FirewallLog, ids::IdPool, images::Images,
@@ -36,8 +36,7 @@ pub(crate) struct Shared {
     /// How far that is ahead of the headnode's, while it is surely off: [`model::clock::ClockReading::correction_ms`]. A lone number, so
     /// relaxed ordering is enough.
     pub(crate) clock_ahead_ms: AtomicI64,
-    /// Whether a headnode told that in this run.
-    pub(crate) clock_told: AtomicBool,
+    pub(crate) clock_told: ClockTold,
     pub(crate) shutdown: Shutdown,
     /// The target held; the keeper in `link` writes it.
     pub(crate) target: watch::Sender<Arc<Target>>,
@@ -61,6 +60,23 @@ pub(crate) struct Shared {
     pub(crate) usage: Usage,
     pub(crate) making: Semaphore,
     pub(crate) ending: Semaphore,
+}
+
+/// When a headnode told the time last in this run of the agent: by the machine's clock, and by one that nobody sets. Leaf data.
+#[derive(Default)]
+pub(crate) struct ClockTold(Mutex<Option<(i64, Instant)>>);
+
+impl ClockTold {
+    /// One told it just now, when the machine's clock said `now_ms`.
+    pub(crate) fn note(&self, now_ms: i64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, Instant::now()));
+    }
+
+    /// Whether what was told holds at `now_ms`: of a clock that was set since, nothing is known.
+    pub(crate) fn holds(&self, now_ms: i64) -> bool {
+        let told = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_some_and(|(at_ms, at)| !clock::was_set(now_ms.saturating_sub(at_ms), at.elapsed()))
+    }
 }
 
 impl Shared {
@@ -116,4 +132,24 @@ pub(crate) fn making_permits(cpus: u32) -> Semaphore {
 /// How many may be ended at once.
 pub(crate) fn ending_permits() -> Semaphore {
     Semaphore::new(ENDING)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_of_a_clock_lapses_when_it_is_set() {
+        let told = ClockTold::default();
+        assert!(!told.holds(0), "nobody told the time");
+        told.note(1_000_000);
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert!(told.holds(1_600_000) && told.holds(1_600_900));
+        // Three days back, and an hour ahead.
+        assert!(!told.holds(1_600_000 - 259_200_000) && !told.holds(1_600_000 + 3_600_000));
+        told.note(1_600_000 - 259_200_000);
+        assert!(told.holds(1_600_000 - 259_200_000));
+    }
 }

@@ -22,6 +22,7 @@ fn sample(at: Timestamp, started: Option<Timestamp>, cpu_ns: u64, traffic: (u64,
         os_uuid: id,
         status: if started.is_some() { "running" } else { "installed" }.into(),
         started,
+        age_ms: None,
         config: SampleConfig {
             name: id.to_string(),
             brand: "lx".into(),
@@ -123,7 +124,7 @@ proptest! {
                 }
             }
             if number % forgets == 0 {
-                let (rows, seen) = meter.take(at);
+                let (rows, seen) = meter.take();
                 sums = rows.iter().fold(sums, |sums, row| sums.plus(row.sums));
                 let written = serde_json::to_string(seen).unwrap();
                 meter = Meter::after(serde_json::from_str(&written).unwrap());
@@ -132,7 +133,7 @@ proptest! {
         if started.is_some() {
             look(&mut meter, at.plus_millis(1), started, cpu_ns, sent);
         }
-        sums = meter.take(at).0.iter().fold(sums, |sums, row| sums.plus(row.sums));
+        sums = meter.take().0.iter().fold(sums, |sums, row| sums.plus(row.sums));
         prop_assert_eq!((sums.cpu_ns, sums.sent_bytes), used);
         // A start and a stop each may round to a minute more or less.
         let edges = minutes.iter().filter(|minute| !matches!(minute, Minute::Runs { .. })).count() as u64 + 2;
@@ -155,7 +156,7 @@ fn one_that_nobody_saw_begin_is_counted_from_now_on() {
     let at = BEGIN.plus_millis(10 * HOUR_MS);
     meter.add(&sample(at, Some(BEGIN), 5_000, (700, 0)));
     meter.add(&sample(at.plus_millis(MINUTE_MS), Some(BEGIN), 6_000, (800, 0)));
-    let rows = meter.take(at).0;
+    let rows = meter.take().0;
     assert_eq!((rows[0].sums.cpu_ns, rows[0].sums.sent_bytes, rows[0].sums.running_minutes), (1_000, 100, 2));
     assert_eq!((rows[0].sums.memory_mib_minutes, rows[0].sums.disk_mib_minutes), (256, 20));
 }
@@ -168,7 +169,7 @@ fn counters_that_fall_in_one_run_are_of_the_next_and_count_once() {
     meter.add(&sample(at(0), Some(BEGIN), 1_000, (0, 0)));
     meter.add(&sample(at(1), Some(BEGIN), 30, (0, 0)));
     meter.add(&sample(at(2), Some(at(1)), 70, (0, 0)));
-    assert_eq!(meter.take(at(2)).0[0].sums.cpu_ns, 1_070);
+    assert_eq!(meter.take().0[0].sums.cpu_ns, 1_070);
 }
 
 /// Whoever wrote nothing for hours, for want of room, knows that an instance that is new and began meanwhile is new.
@@ -178,7 +179,7 @@ fn one_that_began_while_nobody_looked_is_counted_from_its_beginning() {
     meter.looked(BEGIN);
     let at = |minute: i64| BEGIN.plus_millis(minute * MINUTE_MS);
     meter.add(&sample(at(180), Some(at(60)), 9_000, (700, 0)));
-    let sums = meter.take(at(180)).0[0].sums;
+    let sums = meter.take().0[0].sums;
     assert_eq!((sums.cpu_ns, sums.sent_bytes, sums.minutes, sums.running_minutes), (9_000, 700, 120, 120));
 }
 
@@ -191,7 +192,7 @@ fn a_clock_that_is_set_loses_and_invents_no_counters() {
         meter.add(&sample(at(minute), Some(BEGIN), cpu_ns, (cpu_ns, 0)));
         meter.looked(at(minute));
     }
-    let sums = meter.take(at(3)).0[0].sums;
+    let sums = meter.take().0[0].sums;
     assert_eq!((sums.cpu_ns, sums.sent_bytes), (50, 50));
     assert_eq!(sums.running_minutes, 4, "one for each look but the first and the one at which it was set back");
 }
@@ -229,7 +230,7 @@ fn who_is_resized_has_a_row_for_each_package() {
     let mut later = sample(BEGIN.plus_millis(MINUTE_MS), Some(BEGIN), 500, (0, 0));
     later.config.attributes.insert(attribute::PACKAGE.into(), "large".into());
     meter.add(&later);
-    let rows = meter.take(BEGIN).0;
+    let rows = meter.take().0;
     let seen: Vec<_> = rows.iter().map(|row| (&*row.package, row.sums.cpu_ns)).collect();
     assert_eq!(seen, [("large", 500), ("small", 0)]);
 }
@@ -256,4 +257,115 @@ fn a_line_has_the_shape_that_triton_gives_it() {
     assert_eq!(value["network_usage"]["net0"]["received_bytes"], 2);
     assert_eq!(value["disk_usage"]["d"]["type"], "filesystem");
     assert_eq!(serde_json::from_value::<Line>(value).unwrap(), line);
+}
+
+/// Somebody's kernel has no file to spare for a moment: the run goes on, and so do its NICs.
+#[test]
+fn a_run_that_is_unseen_for_a_moment_counts_once() {
+    let mut meter = Meter::default();
+    let at = |minute: i64| BEGIN.plus_millis(minute * MINUTE_MS);
+    let seen = Some(BEGIN);
+    let minutes = [
+        (seen, 0, Some((0, 0))),
+        (seen, 1_000, Some((500, 50))),
+        (None, 0, None),
+        (seen, 1_200, Some((600, 60))),
+        // Its NIC alone.
+        (seen, 1_250, None),
+        (seen, 1_300, None),
+        (seen, 1_400, Some((700, 70))),
+        (None, 0, Some((700, 70))),
+        (None, 0, None),
+        (seen, 1_500, Some((800, 80))),
+    ];
+    for (minute, (started, cpu_ns, traffic)) in (0..).zip(minutes) {
+        let mut sample = sample(at(minute), started, cpu_ns, traffic.unwrap_or_default());
+        if traffic.is_none() {
+            sample.network_usage.clear();
+        }
+        meter.add(&sample);
+    }
+    let sums = meter.take().0[0].sums;
+    assert_eq!((sums.cpu_ns, sums.sent_bytes, sums.received_bytes), (1_500, 800, 80));
+}
+
+/// Its NICs were made anew while it did not run, and have counted more already than those before.
+#[test]
+fn a_new_run_with_new_nics_counts_them_from_their_beginning() {
+    let mut meter = Meter::default();
+    let at = |minute: i64| BEGIN.plus_millis(minute * MINUTE_MS);
+    meter.add(&sample(at(0), Some(BEGIN), 0, (0, 0)));
+    meter.add(&sample(at(1), Some(BEGIN), 1_000, (500, 0)));
+    meter.add(&Sample { network_usage: BTreeMap::new(), ..sample(at(2), None, 0, (0, 0)) });
+    meter.add(&sample(at(3), Some(at(2)), 70, (900, 0)));
+    let sums = meter.take().0[0].sums;
+    assert_eq!((sums.cpu_ns, sums.sent_bytes), (1_070, 1_400));
+}
+
+/// The machine's clock is an hour behind or ahead, and so is what it says of starts; samples have the headnodes' time.
+#[test]
+fn a_run_is_as_old_as_the_clock_says_that_it_was_started_by() {
+    for off in [-60, 60] {
+        let mut meter = Meter::default();
+        let at = |minute: i64| BEGIN.plus_millis(minute * MINUTE_MS);
+        meter.looked(at(179));
+        let started = Some(at(180 + off));
+        for (minute, cpu_ns) in [(181, 7_000), (182, 8_000)] {
+            let age_ms = Some((minute - 180) * MINUTE_MS);
+            meter.add(&Sample { age_ms, ..sample(at(minute), started, cpu_ns, (cpu_ns / 10, 0)) });
+        }
+        let sums = meter.take().0[0].sums;
+        assert_eq!((sums.cpu_ns, sums.sent_bytes, sums.running_minutes), (8_000, 800, 2), "{off} minutes off");
+    }
+}
+
+/// The last look was by a clock that was wrong by days: what the next one goes on from is still known.
+#[test]
+fn a_clock_that_is_set_forgets_nobody_who_is_there() {
+    let mut meter = Meter::default();
+    let at = |minute: i64| BEGIN.plus_millis(minute * MINUTE_MS);
+    for (minute, cpu_ns) in [(0, 0), (1, 10), (-4_000, 20)] {
+        meter.add(&sample(at(minute), Some(BEGIN), cpu_ns, (0, 0)));
+        meter.looked(at(minute));
+    }
+    let mut sums = meter.take().0[0].sums;
+    meter.add(&sample(at(60), Some(BEGIN), 50, (0, 0)));
+    sums = sums.plus(meter.take().0[0].sums);
+    assert_eq!(sums.cpu_ns, 50);
+    // One that is no more goes after a day of looks without it.
+    meter.looked(at(60 + GAP_MINUTES_MAX + 1));
+    assert_eq!(serde_json::to_value(meter.take().1).unwrap()["seen"], serde_json::json!({}));
+}
+
+#[test]
+fn of_too_many_rows_only_those_beyond_lose_their_names() {
+    let hour: Hour = "2026-11-01T00".parse().unwrap();
+    let month = MonthUsage::empty(AccountId::from_random(9), ServerId::from_random(1), hour);
+    let ids = |numbers: std::ops::Range<u128>| numbers.map(|number| InstanceId::from_random(number << 64 | 7));
+    let most = MONTH_ROWS_MAX as u128;
+    let old: Vec<_> = ids(2..most + 1).map(|id| row(id, "small")).collect();
+    let live: Vec<_> = ids(0..2).map(|id| row(id, "small")).collect();
+    let month = month.with(hour, &old).expect("it is a new hour").with(hour.later(1), &live).expect("and so is this");
+    assert!(live.iter().all(|live| month.rows.contains(live)));
+    let several: Vec<_> = month.rows.iter().filter(|row| row.instance == SEVERAL).map(|row| row.sums.minutes).collect();
+    assert_eq!((month.rows.len(), several), (MONTH_ROWS_MAX + 1, vec![1]));
+    assert!(month.rows.is_sorted_by_key(|row| row.instance), "as they are paged");
+}
+
+#[test]
+fn an_hour_is_as_large_as_hours_may_be() {
+    let hour: Hour = "2026-11-01T00".parse().unwrap();
+    let with = |rows| HourUsage { hour, rows };
+    let one = |alias: usize, package: usize| Row {
+        alias: "a".repeat(alias),
+        package: "\u{fc}".repeat(package),
+        ..row(InstanceId::from_random(1), "")
+    };
+    assert_eq!(with(vec![one(ALIAS_MAX, NAME_MAX); HOUR_ROWS_TOLD]).check(), Ok(()));
+    let why = with(vec![one(0, 0); HOUR_ROWS_TOLD + 1]).check().unwrap_err();
+    assert!(why.contains("2026-11-01T00 has 8001 rows"), "{why}");
+    for wrong in [one(ALIAS_MAX + 1, 1), one(1, NAME_MAX + 1)] {
+        let why = with(vec![one(1, 1), wrong]).check().unwrap_err();
+        assert!(why.contains("`alias`") && why.len() < 400, "{why}");
+    }
 }

@@ -66,6 +66,7 @@ impl Past {
             os_uuid: self.instance,
             status: "running".to_owned(),
             started: Some(self.at(begun)),
+            age_ms: Some((minute - begun) * MINUTE_MS),
             config: SampleConfig {
                 name: self.instance.to_string(),
                 brand: "lx".to_owned(),
@@ -222,7 +223,12 @@ fn written_every_minute(datacenter: &Datacenter, directory: &Path) {
     let line = all.iter().find(own).expect("a line of the instance");
     assert_eq!(line["config"]["attributes"]["alias"], "metered");
     assert_eq!(line["config"]["attributes"]["package-name"], "g1-nano");
-    assert!(line["started"].is_string() && line["cpu_usage"]["user_ns"].is_u64(), "{line}");
+    assert!(
+        line["started"].is_string()
+            && line["age_ms"].as_i64().is_some_and(|age| age > 0)
+            && line["cpu_usage"]["user_ns"].is_u64(),
+        "{line}"
+    );
     assert!(line["network_usage"]["net0"]["sent_bytes"].is_u64() && line["disk_usage"][&id]["used"].is_u64(), "{line}");
     let summary = all.iter().rfind(|line| line["type"] == "summary").expect("a line behind the minute");
     assert_eq!(summary["vm_count"], 1);

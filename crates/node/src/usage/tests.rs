@@ -1,6 +1,6 @@
 //! Files of a machine that is killed at every moment, and what they add up to.
 
-use std::io::Read as _;
+use std::{io::Read as _, sync::atomic::Ordering};
 
 use flate2::read::GzDecoder;
 use model::{id::AccountId, usage::Sums as Used};
@@ -21,6 +21,7 @@ fn sample(minute: i64) -> Sample {
         os_uuid: id,
         status: "running".into(),
         started: Some(BEGIN),
+        age_ms: None,
         config: SampleConfig {
             name: id.to_string(),
             brand: "lx".into(),
@@ -339,4 +340,130 @@ fn old_hours_go_and_whoever_asks_is_given_those_after() {
     let third = kept[kept.len() - 3].hour;
     assert_eq!(book.ended(Some(third)).expect("the sums are read").hours, kept[kept.len() - 2..]);
     assert_eq!(super::hours(directory.path(), PACKED).expect("files").len(), kept.len());
+}
+
+/// Minutes of three days.
+const BACK: i64 = 3 * 24 * 60;
+
+/// A headnode, or a clock that was set before the next report, says that it is days ago: for a minute, or until the hour is over.
+#[test]
+fn a_wrong_word_of_a_headnode_takes_no_hour_away() {
+    for last_wrong in [62, 119] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(directory.path(), 0);
+        for minute in [0, 60, 61] {
+            book.write(&lines(minute), Time::Told).expect("a minute is written");
+        }
+        let told = all(&book);
+        for minute in 62..=last_wrong {
+            book.write(&at(minute, minute - BACK), Time::Told).expect("a minute is written");
+            assert_eq!(all(&book), told, "nothing ends and nothing goes");
+        }
+        for minute in [120, 180] {
+            book.write(&lines(minute), Time::Told).expect("a minute is written");
+        }
+        // What was asked for goes on behind what was told.
+        let next = book.ended(told.last().map(|usage| usage.hour)).expect("the sums are read").hours;
+        let hours: Vec<_> = next.iter().map(|usage| usage.hour).collect();
+        assert_eq!(hours, [1, 2].map(|hour| Hour::of(BEGIN).later(hour)));
+        assert_eq!((used(&told).cpu_ns, used(&next).cpu_ns), (0, 120_000), "wrong until {last_wrong}");
+    }
+}
+
+/// Hours that were ended without a headnode are as good as told once one said that their time has come.
+#[test]
+fn hours_that_a_headnode_saw_come_are_not_taken_away_either() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut book = open(directory.path(), 0);
+    for (minute, time) in [(0, Time::Alone), (60, Time::Alone), (61, Time::Told)] {
+        book.write(&lines(minute), time).expect("a minute is written");
+    }
+    let ended = all(&book);
+    book.write(&at(62, 62 - BACK), Time::Told).expect("a minute is written");
+    assert_eq!((ended.len(), all(&book)), (1, ended));
+}
+
+/// A headnode's clock is days ahead for a minute: the hour that was opened so is the present one again.
+#[test]
+fn an_hour_that_a_headnode_opened_too_early_is_not_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut book = open(directory.path(), 0);
+    for (minute, says) in [(0, 0), (60, 60), (61, 61 + BACK), (62, 62), (180, 180)] {
+        book.write(&at(minute, says), Time::Told).expect("a minute is written");
+    }
+    let hours: Vec<_> = all(&book).iter().map(|usage| usage.hour).collect();
+    assert_eq!(hours, [0, 1, 2].map(|hour| Hour::of(BEGIN).later(hour)));
+    assert_eq!(used(&all(&book)).cpu_ns, 62_000);
+}
+
+/// Somebody removes the directory, or puts something in its way, while the agent runs.
+#[test]
+fn files_that_cannot_be_written_are_opened_anew_and_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let below = directory.path().join("usage");
+    let mut files = Files::default();
+    let open = |files: &mut Files| files.open(&below, Disk::watched(Arc::new(Careless)), BEGIN);
+    fs::write(&below, "").expect("a file in the way");
+    let error = open(&mut files).expect_err("there is no directory").to_string();
+    assert!(error.contains(&below.display().to_string()), "{error}");
+    let told = files.ended(None).expect_err("there are no files").to_string();
+    assert_eq!(told, format!("usage is not written: {error}"));
+    fs::remove_file(&below).expect("it goes");
+    open(&mut files).expect("the files open");
+    files.write(&lines(0), Time::Told).expect("a minute is written");
+    fs::remove_dir_all(&below).expect("it goes");
+    let error = files.write(&lines(5), Time::Told).expect_err("it has no name any more").to_string();
+    assert!(error.contains("failed to open") && error.contains(&below.display().to_string()), "{error}");
+    for minute in [6, 7, 60] {
+        open(&mut files).expect("the files open");
+        files.write(&lines(minute), Time::Told).expect("a minute is written");
+    }
+    let page = files.ended(None).expect("the sums are read");
+    // Nothing is known of what was before.
+    assert_eq!((page.hours.len(), used(&page.hours).cpu_ns), (1, 1_000));
+}
+
+/// Hours that have ended are told while the disk has no room for more.
+#[test]
+fn a_full_disk_keeps_nobody_from_reading() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let full = Arc::new(Full::default());
+    let mut files = Files::default();
+    for minute in [0, 60, 61, 62] {
+        full.0.store(minute > 60, Ordering::Relaxed);
+        files.open(directory.path(), Disk::watched(full.clone()), BEGIN).expect("the files open");
+        assert_eq!(files.write(&lines(minute), Time::Told).is_err(), minute > 60);
+        assert_eq!(files.ended(None).expect("the sums are read").hours.len(), usize::from(minute >= 60));
+    }
+}
+
+/// Half a file, as a broken disk leaves it: the next hour goes on from the one before.
+#[test]
+fn sums_that_cannot_be_read_stop_no_other_hour() {
+    for is_read_first in [true, false] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(directory.path(), 0);
+        for minute in [0, 60, 119, 120] {
+            book.write(&lines(minute), Time::Told).expect("a minute is written");
+        }
+        let damaged = book.path(Hour::of(BEGIN).later(1), SUMS);
+        fs::write(&damaged, b"{\"rows\":[").expect("half a file");
+        if is_read_first {
+            assert_eq!(all(&book).len(), 1);
+        }
+        // What has ended is not written again, also when there is no line of the next hour and a clock was set back.
+        fs::remove_file(book.path(Hour::of(BEGIN).later(2), LINES)).expect("its only line");
+        drop(book);
+        let mut book = open(directory.path(), 119);
+        for (minute, says) in [(121, 119), (180, 180)] {
+            book.write(&at(minute, says), Time::Told).expect("a minute is written");
+        }
+        let hours = all(&book);
+        assert_eq!(
+            hours.iter().map(|usage| usage.hour).collect::<Vec<_>>(),
+            [0, 2].map(|hour| Hour::of(BEGIN).later(hour))
+        );
+        assert_eq!(used(&hours).cpu_ns, 121_000, "counters make up for it");
+        assert!(!damaged.exists() && book.path(Hour::of(BEGIN).later(1), DAMAGED).exists());
+    }
 }

@@ -9,5 +9,6 @@ mod killed;
 mod life;
 mod role;
 mod turns;
+mod usage;
 mod wires;
 mod world;

@@ -342,6 +342,13 @@ impl World {
         Running { trigger, task: base::task::spawn("agent under test", agent.run(shutdown)) }
     }
 
+    /// One whose clock somebody else turns.
+    pub(crate) fn start_by(&self, clock: Arc<dyn base::clock::Clock>) -> Running {
+        let agent = Agent::new(self.machine.host(), self.headnode.clone(), self.config.clone(), clock);
+        let (trigger, shutdown) = Shutdown::new();
+        Running { trigger, task: base::task::spawn("agent under test", agent.run(shutdown)) }
+    }
+
     pub(crate) fn agent(&self, host: Host, execution: Execution) -> Agent {
         let config = AgentConfig { execution, ..self.config.clone() };
         Agent::new(host, self.headnode.clone(), config, Arc::new(SystemClock))
