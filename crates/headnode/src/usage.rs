@@ -4,7 +4,8 @@
 //! weeks, so one that was away, or a datacenter without headnodes for that long, or one restored from a backup, catches up by
 //! itself. What a machine takes along when it is lost for good are the hours since it was asked last: as a rule the one it was in.
 //!
-//! What machines say is believed within bounds: hours in their order and none that is to come, rows for the owners of instances.
+//! What machines say is believed within bounds: hours in their order and none that is to come, as large as hours may be, rows for the owners
+//! of instances. One whose hours are not taken stops nobody else's.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +40,7 @@ const PAGES_MAX: usize = 64;
 pub(crate) struct CountUsage {
     control: Control,
     inquiries: Inquiries,
-    /// Why machines could not be asked in the last pass, so that each is logged once. Leaf data.
+    /// Why hours of machines were not counted in the last pass, so that each reason is logged once. Leaf data.
     failing: Mutex<BTreeMap<ServerId, String>>,
 }
 
@@ -59,19 +60,27 @@ impl CountUsage {
         open.retain(|(server, _)| is_there(*server));
         let asks = open.into_iter().map(async |(server, through)| (server, self.catch_up(server, through).await));
         let mut asks = stream::iter(asks).buffer_unordered(AT_ONCE);
-        let (mut hours, mut failed) = (0, BTreeMap::new());
+        let (mut hours, mut failed, mut unwritten) = (0, BTreeMap::new(), None);
         while let Some((server, outcome)) = asks.next().await {
             match outcome {
                 Ok(counted) => hours += counted,
                 Err(Trouble::Asking(error)) => _ = failed.insert(server, chain(&error)),
-                Err(Trouble::Counting(error)) => return Err(error),
+                Err(Trouble::Counting(error)) => {
+                    failed.insert(server, chain(&error));
+                    unwritten = Some(error);
+                }
             }
         }
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        for (server, why) in failed.iter().filter(|(server, _)| !failing.contains_key(server)) {
-            tracing::warn!(%server, why, "a machine does not say what its instances used; it is asked again");
+        for (server, why) in failed.iter().filter(|(server, why)| failing.get(server) != Some(*why)) {
+            tracing::warn!(%server, why, "what the instances of a machine used is not counted; it is asked again");
         }
         *failing = failed;
+        drop(failing);
+        // The store refuses: the loop has failed, whatever was counted beside.
+        if let Some(error) = unwritten {
+            return Err(error);
+        }
         Ok(if hours == 0 { String::new() } else { format!("counted {hours} hours of machines") })
     }
 
@@ -94,6 +103,9 @@ impl CountUsage {
                         format!("server {server} tells of {}, which is yet to come; look at its clock", usage.hour);
                     return Err(Trouble::Asking(AskError::Refused(why)));
                 }
+                usage.check().map_err(|why| {
+                    Trouble::Asking(AskError::Refused(format!("server {server} tells too much: {why}")))
+                })?;
                 self.count(server, usage).await?;
                 after = Some(usage.hour);
                 counted += 1;

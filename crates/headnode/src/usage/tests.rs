@@ -10,7 +10,7 @@ use control::{ControlConfig, servers};
 use model::{
     id::{AccountId, InstanceId},
     target::Report,
-    usage::{Row, Sums},
+    usage::{Row, SEVERAL, Sums},
 };
 use nodeapi::inquiry::UsagePage;
 use store::{Store, memory::Memory};
@@ -69,6 +69,26 @@ impl Place {
         }
     }
 
+    /// A pass in which machines answer what they have for `hours`, the others only when the first has.
+    async fn pass_of(&self, machines: &[(ServerId, HourUsage)]) -> Result<String, control::Error> {
+        let first = tokio::sync::watch::Sender::new(false);
+        let answering = machines.iter().enumerate().map(async |(number, (server, hour))| {
+            loop {
+                let inquiry = self.count.inquiries.next(*server).await;
+                if number > 0 {
+                    first.subscribe().wait_for(|first| *first).await.unwrap();
+                }
+                let page = UsagePage { hours: vec![hour.clone()], more: false };
+                self.count.inquiries.answered(*server, inquiry.id, Answer::Usage(page));
+                first.send_replace(true);
+            }
+        });
+        tokio::select! {
+            said = self.count.run() => said,
+            _ = futures_util::future::join_all(answering) => Ok(String::new()),
+        }
+    }
+
     fn minutes(&self) -> u64 {
         let rows = usage::of_account(&self.count.control, "2026-11".parse().unwrap(), self.account);
         rows.first().map_or(0, |row| row.sums.minutes)
@@ -110,4 +130,40 @@ async fn an_hour_that_is_to_come_is_not_counted() {
     let failing = place.count.failing.lock().unwrap().clone();
     assert!(failing[&place.server].contains("2026-11-29T09, which is yet to come"), "{failing:?}");
     assert_eq!(place.minutes(), 60);
+}
+
+/// One that was taken over tells what no store takes, or more than an hour has: the others are counted all the same.
+#[tokio::test]
+async fn a_machine_whose_hours_are_not_taken_stops_no_other() {
+    let long = |row: &Row| vec![Row { alias: "x".repeat(2 << 20), ..row.clone() }];
+    let many = |row: &Row| vec![row.clone(); 8_001];
+    // Within what an hour may be, and more than one record has room for.
+    let heavy = |row: &Row| -> Vec<Row> {
+        let several = |number: usize| Row { instance: SEVERAL, package: format!("{number:0>256}"), ..row.clone() };
+        (0..8_000).map(several).collect()
+    };
+    let row = Place::at("2026-11-28T15").await.hour("2026-11-28T14").rows.remove(0);
+    let tells = [
+        (long(&row), "`alias` of 2097152 bytes", false),
+        (many(&row), "has 8001 rows", false),
+        (heavy(&row), "too large", true),
+    ];
+    for (rows, why, is_failure) in tells {
+        let place = Place::at("2026-11-28T15").await;
+        let hour = place.hour("2026-11-28T14");
+        let bad = ServerId::from_random(0);
+        let mut machines = vec![(bad, HourUsage { rows, ..hour.clone() })];
+        // More than are asked at once, most of them behind the bad one.
+        let others = (1..=12u128).map(|number| ServerId::from_random(number << 64)).chain([place.server]);
+        machines.extend(others.map(|server| (server, hour.clone())));
+        for (number, (server, _)) in machines.iter().enumerate() {
+            let new = servers::NewServer { hostname: format!("m{number}"), headnode: false, comments: String::new() };
+            servers::register(&place.count.control, *server, new).await.unwrap();
+        }
+        let said = place.pass_of(&machines).await;
+        assert_eq!(place.minutes(), 13 * 60, "{why}: {said:?}");
+        assert_eq!(said.is_err(), is_failure, "{why}: {said:?}");
+        let failing = place.count.failing.lock().unwrap().clone();
+        assert!(failing.len() == 1 && failing[&bad].contains(why), "{failing:?}");
+    }
 }
