@@ -8,7 +8,7 @@ use std::io;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderMap, header};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -28,6 +28,10 @@ pub use tokio_tungstenite::tungstenite::{
 pub const VERSION: &str = "13";
 /// Bytes read at once.
 const READ: usize = 4 << 10;
+/// Bytes that may wait to be taken: of one message, which is larger than any.
+const WRITTEN_MAX: usize = 16 << 20;
+/// Bytes of a reason at most, so that it fits beside its code into a control frame (RFC 6455, 5.5).
+const REASON_MAX: usize = 123;
 /// Bytes that are read and forgotten at the end.
 const DRAINED_MAX: usize = 1 << 20;
 
@@ -93,7 +97,11 @@ impl From<Error> for SocketError {
 }
 
 /// One end of a WebSocket.
-pub struct Socket<S>(WebSocketStream<S>);
+pub struct Socket<S> {
+    stream: WebSocketStream<S>,
+    /// A pong was written that may not have been taken yet.
+    owes_pong: bool,
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// A client's end, after the handshake; messages that arrive have at most `message_max` bytes.
@@ -111,24 +119,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ)
             .write_buffer_size(0)
+            .max_write_buffer_size(WRITTEN_MAX)
             .max_message_size(Some(message_max))
             .max_frame_size(Some(message_max));
-        Self(WebSocketStream::from_raw_socket(stream, role, Some(config)).await)
+        Self { stream: WebSocketStream::from_raw_socket(stream, role, Some(config)).await, owes_pong: false }
     }
 
-    /// The next message; `None` when the other side is gone. Pings are answered by themselves. May be dropped while it waits: nothing is lost.
+    /// The next message; `None` when the other side is gone. Pings are answered by themselves, and nothing more is read before the answer is
+    /// taken: who asks without listening fills no memory here. May be dropped while it waits: nothing is lost.
     ///
     /// # Errors
     /// When the connection or the protocol broke.
     pub async fn read(&mut self) -> Result<Option<Message>, SocketError> {
-        match self.0.next().await {
+        if self.owes_pong {
+            self.stream.flush().await?;
+            self.owes_pong = false;
+        }
+        match self.stream.next().await {
             None
             | Some(Err(
                 Error::ConnectionClosed
                 | Error::AlreadyClosed
                 | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
             )) => Ok(None),
-            Some(message) => Ok(Some(message?)),
+            Some(message) => {
+                let message = message?;
+                self.owes_pong = message.is_ping();
+                Ok(Some(message))
+            }
         }
     }
 
@@ -137,26 +155,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// # Errors
     /// When the connection broke, or was closed.
     pub async fn send(&mut self, message: Message) -> Result<(), SocketError> {
-        Ok(self.0.send(message).await?)
+        Ok(self.stream.send(message).await?)
     }
 
-    /// Says why it ends, unless the other side ends it, which is answered as it is. Then reads on until that is gone, and forgets it: a
-    /// connection that is closed over what was not read may take the last words with it. At most [`DRAINED_MAX`] bytes.
+    /// Says why it ends, unless the other side ends it, which is answered as it is; of a long reason as much as fits. Then nothing more is
+    /// written, and what the other side still sends is read and forgotten until that is gone: a connection that is closed over what was not read
+    /// may take the last words with it. At most [`DRAINED_MAX`] bytes.
     ///
     /// # Errors
     /// When the connection broke.
-    pub async fn end(&mut self, code: CloseCode, reason: String) -> Result<(), SocketError> {
+    pub async fn end(&mut self, code: CloseCode, mut reason: String) -> Result<(), SocketError> {
+        reason.truncate(reason.floor_char_boundary(REASON_MAX));
         let last = CloseFrame { code, reason: reason.into() };
-        match self.0.send(Message::Close(Some(last))).await {
-            Err(Error::Protocol(ProtocolError::SendAfterClosing)) => match self.0.flush().await {
+        match self.stream.send(Message::Close(Some(last))).await {
+            Err(Error::Protocol(ProtocolError::SendAfterClosing)) => match self.stream.flush().await {
                 Ok(()) | Err(Error::ConnectionClosed) => {}
                 Err(error) => return Err(error.into()),
             },
             sent => sent?,
         }
+        let stream = self.stream.get_mut();
+        // Who has said goodbye waits for the server to hang up.
+        stream.shutdown().await?;
         let (mut piece, mut left) = ([0; READ], DRAINED_MAX);
         loop {
-            let length = self.0.get_mut().read(&mut piece).await?;
+            let length = stream.read(&mut piece).await?;
             match left.checked_sub(length) {
                 Some(less) if length > 0 => left = less,
                 _ => return Ok(()),
@@ -167,6 +190,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     /// The RFC's own example, section 1.3.
@@ -232,5 +262,51 @@ mod tests {
         // Two pieces that are too large together.
         let pieces = [&[0x01, 0xbc][..], &mask, &[b'a'; 60], &[0x80, 0xbc], &mask, &[b'b'; 60]].concat();
         assert_eq!(heard(&pieces, 100).await, (vec![], Some(CloseCode::Size)));
+    }
+
+    /// A stream that never takes a byte.
+    struct Full;
+
+    impl AsyncWrite for Full {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn who_asks_and_does_not_listen_is_not_read_on() {
+        let pings = [0x89, 0x80, 0, 0, 0, 0].repeat(1_000);
+        let mut socket = Socket::of_server(tokio::io::join(&pings[..], Full), 100).await;
+        assert!(socket.read().await.is_ok_and(|first| first.is_some_and(|first| first.is_ping())));
+        for _ in 0..100 {
+            let next = std::pin::pin!(socket.read());
+            assert!(next.now_or_never().is_none(), "a second one is read before the first is answered");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_reason_is_cut_between_characters() {
+        let (ours, theirs) = tokio::io::duplex(4_096);
+        let ending = async {
+            let mut server = Socket::of_server(ours, 1_000).await;
+            server.end(CloseCode::Policy, "é".repeat(200)).await
+        };
+        let hearing = async {
+            let mut client = Socket::of_client(theirs, 1_000).await;
+            let Ok(Some(Message::Close(Some(last)))) = client.read().await else { panic!("no goodbye") };
+            assert_eq!((last.code, last.reason.as_str()), (CloseCode::Policy, "é".repeat(61).as_str()));
+            // The server hangs up first; a client may wait for that.
+            assert!(client.read().await.is_ok_and(|more| more.is_none()));
+        };
+        let (ended, ()) = tokio::join!(ending, hearing);
+        assert!(ended.is_ok(), "{ended:?}");
     }
 }

@@ -30,9 +30,9 @@ pub struct Changes<'a> {
     client: &'a Client,
     registration: Registration,
     socket: Option<Socket<TokioIo<Upgraded>>>,
-    /// The connection has told something.
+    /// The connection has told something that is not told again.
     has_told: bool,
-    /// Since when there is none.
+    /// Since when nothing is told.
     lost_at: Option<Instant>,
 }
 
@@ -57,44 +57,42 @@ impl Changes<'_> {
     pub async fn next(&mut self) -> Result<Told, ClientError> {
         let mut pause = PAUSE_FLOOR;
         loop {
-            let lost = match self.told().await {
-                Ok(Some(told)) => {
-                    self.has_told = true;
+            let error = match self.told().await {
+                Ok(Ok(told)) => {
                     self.note(&told);
                     return Ok(told);
                 }
-                Ok(None) => {
+                Ok(Err(reason)) => {
                     // Who let go of this may not be well.
                     self.client.prefer_another();
-                    let reason = "the server left before it told anything".to_owned();
-                    (!self.has_told).then_some(ClientError::Closed { reason })
+                    ClientError::Closed { reason }
                 }
                 Err(error) if is_final(&error) => return Err(error),
-                Err(error) => Some(error),
+                Err(error) => error,
             };
             self.socket = None;
-            self.has_told = false;
             let lost_at = *self.lost_at.get_or_insert_with(Instant::now);
             sleep(pause).await;
-            match lost {
-                Some(error) if lost_at.elapsed() > SEARCH_MAX => return Err(error),
-                Some(_) => pause = (pause * 2).min(PAUSE_CEILING),
-                None => pause = PAUSE_FLOOR,
+            match std::mem::take(&mut self.has_told) {
+                true => pause = PAUSE_FLOOR,
+                false if lost_at.elapsed() > SEARCH_MAX => return Err(error),
+                false => pause = (pause * 2).min(PAUSE_CEILING),
             }
         }
     }
 
-    /// What the connection tells next; `None` when it has ended.
-    async fn told(&mut self) -> Result<Option<Told>, ClientError> {
+    /// What the connection tells next, or why it has ended.
+    async fn told(&mut self) -> Result<Result<Told, String>, ClientError> {
         let socket = match &mut self.socket {
             Some(socket) => socket,
             none => none.insert(connect(self.client, &self.registration).await?),
         };
-        self.lost_at = None;
         loop {
             let message = match timeout(SILENCE_MAX, socket.read()).await {
                 Ok(Ok(Some(message))) => message,
-                Ok(Ok(None) | Err(_)) | Err(_) => return Ok(None),
+                Ok(Ok(None)) => return Ok(Err("the server left without a word".to_owned())),
+                Ok(Err(error)) => return Ok(Err(error.to_string())),
+                Err(_) => return Ok(Err(format!("the server said nothing for {} s", SILENCE_MAX.as_secs()))),
             };
             match message {
                 Message::Text(text) => {
@@ -103,12 +101,15 @@ impl Changes<'_> {
                         status: StatusCode::SWITCHING_PROTOCOLS,
                         source,
                     })?;
-                    return Ok(Some(told));
+                    return Ok(Ok(told));
                 }
                 Message::Close(Some(last)) if last.code == CloseCode::Policy => {
                     return Err(ClientError::Closed { reason: last.reason.to_string() });
                 }
-                Message::Close(_) => return Ok(None),
+                Message::Close(last) => {
+                    let reason = last.map(|last| last.reason.to_string()).filter(|reason| !reason.is_empty());
+                    return Ok(Err(reason.unwrap_or_else(|| "the server left without a word".to_owned())));
+                }
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
@@ -118,8 +119,10 @@ impl Changes<'_> {
         let cursor = match told {
             Told::Change(change) => change.cursor,
             Told::Note(Note::Current { cursor }) => Some(*cursor),
-            Told::Note(Note::List { .. }) => None,
+            // It would be told again.
+            Told::Note(Note::List { .. }) => return,
         };
+        (self.has_told, self.lost_at) = (true, None);
         if let (Some(_), Some(cursor)) = (self.registration.since, cursor) {
             self.registration.since = Some(Since::Cursor(cursor));
         }

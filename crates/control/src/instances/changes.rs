@@ -30,8 +30,8 @@ const MARGIN_MS: i64 = 3_600_000;
 pub struct Changed {
     /// As it is after that.
     pub instance: Arc<Entry<Instance>>,
-    /// What is different; empty when that is not known.
-    pub touched: Vec<SubResource>,
+    /// What is different; `None` when that is not known.
+    pub touched: Option<Vec<SubResource>>,
 }
 
 /// What a client missed.
@@ -89,7 +89,8 @@ impl Feed {
                 return None;
             }
             let touched = touched(earlier.as_deref().map(|entry| &entry.value), &instance);
-            Some(Changed { instance, touched })
+            // One whose record changed in nothing a client can ask for.
+            (!touched.is_empty()).then_some(Changed { instance, touched: Some(touched) })
         });
         let mut different: Vec<_> = different.collect();
         different.sort_by_key(|changed| changed.instance.revision());

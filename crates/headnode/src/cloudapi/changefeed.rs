@@ -3,9 +3,10 @@
 //! ```text
 //! signed GET with an upgrade ─► 101 ─► registration ─► [list or what was missed ─► current] ─► changes … ─► close, with a reason
 //! ```
-//! One task has one connection. It holds one message at a time: while a client does not take it, what comes after is not queued but
-//! found again in the records, where several changes of one instance are one (`control::instances::changes`). A client that takes
-//! nothing for [`SEND_DEADLINE`] is closed, and may come back with its cursor, here or at another headnode.
+//! One task has one connection. It holds one message at a time, and of a list or of what was missed the records as they were: while a client
+//! does not take it, what comes after is not queued but found again in the records, where several changes of one instance are one
+//! (`control::instances::changes`). A client that takes nothing for [`SEND_DEADLINE`], or a whole list for longer than [`LIST_DEADLINE`], is
+//! closed, and may come back with its cursor, here or at another headnode.
 
 use std::{
     collections::HashMap,
@@ -24,16 +25,16 @@ use control::{
     Control, accounts,
     instances::{
         self,
-        changes::{Feed, Missed, place_after},
+        changes::{Changed, Feed, Missed, place_after},
     },
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use model::{changed::SubResource, id::AccountId, instance::Instance, time::Timestamp};
+use model::{changed::SubResource, id::AccountId, time::Timestamp};
 use serde::Serialize;
-use store::Entry;
-use tokio::time::{Instant, Interval, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use super::{
     call::Call,
@@ -51,6 +52,8 @@ const FEEDS_MAX: usize = 1_024;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// A client takes a message within this time, or is closed.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
+/// A client takes all that it missed, or everything there is, within this time.
+const LIST_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a client hears something, and it is looked whether it may go on.
 const BEAT: Duration = Duration::from_secs(5);
 /// A client that was not heard of for so long is gone, or speaks no WebSocket: it has twelve beats to answer.
@@ -174,14 +177,10 @@ impl Client {
     async fn serve(self, on: OnUpgrade) {
         let Ok(Ok(upgraded)) = timeout(HANDSHAKE_DEADLINE, on).await else { return };
         let socket = Socket::of_server(TokioIo::new(upgraded), REGISTRATION_MAX).await;
-        let mut session = Session {
-            beat: interval(BEAT),
-            heard_at: Instant::now(),
-            registrations: 0,
-            told: None,
-            socket,
-            client: self,
-        };
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut session =
+            Session { beat, heard_at: Instant::now(), registrations: 0, told: None, socket, client: self };
         let Err(end) = session.run().await;
         if let End::Close(code, reason) = end {
             tracing::debug!(account = %session.client.owner, %code, reason, "closing a change feed");
@@ -199,13 +198,23 @@ struct Session {
     heard_at: Instant,
     registrations: u32,
     /// What it registered for, and its changes; none before that.
-    told: Option<(Registration, Feed)>,
+    told: Option<Told>,
+}
+
+/// What a client is told of, and how far.
+struct Told {
+    registration: Registration,
+    feed: Feed,
+    /// When nothing was newer than what was told before the changes that are told now.
+    before_at: Timestamp,
+    /// When nothing was newer than [`Feed::through`].
+    through_at: Timestamp,
 }
 
 /// What happens to one.
 enum Event {
     Read(Option<Message>),
-    Changed(Vec<instances::changes::Changed>),
+    Changed(Vec<Changed>),
     Beat,
 }
 
@@ -225,14 +234,15 @@ impl Session {
         let told = &mut self.told;
         let changed = async {
             match told {
-                Some((_, feed)) => feed.next().await,
+                Some(told) => told.feed.next().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
+            // Whoever never stops talking keeps nothing else from its turn.
             biased;
-            message = self.socket.read() => Ok(Event::Read(message?)),
             _ = self.beat.tick() => Ok(Event::Beat),
+            message = self.socket.read() => Ok(Event::Read(message?)),
             changed = changed => Ok(Event::Changed(changed)),
         }
     }
@@ -257,66 +267,86 @@ impl Session {
         let registration = Registration::parse(text).map_err(|bad| End::close(CloseCode::Policy, bad.to_string()))?;
         let control = self.client.control.clone();
         let is_fresh = control.store.fresh().await.is_ok();
+        // Before the records are looked at: what is deleted after that has a tombstone for as long as is promised.
+        let opened_at = control.now();
         let feed = Feed::open(&control, self.client.owner);
         let since = registration.since;
-        let (missed, list) = match since {
-            None => (Vec::new(), None),
-            Some(Since::Nothing) => (feed.present(), Some("everything was asked for")),
+        let everything = |reason| (feed.present(), Some(reason), opened_at);
+        let (missed, list, before_at) = match since {
+            None => (Vec::new(), None, opened_at),
+            Some(Since::Nothing) => everything("everything was asked for"),
             Some(Since::Cursor(place)) => {
                 let at = Timestamp(i64::try_from(place.seconds).unwrap_or(i64::MAX).saturating_mul(1_000));
                 match feed.missed(&control, place.revision, at) {
-                    Missed::Changed(missed) => (missed, None),
-                    Missed::TooLongAgo => {
-                        (feed.present(), Some("what was deleted since then is not remembered any more"))
-                    }
+                    Missed::Changed(missed) => (missed, None, at),
+                    Missed::TooLongAgo => everything("what was deleted since then is not remembered any more"),
                     // It may just not have arrived here yet.
                     Missed::Unknown if !is_fresh => {
                         let why = "this headnode does not know the newest records; ask another one, or try again";
                         return Err(End::close(CloseCode::Again, why));
                     }
-                    Missed::Unknown => (feed.present(), Some("the datacenter's records do not reach that far")),
+                    Missed::Unknown => everything("the datacenter's records do not reach that far"),
                 }
             }
         };
-        let through = feed.through();
-        self.told = Some((registration, feed));
+        self.told = Some(Told { registration, feed, before_at, through_at: opened_at });
         if let Some(reason) = list {
             self.say(&Note::List { reason: reason.into() }).await?;
         }
-        for position in 0..missed.len() {
-            self.tell(&missed[position], &[], place_after(&missed, position, through)).await?;
-        }
+        // What changed of each is not remembered.
+        let missed: Vec<_> = missed.into_iter().map(|instance| Changed { instance, touched: None }).collect();
+        self.tell_all(&missed).await?;
         if since.is_some() { self.say_current().await } else { Ok(()) }
     }
 
-    async fn pass_on(&mut self, changed: Vec<instances::changes::Changed>) -> Result<(), End> {
-        let Some((_, feed)) = &self.told else { return Ok(()) };
-        let through = feed.through();
+    async fn pass_on(&mut self, changed: Vec<Changed>) -> Result<(), End> {
+        let now = self.client.control.now();
+        if let Some(told) = &mut self.told {
+            told.before_at = std::mem::replace(&mut told.through_at, now);
+        }
+        self.tell_all(&changed).await
+    }
+
+    /// Tells of changes, in their order, and that it is still there in between.
+    async fn tell_all(&mut self, changed: &[Changed]) -> Result<(), End> {
+        let begun = Instant::now();
+        let Some(told) = &self.told else { return Ok(()) };
+        let through = told.feed.through();
         let in_order: Vec<_> = changed.iter().map(|changed| changed.instance.clone()).collect();
         for (position, changed) in changed.iter().enumerate() {
-            // One whose record changed in nothing a client can ask for.
-            if !changed.touched.is_empty() {
-                self.tell(&changed.instance, &changed.touched, place_after(&in_order, position, through)).await?;
+            if self.beat.tick().now_or_never().is_some() {
+                self.keep_up().await?;
             }
+            if begun.elapsed() > LIST_DEADLINE {
+                return Err(End::close(CloseCode::Again, "all this took too long; go on with the last cursor"));
+            }
+            self.tell(changed, place_after(&in_order, position, through)).await?;
         }
+        // It was not listened to meanwhile.
+        self.heard_at += begun.elapsed();
         Ok(())
     }
 
-    /// Tells of a change, if it was registered for. What it touched is not known of one that was missed.
-    async fn tell(&mut self, instance: &Arc<Entry<Instance>>, touched: &[SubResource], place: u64) -> Result<(), End> {
-        let Some((registration, _)) = &self.told else { return Ok(()) };
+    /// Tells of a change, if it was registered for.
+    async fn tell(&mut self, changed: &Changed, place: u64) -> Result<(), End> {
+        let Some(told) = &self.told else { return Ok(()) };
+        let (registration, Changed { instance, touched }) = (&told.registration, changed);
+        let sub_resources: Vec<SubResource> = match touched {
+            // Which of them changed is not known; whether it is gone is.
+            None => {
+                let is_told = |one: &SubResource| *one != SubResource::Destroyed || instance.deleted_at.is_some();
+                registration.sub_resources.iter().copied().filter(is_told).collect()
+            }
+            Some(touched) => touched.clone(),
+        };
         let is_wanted = match touched {
-            [] => registration.admits_instance(instance.id),
-            touched => registration.admits(instance.id, touched),
+            None => registration.admits_instance(instance.id),
+            Some(touched) => registration.admits(instance.id, touched),
         };
         if !is_wanted {
             return Ok(());
         }
-        let sub_resources = match touched {
-            [] => registration.sub_resources.iter().copied().collect(),
-            touched => touched.to_vec(),
-        };
-        let cursor = registration.since.map(|_| self.cursor(place));
+        let cursor = registration.since.map(|_| told.cursor(place));
         let view = instances::view(&self.client.control, instance.clone());
         let change = Change {
             changed_resource_id: instance.id,
@@ -329,18 +359,29 @@ impl Session {
         self.say(&change).await
     }
 
-    fn cursor(&self, revision: u64) -> Cursor {
-        let seconds = self.client.control.now().0.div_euclid(1_000);
-        Cursor { revision, seconds: u64::try_from(seconds).unwrap_or(0) }
-    }
-
     async fn say_current(&mut self) -> Result<(), End> {
-        let Some((Registration { since: Some(_), .. }, feed)) = &self.told else { return Ok(()) };
-        let cursor = self.cursor(feed.through());
+        let Some(told) = self.told.as_mut().filter(|told| told.registration.since.is_some()) else { return Ok(()) };
+        // The time first: what comes after it is newer than both.
+        let control = &self.client.control;
+        let now = control.now();
+        if control.snapshot().revision().0 == told.feed.through() {
+            told.through_at = now;
+        }
+        let cursor = told.cursor(told.feed.through());
         self.say(&Note::Current { cursor }).await
     }
 
     async fn beat(&mut self) -> Result<(), End> {
+        if self.heard_at.elapsed() > SILENCE_MAX {
+            // Its machine may have slept: it is welcome to go on.
+            return Err(End::close(CloseCode::Again, "nothing was heard for a minute"));
+        }
+        self.keep_up().await?;
+        self.say_current().await
+    }
+
+    /// Sees whether it may go on, and lets the client know that it is there.
+    async fn keep_up(&mut self) -> Result<(), End> {
         let control = &self.client.control;
         if control.headnodes.is_out() || control.headnodes.lacking().is_some() {
             let why = "this headnode is not well; go on at another one, or here later";
@@ -349,12 +390,7 @@ impl Session {
         if !self.client.may_listen() {
             return Err(End::close(CloseCode::Policy, "the key or the account is not valid any more"));
         }
-        if self.heard_at.elapsed() > SILENCE_MAX {
-            // Its machine may have slept: it is welcome to go on.
-            return Err(End::close(CloseCode::Again, "nothing was heard for a minute"));
-        }
-        self.send(Message::Ping(Vec::new().into())).await?;
-        self.say_current().await
+        self.send(Message::Ping(Vec::new().into())).await
     }
 
     async fn say(&mut self, said: &impl Serialize) -> Result<(), End> {
@@ -372,6 +408,14 @@ impl Session {
                 Err(End::Gone)
             }
         }
+    }
+}
+
+impl Told {
+    /// The place up to which everything was told, at a time when nothing was newer: tombstones are counted from there.
+    fn cursor(&self, place: u64) -> Cursor {
+        let at = if place >= self.feed.through() { self.through_at } else { self.before_at };
+        Cursor { revision: place, seconds: u64::try_from(at.0.div_euclid(1_000)).unwrap_or(0) }
     }
 }
 

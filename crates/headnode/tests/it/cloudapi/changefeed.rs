@@ -338,6 +338,28 @@ async fn each_cursor_stands_for_what_was_told_and_no_more() {
 }
 
 #[tokio::test]
+async fn who_is_cut_while_it_catches_up_is_told_of_what_was_deleted_meanwhile() {
+    let two = Two::new().await;
+    let (kept, gone) = (two.stage.running("kept").await, two.stage.running("gone").await);
+    let seconds = |ms: i64| ms.unsigned_abs() / 1_000;
+    let place = Cursor { revision: two.stage.control.snapshot().revision().0, seconds: seconds(NOW_MS) };
+    two.rename(&kept, "renamed").await;
+    two.delete(&gone).await;
+    two.stage.clock.set(NOW_MS + 4 * DAY_MS);
+    let client = two.ana_at(|| (NOW_MS + 4 * DAY_MS) / 1_000);
+    let mut changes = client.changes(Registration::everything(Some(Since::Cursor(place))));
+    let first = change(&mut changes).await;
+    assert_eq!(first.changed_resource_id.to_string(), kept);
+    assert!(!first.change_kind.sub_resources.contains(&SubResource::Destroyed), "it lives: {first:?}");
+    // The other one's deletion is not told yet: this place is as old as that it came from.
+    assert_eq!(first.cursor.unwrap().seconds, place.seconds);
+    let second = change(&mut changes).await;
+    assert_eq!((second.changed_resource_id.to_string(), &*second.resource_state), (gone, "deleted"));
+    assert!(second.change_kind.sub_resources.contains(&SubResource::Destroyed), "{second:?}");
+    assert_eq!(second.cursor.unwrap().seconds, seconds(NOW_MS + 4 * DAY_MS), "all was told");
+}
+
+#[tokio::test]
 async fn a_client_that_asks_for_less_is_told_less() {
     let two = Two::new().await;
     let (id, other) = (two.stage.running("web").await, two.stage.running("db").await);
@@ -465,7 +487,9 @@ async fn what_breaks_the_rules_is_closed_with_a_reason() {
     let two = Two::new().await;
     let mask = Some([1, 2, 3, 4]);
     let long = "x".repeat(70_000);
-    let cases: [(u8, &[u8], _, _, _); 6] = [
+    let quoted = format!("\"{}\"", "é".repeat(300));
+    let cases: [(u8, &[u8], _, _, _); 7] = [
+        (TEXT, quoted.as_bytes(), mask, CloseCode::Policy, "registration"),
         (TEXT, br#"{"resource":"vm","subResources":["package"]}"#, mask, CloseCode::Policy, "subResources"),
         (TEXT, b"{", mask, CloseCode::Policy, "registration"),
         (BINARY, &[1], mask, CloseCode::Unsupported, "text"),
