@@ -6,7 +6,8 @@ use crate::command;
 
 pub(crate) fn run(root: &Path, names: &[String]) -> Result<(), String> {
     command::run(root, "cargo", &["build", "--release", "--package", "neso", "--package", "bench"])?;
-    let mut all = vec!["run", "--quiet", "--release", "--package", "bench", "--"];
-    all.extend(names.iter().map(String::as_str));
-    command::run(root, "cargo", &all)
+    // Not `cargo run`: for one package alone some libraries have other features, and half of the workspace would be built again.
+    let program = command::target_directory(root).join("release/bench");
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    command::run(root, &program.to_string_lossy(), &names)
 }

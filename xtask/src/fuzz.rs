@@ -104,6 +104,5 @@ fn host_triple(root: &Path) -> Result<String, String> {
 }
 
 fn output_directory(root: &Path) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    root.join(target).join("fuzz")
+    command::target_directory(root).join("fuzz")
 }
