@@ -1,6 +1,6 @@
 //! What this machine and its instances use: read when a headnode asks, and at most once in a while, however many ask.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use host::Host;
 use model::{
@@ -11,12 +11,17 @@ use model::{
     target::{Limits, Target, ZoneTarget},
     time::Timestamp,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::shared::Shared;
 
-/// For how long a reading answers whoever asks next, milliseconds: a third of the shortest interval people look at metrics in.
-const FRESH_MS: i64 = 5_000;
+/// For how long a reading answers whoever asks next, at least: a third of the shortest interval people look at metrics in.
+const FRESH_MIN: Duration = Duration::from_secs(5);
+/// The same at most, however long it took: the shortest interval.
+const FRESH_MAX: Duration = Duration::from_secs(15);
+/// A reading is good for so many times as long as it took: all of them cost a hundredth of a CPU, however many instances there are and
+/// however often somebody looks.
+const REST: u32 = 100;
 
 /// The last reading.
 #[derive(Default)]
@@ -25,6 +30,8 @@ pub(crate) struct Meters(Mutex<Last>);
 #[derive(Default)]
 struct Last {
     read: Option<Reading>,
+    /// For how long that answers, milliseconds.
+    fresh_ms: i64,
     /// Why instances could not be read, so that each is logged once.
     failing: BTreeMap<InstanceId, String>,
 }
@@ -37,15 +44,20 @@ pub(crate) struct Reading {
     pub(crate) here_ms: i64,
 }
 
+fn fresh_ms(took: Duration) -> i64 {
+    i64::try_from((took * REST).clamp(FRESH_MIN, FRESH_MAX).as_millis()).unwrap_or(0)
+}
+
 /// Reads them, or gives what was read a moment ago. Whoever asks meanwhile waits for the same reading.
 pub(crate) async fn read(shared: &Shared) -> Result<Reading, String> {
     let mut last = shared.meters.0.lock().await;
     let here_ms = shared.now_ms();
     if let Some(reading) = &last.read
-        && (0..FRESH_MS).contains(&here_ms.saturating_sub(reading.here_ms))
+        && (0..last.fresh_ms).contains(&here_ms.saturating_sub(reading.here_ms))
     {
         return Ok(reading.clone());
     }
+    let begun = Instant::now();
     let (known, at) = (known(&shared.target()), shared.of_datacenter(Timestamp(here_ms)));
     let agent = shared.activity.read(shared.verbs.times());
     let gathered = shared.verbs.run("meters", move |host| gather(host, known, at)).await;
@@ -55,7 +67,7 @@ pub(crate) async fn read(shared: &Shared) -> Result<Reading, String> {
     }
     meters.machine.agent = Some(Box::new(agent));
     let reading = Reading { meters: Arc::new(meters), here_ms };
-    *last = Last { read: Some(reading.clone()), failing };
+    *last = Last { read: Some(reading.clone()), fresh_ms: fresh_ms(begun.elapsed()), failing };
     Ok(reading)
 }
 
@@ -116,5 +128,16 @@ fn zone(host: &Host, id: InstanceId) -> host::error::Result<Option<ZoneMeters>> 
     match found {
         Err(host::Error::Missing(_)) => Ok(None),
         found => found.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_full_of_instances_is_read_more_seldom() {
+        let fresh = |took_ms| fresh_ms(Duration::from_millis(took_ms));
+        assert_eq!((fresh(0), fresh(50), fresh(71), fresh(60_000)), (5_000, 5_000, 7_100, 15_000));
     }
 }
