@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::InstanceId, target::Limits, time::Timestamp};
+use crate::{id::InstanceId, rates::Moment, target::Limits, time::Timestamp};
 
 /// Everything of one machine at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,13 @@ pub struct NodeMeters {
     pub machine: MachineMeters,
     /// Instances it has, running or not.
     pub instances: BTreeMap<InstanceId, InstanceMeters>,
+}
+
+impl NodeMeters {
+    /// When it was read.
+    pub fn moment(&self) -> Moment {
+        Moment { at: self.at, up_ms: self.machine.up_ms }
+    }
 }
 
 /// An instance.
@@ -134,6 +141,9 @@ pub struct LinkMeters {
 pub struct MachineMeters {
     /// When it was switched on, seconds since 1970.
     pub booted_s: u64,
+    /// How long ago that was, by a clock that nobody sets, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_ms: Option<u64>,
     /// Its CPUs in order.
     pub cpus: Vec<CpuMeters>,
     /// Tasks running or waiting for a CPU or a disk, averaged over 1, 5 and 15 minutes.

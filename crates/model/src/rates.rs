@@ -65,19 +65,38 @@ pub struct MachineRates {
     pub received_bytes_s: Option<f64>,
 }
 
+/// When a look was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// By the clock on the wall, which may be set.
+    pub at: Timestamp,
+    /// By one that only runs: how long the machine has been on, milliseconds; `None` of one that does not tell.
+    pub up_ms: Option<u64>,
+}
+
+impl Moment {
+    /// How much later it was than another one, milliseconds; zero when it was not.
+    fn since(self, earlier: Self) -> u64 {
+        match (earlier.up_ms, self.up_ms) {
+            (Some(earlier), Some(now)) => now.saturating_sub(earlier),
+            _ => self.at.millis_since(earlier.at),
+        }
+    }
+}
+
 /// A look and the one before.
 #[derive(Debug, Clone, Copy)]
 pub struct Between<'a, T> {
     /// The one before, if there was one, and when.
-    pub before: Option<(Timestamp, &'a T)>,
+    pub before: Option<(Moment, &'a T)>,
     /// The last one, and when.
-    pub now: (Timestamp, &'a T),
+    pub now: (Moment, &'a T),
 }
 
 impl<T> Between<'_, T> {
     /// Seconds between the two, if enough passed.
     fn seconds(&self) -> Option<f64> {
-        let passed_ms = self.now.0.millis_since(self.before?.0);
+        let passed_ms = self.now.0.since(self.before?.0);
         (passed_ms >= APART_MS).then(|| passed_ms as f64 / 1_000.0)
     }
 
@@ -164,10 +183,29 @@ mod tests {
         }
     }
 
+    /// Of a machine that does not tell how long it has been on.
+    fn wall(ms: i64) -> Moment {
+        Moment { at: Timestamp(ms), up_ms: None }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_makes_nobody_busier() {
+        let (before, now) = (used(1_000_000_000, 0), used(4_000_000_000, 0));
+        let looks = |earlier, later| Between { before: Some((earlier, &before)), now: (later, &now) };
+        let at = |ms, up_ms| Moment { up_ms: Some(up_ms), ..wall(ms) };
+        for later in [9_000, 12_000, 90_000] {
+            assert_eq!(instance(looks(at(10_000, 500_000), at(later, 502_000))).cpus, Some(1.5), "{later}");
+        }
+        let booted_between = looks(at(10_000, 500_000), at(12_000, 1_000));
+        assert_eq!(instance(booted_between).cpus, None);
+        let agent_is_new = looks(wall(10_000), at(12_000, 1_000));
+        assert_eq!(instance(agent_is_new).cpus, Some(1.5));
+    }
+
     #[test]
     fn a_rate_is_what_grew_in_the_time_between() {
         let (before, now) = (used(1_000_000_000, 500), used(4_000_000_000, 2_500));
-        let looks = Between { before: Some((Timestamp(10_000), &before)), now: (Timestamp(12_000), &now) };
+        let looks = Between { before: Some((wall(10_000), &before)), now: (wall(12_000), &now) };
         let rates = instance(looks);
         assert_eq!((rates.cpus, rates.sent_bytes_s, rates.received_bytes_s), (Some(1.5), Some(1_000.0), Some(0.0)));
         assert_eq!((rates.memory_bytes, rates.memory_part, rates.held_back), (Some(64 << 20), None, None));
@@ -176,7 +214,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_missing() {
         let (before, now) = (used(4_000_000_000, 500), used(1_000_000_000, 600));
-        let at = |ms: i64| Timestamp(10_000 + ms);
+        let at = |ms: i64| wall(10_000 + ms);
         let restarted = instance(Between { before: Some((at(0), &before)), now: (at(2_000), &now) });
         assert_eq!((restarted.cpus, restarted.sent_bytes_s), (None, Some(50.0)));
         let too_soon = instance(Between { before: Some((at(0), &now)), now: (at(100), &before) });
@@ -198,7 +236,7 @@ mod tests {
             ..MachineMeters::default()
         };
         let (before, now) = (machine_at(100, 900), machine_at(150, 1_050));
-        let looks = Between { before: Some((Timestamp(0), &before)), now: (Timestamp(2_000), &now) };
+        let looks = Between { before: Some((wall(0), &before)), now: (wall(2_000), &now) };
         let sends = |sent| InstanceRates { sent_bytes_s: sent, ..InstanceRates::default() };
         let rates = machine(looks, &[sends(Some(5.0)), sends(None), sends(Some(7.0))]);
         assert_eq!((rates.cpu_part, rates.memory_part, rates.pool_part), (Some(0.25), Some(0.75), Some(0.25)));

@@ -17,7 +17,7 @@ use std::{
 
 use model::{
     id::{InstanceId, ServerId},
-    meters::InstanceMeters,
+    meters::{InstanceMeters, NodeMeters},
     rates::{self, Between, InstanceRates, MachineRates},
     time::Timestamp,
 };
@@ -32,7 +32,7 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
-/// Between two looks at least, seconds: machines read their counters no more often.
+/// Between two looks at least, seconds: machines read their counters no more often, and those with many instances less.
 const APART_MIN: u64 = 6;
 /// Instances, machines, flows and alerts that are shown where no screen limits them; the first can be chosen.
 const INSTANCES: u16 = 15;
@@ -71,16 +71,22 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
     if is_drawn {
         screen::draw("looking …", screen::Before::Anything)?;
     }
-    let mut before = Look::take(&client, &settings).await?;
+    let (mut before, mut last) = (Readings::new(), Look::take(&client, &settings).await?.meters);
     let mut shown: Option<Top> = None;
-    loop {
+    for looks in 1_u64.. {
         tokio::time::sleep(Duration::from_secs(command.every)).await;
         let outcome = match Look::take(&client, &settings).await {
             Ok(now) => {
+                remember(&mut before, last, &now.meters);
+                let is_known = now.meters.keys().all(|server| before.contains_key(server));
+                if !is_drawn && !is_known && looks < LOOKS_MAX {
+                    last = now.meters;
+                    continue;
+                }
                 let hottest = hottest(&before, &now, most);
                 let known = look::known(&client, hottest.iter().map(|hot| hot.id)).await;
                 let top = top(&before, &now, &hottest, &known);
-                before = now;
+                last = now.meters;
                 Ok(top)
             }
             Err(failure) => Err(failure),
@@ -103,6 +109,20 @@ pub(crate) async fn run(place: &Place, command: Command) -> Outcome {
         };
         screen::draw(&picture(shown.as_ref(), failure.as_ref(), most), screen::Before::Picture)?;
     }
+    Ok(())
+}
+
+/// Looks until each machine has told something else, where one answer is wanted.
+const LOOKS_MAX: u64 = 5;
+
+/// What machines have told, each at some time.
+type Readings = BTreeMap<ServerId, NodeMeters>;
+
+/// Keeps of each machine the reading before the one that it tells `now`. A machine tells the same for some seconds, so that two looks may see one
+/// reading.
+fn remember(before: &mut Readings, last: Readings, now: &Readings) {
+    let is_new = |server: &ServerId, meters: &NodeMeters| now.get(server).is_none_or(|now| now.at != meters.at);
+    before.extend(last.into_iter().filter(|(server, meters)| is_new(server, meters)));
 }
 
 /// What a screen shows: what was last known, and why that is not newer.
@@ -181,18 +201,18 @@ struct Hot {
 }
 
 /// What each instance of a machine used between two looks.
-fn used(before: &Look, now: &Look, server: ServerId) -> Vec<Hot> {
+fn used(before: &Readings, now: &Look, server: ServerId) -> Vec<Hot> {
     let Some(meters) = now.meters.get(&server) else { return Vec::new() };
-    let earlier = before.meters.get(&server);
+    let earlier = before.get(&server);
     let one = |(id, own): (&InstanceId, &InstanceMeters)| {
-        let last = earlier.and_then(|earlier| Some((earlier.at, earlier.instances.get(id)?)));
-        Hot { id: *id, server, rates: rates::instance(Between { before: last, now: (meters.at, own) }) }
+        let last = earlier.and_then(|earlier| Some((earlier.moment(), earlier.instances.get(id)?)));
+        Hot { id: *id, server, rates: rates::instance(Between { before: last, now: (meters.moment(), own) }) }
     };
     meters.instances.iter().map(one).collect()
 }
 
 /// The `most` busiest of those that run.
-fn hottest(before: &Look, now: &Look, most: usize) -> Vec<Hot> {
+fn hottest(before: &Readings, now: &Look, most: usize) -> Vec<Hot> {
     let mut all: Vec<_> = now.meters.keys().flat_map(|server| used(before, now, *server)).collect();
     all.retain(|hot| hot.rates.processes.is_some());
     all.sort_by(|one, other| heat(&other.rates).total_cmp(&heat(&one.rates)));
@@ -208,7 +228,7 @@ fn heat(rates: &InstanceRates) -> f64 {
 }
 
 /// What happened between two looks; of instances the `hottest`, of which `known` are the records.
-fn top(before: &Look, now: &Look, hottest: &[Hot], known: &BTreeMap<InstanceId, InstanceView>) -> Top {
+fn top(before: &Readings, now: &Look, hottest: &[Hot], known: &BTreeMap<InstanceId, InstanceView>) -> Top {
     let hostname = |id: ServerId| {
         let found = now.servers.iter().find(|server| server.server.id == id);
         found.map_or_else(|| id.short(), |server| server.server.hostname.clone())
@@ -249,13 +269,16 @@ fn top(before: &Look, now: &Look, hottest: &[Hot], known: &BTreeMap<InstanceId, 
     }
 }
 
-fn machine(before: &Look, now: &Look, server: &ServerView) -> Machine {
+fn machine(before: &Readings, now: &Look, server: &ServerView) -> Machine {
     let id = server.server.id;
     let meters = now.meters.get(&id);
     let rates = meters.map(|meters| {
-        let last = before.meters.get(&id).map(|earlier| (earlier.at, &earlier.machine));
+        let last = before.get(&id).map(|earlier| (earlier.moment(), &earlier.machine));
         let own = used(before, now, id);
-        rates::machine(Between { before: last, now: (meters.at, &meters.machine) }, own.iter().map(|hot| &hot.rates))
+        rates::machine(
+            Between { before: last, now: (meters.moment(), &meters.machine) },
+            own.iter().map(|hot| &hot.rates),
+        )
     });
     Machine {
         id,
@@ -276,6 +299,21 @@ fn busier(one: &Machine, other: &Machine) -> std::cmp::Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reading_that_is_told_twice_is_compared_with_the_one_before_it() {
+        let server = ServerId::random();
+        let at = |ms| Readings::from([(server, NodeMeters { at: Timestamp(ms), ..NodeMeters::default() })]);
+        let mut before = Readings::new();
+        remember(&mut before, at(0), &at(0));
+        assert!(before.is_empty());
+        remember(&mut before, at(0), &at(5));
+        remember(&mut before, at(5), &at(5));
+        assert_eq!(before, at(0));
+        // Nothing was told; what was told last is what the next is compared with.
+        remember(&mut before, at(5), &Readings::new());
+        assert_eq!(before, at(5));
+    }
 
     #[test]
     fn what_is_hot_is_cpu_and_traffic() {

@@ -4,12 +4,17 @@
 //! ([`crate::meters`]), so a loop without a pause costs machines nothing. A machine that does not answer is said so beside each of its
 //! instances. One that is known to be silent is not asked, so that a rack without power keeps nobody waiting for long.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cloudapi::types::stats::Stats;
 use control::instances::{self, InstanceFilter, PAGE_MAX};
 use futures_util::{StreamExt as _, stream};
-use model::{id::InstanceId, meters::NodeMeters, state::Reachability};
+use model::{
+    id::{InstanceId, ServerId},
+    meters::NodeMeters,
+    state::Reachability,
+};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     call::Call,
@@ -21,6 +26,8 @@ use crate::inquiries::AskError;
 
 /// Machines asked at once for one request.
 const AT_ONCE: usize = 16;
+/// How long all machines together may take: a client waits no longer for an answer, and what some say is worth more than nothing.
+const DEADLINE: Duration = Duration::from_secs(12);
 
 /// `GET /:account/stats`.
 pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
@@ -44,8 +51,12 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
     let now = call.control().now();
     servers.retain(|server| call.control().nodes.reachability(*server, now) == Reachability::Reachable);
     let asks = servers.into_iter().map(async |server| (server, meters.of(server).await));
-    let heard: BTreeMap<_, Result<Arc<NodeMeters>, AskError>> =
-        stream::iter(asks).buffer_unordered(AT_ONCE).collect().await;
+    let mut answers = std::pin::pin!(stream::iter(asks).buffer_unordered(AT_ONCE));
+    let deadline = Instant::now() + DEADLINE;
+    let mut heard: BTreeMap<ServerId, Result<Arc<NodeMeters>, AskError>> = BTreeMap::new();
+    while let Ok(Some((server, answer))) = timeout_at(deadline, answers.next()).await {
+        heard.insert(server, answer);
+    }
     let all: Vec<_> = views
         .iter()
         .map(|view| {
@@ -62,6 +73,7 @@ pub(super) async fn list(call: Call) -> Result<Reply, ApiError> {
                 name: (&view.instance.alias).into(),
                 state: view.state.as_str().into(),
                 at: own.and(heard).map(|heard| heard.at),
+                up_ms: own.and(heard).and_then(|heard| heard.machine.up_ms),
                 meters: own.map(std::borrow::Cow::Borrowed),
                 missing,
             }

@@ -28,6 +28,7 @@ pub(super) fn read() -> Result<MachineMeters> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     Ok(MachineMeters {
         booted_s: booted(&stat),
+        up_ms: up_ms(&text("/proc/uptime")),
         cpus: cpus(&stat),
         load: load(&text("/proc/loadavg")),
         memory: memory(&text("/proc/meminfo")),
@@ -41,6 +42,13 @@ pub(super) fn read() -> Result<MachineMeters> {
 
 fn booted(stat: &str) -> u64 {
     stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Seconds with two digits of their hundredths, and how long CPUs were idle.
+fn up_ms(text: &str) -> Option<u64> {
+    let (seconds, hundredths) = text.split_whitespace().next()?.split_once('.')?;
+    let hundredths: u64 = hundredths.parse().ok().filter(|hundredths| *hundredths < 100)?;
+    Some(seconds.parse::<u64>().ok()?.saturating_mul(1_000).saturating_add(hundredths * 10))
 }
 
 /// Lines `cpuN user nice system idle iowait irq softirq steal guest guest_nice`; guests are in user and nice already.
@@ -139,6 +147,8 @@ mod tests {
         let first = CpuMeters { user: 12, system: 43, idle: 40, iowait: 5, steal: 8 };
         assert_eq!(cpus(stat), [first, CpuMeters { user: 1, ..CpuMeters::default() }]);
         assert_eq!(booted(stat), 1_700_000_000);
+        assert_eq!(up_ms("68400.07 130000.12\n"), Some(68_400_070));
+        assert_eq!((up_ms(""), up_ms("1.234 5")), (None, None));
         assert_eq!(load("0.25 1.50 3.00 1/2 3"), [0.25, 1.5, 3.0]);
         let found = memory("MemTotal:       16 kB\nMemTotalish: 9 kB\nHugePages_Total: 0\n");
         assert_eq!(found, [("MemTotal".to_owned(), 16_384)].into());
@@ -147,7 +157,13 @@ mod tests {
     #[test]
     fn this_machine_says_what_it_used() {
         let one = read().expect("/proc is there");
-        assert!(one.booted_s > 0 && !one.cpus.is_empty() && one.memory["MemTotal"] > 0, "{one:?}");
+        assert!(
+            one.booted_s > 0
+                && one.up_ms.is_some_and(|ms| ms > 0)
+                && !one.cpus.is_empty()
+                && one.memory["MemTotal"] > 0,
+            "{one:?}"
+        );
         let other = read().expect("/proc is there");
         let sum = |meters: &MachineMeters| meters.cpus.iter().map(|cpu| cpu.user + cpu.system + cpu.idle).sum::<u64>();
         assert!(sum(&other) >= sum(&one), "counters grow");

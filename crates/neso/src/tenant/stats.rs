@@ -6,7 +6,7 @@ use cloudapi::types::stats::Stats;
 use model::{
     id::InstanceId,
     meters::InstanceMeters,
-    rates::{self, Between, InstanceRates},
+    rates::{self, Between, InstanceRates, Moment},
     time::Timestamp,
 };
 use serde::Serialize;
@@ -20,6 +20,9 @@ use crate::{
 
 /// Between two looks at least, seconds: answers are as old as that.
 const APART_MIN: u64 = 10;
+
+/// Looks until each machine has told something else, where one answer is wanted.
+const LOOKS_MAX: u64 = 4;
 
 /// What to look at.
 #[derive(Debug, clap::Args)]
@@ -63,12 +66,17 @@ pub(super) async fn show(tenant: &Tenant, output: Output, look: Look) -> Outcome
         Some(name) => Some(tenant.find_id(name).await?),
         None => None,
     };
-    let mut before = tenant.client.stats(machine).await?;
-    loop {
+    let (mut before, mut last) = (Vec::new(), tenant.client.stats(machine).await?);
+    for looks in 1_u64.. {
         tokio::time::sleep(Duration::from_secs(look.every)).await;
         let now = tenant.client.stats(machine).await?;
+        remember(&mut before, last, &now);
         let lines = lines(&before, &now);
+        last = now;
         if !look.watch {
+            if looks < LOOKS_MAX && lines.iter().any(|line| line.to.is_some() && line.from.is_none()) {
+                continue;
+            }
             return output.show(&lines, |lines| rows(lines));
         }
         // Many answers: each a line of JSON, or a table after its time.
@@ -77,27 +85,36 @@ pub(super) async fn show(tenant: &Tenant, output: Output, look: Look) -> Outcome
             false => format!("{}\n{}\n", or_dash(lines.iter().filter_map(|line| line.to).max()), rows(&lines)),
         };
         if !answer::print_more(text)? {
-            return Ok(());
+            break;
         }
-        before = now;
     }
+    Ok(())
+}
+
+/// Keeps of each instance the answer before the one there is `now`. A machine tells the same for some seconds, so that two answers may hold one
+/// reading.
+fn remember<'a>(before: &mut Vec<Stats<'a>>, last: Vec<Stats<'a>>, now: &[Stats<'a>]) {
+    let at: BTreeMap<InstanceId, Option<Timestamp>> = now.iter().map(|stats| (stats.id, stats.at)).collect();
+    let is_new = |stats: &Stats<'_>| stats.at.is_some() && at.get(&stats.id).is_some_and(|at| *at != stats.at);
+    let newer: BTreeMap<InstanceId, Stats<'a>> =
+        last.into_iter().filter(is_new).map(|stats| (stats.id, stats)).collect();
+    before.retain(|stats| at.contains_key(&stats.id) && !newer.contains_key(&stats.id));
+    before.extend(newer.into_values());
 }
 
 /// What was used between two answers, the busiest first.
 fn lines(before: &[Stats<'_>], now: &[Stats<'_>]) -> Vec<Line> {
-    let seen = |stats: &Stats<'_>| Some((stats.at?, stats.meters.as_deref()?.clone()));
-    let earlier: BTreeMap<InstanceId, (Timestamp, InstanceMeters)> =
-        before.iter().filter_map(|stats| Some((stats.id, seen(stats)?))).collect();
+    let earlier: BTreeMap<InstanceId, (Moment, &InstanceMeters)> =
+        before.iter().filter_map(|stats| Some((stats.id, stats.look()?))).collect();
     let line = |stats: &Stats<'_>| {
-        let last = earlier.get(&stats.id).map(|(at, meters)| (*at, meters));
-        let known = stats.at.zip(stats.meters.as_deref());
+        let last = earlier.get(&stats.id).copied();
         Line {
             id: stats.id,
             name: stats.name.to_string(),
             state: stats.state.to_string(),
-            from: last.map(|(at, _)| at),
+            from: last.map(|(moment, _)| moment.at),
             to: stats.at,
-            rates: known.map(|now| rates::instance(Between { before: last, now })).unwrap_or_default(),
+            rates: stats.look().map(|now| rates::instance(Between { before: last, now })).unwrap_or_default(),
             missing: stats.missing.as_ref().map(ToString::to_string),
         }
     };
@@ -159,9 +176,30 @@ mod tests {
             name: format!("i{id}").into(),
             state: "running".into(),
             at: Some(Timestamp(at)),
+            up_ms: None,
             meters: Some(Cow::Owned(meters)),
             missing: None,
         }
+    }
+
+    #[test]
+    fn a_reading_that_is_told_twice_hides_no_rate() {
+        let (mut before, mut last) = (Vec::new(), vec![stats(1, 0, 0), stats(2, 0, 0)]);
+        let mut seen = Vec::new();
+        for now in [
+            vec![stats(1, 0, 0), stats(2, 2_000, 1_000_000_000)],
+            vec![stats(1, 4_000, 2_000_000_000), stats(2, 2_000, 1_000_000_000)],
+            vec![stats(2, 4_000, 1_000_000_000)],
+        ] {
+            remember(&mut before, last, &now);
+            seen.push(lines(&before, &now).iter().map(|line| (line.name.clone(), line.rates.cpus)).collect::<Vec<_>>());
+            last = now;
+        }
+        let one = |name: &str, cpus| (name.to_owned(), cpus);
+        assert_eq!(seen[0], [one("i2", Some(0.5)), one("i1", None)]);
+        assert_eq!(seen[1], [one("i1", Some(0.5)), one("i2", Some(0.5))]);
+        assert_eq!(seen[2], [one("i2", Some(0.0))]);
+        assert_eq!(before.len(), 1, "what is gone is forgotten");
     }
 
     #[test]
