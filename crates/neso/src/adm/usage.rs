@@ -3,7 +3,7 @@
 use model::usage::{Month, Row, SEVERAL, Sums};
 use opsapi::{Client, UsageQuestion, UsageView};
 
-use super::{Output, bytes, or_dash, table};
+use super::{Output, bytes, table};
 use crate::failure::Outcome;
 
 /// What accounts used in a month, for bills.
@@ -38,8 +38,11 @@ pub(crate) async fn run(client: &Client, output: Output, command: Command) -> Ou
     let view = whole(client, UsageQuestion { month, account, after: None }).await?;
     output.show(&view, |view| if is_one { by_instance(view) } else { by_account(view) })?;
     for machine in view.behind.iter().take(BEHIND_SHOWN) {
-        let through = or_dash(machine.through);
-        output.say(format!("{}: counted through {through}; its later hours are missing here.", machine.hostname))?;
+        let hostname = &machine.hostname;
+        output.say(match machine.through {
+            Some(through) => format!("{hostname}: counted through {through}; its later hours are missing here."),
+            None => format!("{hostname}: no hour of it is counted yet; the first is when it has ended."),
+        })?;
     }
     if let Some(more @ 1..) = view.behind.len().checked_sub(BEHIND_SHOWN) {
         output.say(format!("So are those of {more} more machines."))?;
